@@ -107,3 +107,10 @@ def sum_of_squares(vector: Array) -> Any:
         block = vector[start : start + BLOCK]
         total = total + np.dot(block, block).astype(np.float64)
     return total
+
+
+def all_finite(vector: Array) -> bool:
+    """Whether no element is infinite or not a number."""
+    return all(
+        bool(np.isfinite(vector[start : start + BLOCK]).all()) for start in range(0, vector.size, BLOCK)
+    )
