@@ -108,9 +108,10 @@ def connect() -> World:
             ) from None
         return _alone(f"no MPI library, so one rank without messages ({_first_line(error)})")
     vendor, _ = mpi.library()
-    if launch is not None and launch.size > 1 and mpi.world_size() == 1:
+    rank, size = mpi.place()
+    if launch is not None and launch.size > 1 and size == 1:
         raise InputError("MPI", _mismatch(launch, vendor))
-    control = mpi.open_channel(0, mpi.MPI.COMM_WORLD.Get_rank(), "control", Direct(), True, False)
+    control = mpi.open_channel(0, rank, "control", Direct(), True, False)
     local = mpi.open_local("local")
     return World(
         rank=control.rank,

@@ -298,9 +298,9 @@ def open_local(name: str) -> Channel:
     return NullChannel(name) if communicator.Get_size() == 1 else MpiChannel(communicator, name, polite=True)
 
 
-def world_size() -> int:
-    """Number of ranks that MPI sees."""
-    return MPI.COMM_WORLD.Get_size()
+def place() -> tuple[int, int]:
+    """What MPI itself sees: (rank, number of ranks)."""
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
 
 def library() -> tuple[str, str]:
