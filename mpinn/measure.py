@@ -19,6 +19,8 @@ from mpinn.nn.part import Part
 from mpinn.schedules.schedule import Schedule
 
 FISHER_STREAM = 0x46495348
+EVALUATION_BATCH = 256
+"""Samples that one rank predicts at once."""
 
 Views: TypeAlias = tuple[Tree, Tree]
 
@@ -53,7 +55,7 @@ class ReplicaMeasure:
 
     def validation(self) -> Quality:
         """On the whole validation split."""
-        return quality(totals(self._schedule, self._loss, self._batches.evaluation("validation", 0, 1)))
+        return quality(totals(self._schedule, self._loss, self._batches.evaluation("validation", EVALUATION_BATCH)))
 
     def shard(self) -> Quality:
         """On the samples of the epoch that the last step belongs to."""
@@ -108,7 +110,7 @@ class RunMeasure:
         (part,) = self._schedule.parts.values()
         views = self._merged(part, self.merge_weights())
         rank, size = self._control.rank, self._control.size
-        sums = totals(self._schedule, self._loss, self._batches.evaluation(split, rank, size), views)
+        sums = totals(self._schedule, self._loss, self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size), views)
         self._control.all_sum(sums).wait()
         return quality(sums)
 

@@ -54,6 +54,7 @@ class Averaging:
     """Replicas that meet every ``period`` steps, and after the last one. One replica never meets."""
 
     def __init__(self, channel: Channel, options: AveragingOptions, period: int):
+        self.masks = channel.size > 1
         self._channel = channel
         self._options = options
         self._period = period

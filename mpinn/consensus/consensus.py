@@ -49,6 +49,9 @@ class Meeting:
 class Consensus(Protocol):
     """Keeps replicas in agreement; it knows nothing of depth."""
 
+    masks: bool
+    """Whether a replica that is not finite is left out at the next meeting, so that the run may go on."""
+
     @property
     def agreed(self) -> bool:
         """Whether all replicas hold equal weights at this step boundary (running statistics may differ)."""

@@ -35,6 +35,8 @@ class Gradients:
     running statistics of batch norms are each replica's own.
     """
 
+    masks = False
+
     def __init__(self, channel: Channel, bucket: int):
         self.agreed = True
         self.merge: Array = np.full(channel.size, 1 / channel.size)

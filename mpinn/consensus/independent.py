@@ -25,6 +25,8 @@ class IndependentOptions:
 class Independent:
     """Replicas never exchange anything. The model of the run is replica 0."""
 
+    masks = False
+
     def __init__(self, channel: Channel):
         self.agreed = channel.size == 1
         self.merge: Array = np.eye(1, channel.size)[0]
