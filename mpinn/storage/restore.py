@@ -1,0 +1,97 @@
+"""Finding the newest good checkpoint, and taking a rank's state from it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mpinn.config import InputError
+from mpinn.storage.directory import RunDirectory
+from mpinn.storage.index import Saved, digest, read_index
+from mpinn.storage.reader import Checkpoint
+from mpinn.storage.schema import VectorSpec
+
+Log = Callable[[str], None]
+
+
+def newest(directory: str | Path, log: Log) -> Path | None:
+    """The newest checkpoint that is not damaged, or None if none was ever saved. For one rank, which tells the others.
+
+    Digests are compared before HDF5 opens a file. What is passed over is reported by name and reason. Raises InputError
+    if there are files, but none is good.
+    """
+    run = RunDirectory(directory)
+    listed = _listed(run, log)
+    for entry in reversed(listed):
+        reason = _damage(run.path / entry.file, entry)
+        if reason is None:
+            return run.path / entry.file
+        log(f"{run.path / entry.file}: {reason}; trying the checkpoint before it")
+    names = {entry.file for entry in listed}
+    for path in run.checkpoints():
+        if path.name not in names and _readable(path, log):
+            return path
+    if found := run.checkpoints():
+        raise InputError(str(run.path), f"none of its {len(found)} checkpoints can be used")
+    return None
+
+
+def restore(
+    path: str | Path, vectors: Sequence[VectorSpec], grid: tuple[int, int, int], replica: int, *, whole: bool = True
+) -> list[str]:
+    """Fill the vectors of this rank from a file, exactly or not at all; returns sentences on what had to be merged.
+
+    On as many replicas as were saved each takes its own values, on another number all take the merged ones. ``whole``
+    says that each layout covers its part of the model: what the file has beyond it is an error. No messages.
+    """
+    with Checkpoint(path) as checkpoint:
+        for spec in vectors:
+            checkpoint.check(spec.layout, spec.kind, whole=whole)
+        same = grid[0] == checkpoint.grid[0]
+        read = [np.zeros(spec.layout.size, spec.layout.dtype) for spec in vectors]
+        for spec, values in zip(vectors, read, strict=True):
+            checkpoint.fill(spec.layout, values, spec.kind, replica if same else None, whole=whole)
+        merged = [] if same else _merged(checkpoint, vectors, grid)
+    for spec, values in zip(vectors, read, strict=True):
+        spec.vector[:] = values
+    return merged
+
+
+def _merged(checkpoint: Checkpoint, vectors: Sequence[VectorSpec], grid: tuple[int, int, int]) -> list[str]:
+    kinds = [spec.kind for spec in vectors if any(entry.merged for entry in checkpoint.parameters(spec.kind))]
+    if not kinds:
+        return []
+    step, was, now = checkpoint.step, checkpoint.grid[0], grid[0]
+    return [f"{kind}: the {was} replicas of step {step} differ; each of the {now} takes their mean" for kind in kinds]
+
+
+def _listed(run: RunDirectory, log: Log) -> list[Saved]:
+    try:
+        listed = read_index(run)
+    except InputError as error:
+        log(f"{error}; the checkpoints beside it are not verified by their digests")
+        return []
+    return listed or []
+
+
+def _damage(path: Path, entry: Saved) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"damaged: {size} bytes instead of {entry.bytes}"
+        return None if digest(path) == entry.sha256 else "damaged: its digest is not that of checkpoints.json"
+    except FileNotFoundError:
+        return "listed in checkpoints.json, but missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _readable(path: Path, log: Log) -> bool:
+    try:
+        with Checkpoint(path) as checkpoint:
+            checkpoint.verify()
+    except InputError as error:
+        log(f"{error}; trying the checkpoint before it")
+        return False
+    log(f"{path}: not listed in checkpoints.json: its checksums are right, its digest is unknown")
+    return True

@@ -1,0 +1,227 @@
+"""Writing one checkpoint: the file from a queue of blocks, and the steps that make it the newest one."""
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+import mpinn
+from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.config import InputError
+from mpinn.storage import schema
+from mpinn.storage.directory import RunDirectory, partial, sync_directory, sync_file
+from mpinn.storage.index import Saved, digest, finite, kept, read_index, write_index
+from mpinn.storage.sink import Sink
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """One block of one data set on its way to the file; ``group`` is the kind, below /replica/<r> for one replica."""
+
+    group: str
+    kind: str
+    name: str
+    shape: Shape
+    selection: tuple[slice, ...]
+    values: Array
+    merged: bool = False
+
+
+class Queue:
+    """Blocks on their way from the main thread to the writer's, at most ``budget`` bytes of them.
+
+    A context of the main thread: if it is left by an exception, the writer gets InterruptedError and gives up.
+    """
+
+    def __init__(self, budget: int):
+        self._budget = budget
+        self._pieces: deque[Piece] = deque()
+        self._bytes = 0
+        self._complete = self._interrupted = self._abandoned = False
+        self._changed = threading.Condition()
+
+    def put(self, piece: Piece) -> None:
+        """Hand over a block, which is not touched afterwards; waits while the queue is full."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._abandoned or not self._pieces or self._room(piece))
+            if not self._abandoned:
+                self._pieces.append(piece)
+                self._bytes += piece.values.nbytes
+                self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """The writer has failed: what is put from now on is dropped, and nobody waits."""
+        with self._changed:
+            self._abandoned = True
+            self._pieces.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Piece]:
+        while (piece := self._take()) is not None:
+            yield piece
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._complete, self._interrupted = True, kind is not None
+            self._changed.notify_all()
+
+    def _room(self, piece: Piece) -> bool:
+        return self._bytes + piece.values.nbytes <= self._budget
+
+    def _take(self) -> Piece | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._complete)
+            if self._interrupted:
+                raise InterruptedError("the program failed while a checkpoint was being collected")
+            if not self._pieces:
+                return None
+            piece = self._pieces.popleft()
+            self._bytes -= piece.values.nbytes
+            self._changed.notify_all()
+            return piece
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Header:
+    """What rank 0 alone says: attributes of the file, and small values and columns by path."""
+
+    step: int
+    epoch: int
+    score: float | None
+    attributes: Mapping[str, Any]
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, snapshot: schema.Snapshot, score: float | None) -> "Header":
+        """A copy of the snapshot's small contents, so that training may change its own."""
+        attributes = {
+            "format": schema.FORMAT,
+            "version": schema.VERSION,
+            "step": snapshot.step,
+            "epoch": snapshot.epoch,
+            "seed": snapshot.seed,
+            "grid": np.array(snapshot.grid, dtype=np.int64),
+            "dtype": snapshot.dtype,
+            "program": mpinn.__version__,
+        }
+        values: dict[str, Any] = {schema.CONFIGURATION: json.dumps(snapshot.configuration, ensure_ascii=False)}
+        for table in ("data", "random", "scalars", "history"):
+            for name, value in getattr(snapshot, table).items():
+                values[f"{table}/{name}"] = value if isinstance(value, str) else np.array(value)
+        return cls(snapshot.step, snapshot.epoch, finite(score), attributes, values)
+
+
+def save(directory: RunDirectory, header: Header, queue: Queue, keep: int) -> None:
+    """Write, name and prune; leaves nothing behind if it fails. Runs in the writer's thread."""
+    path = directory.checkpoint(header.step)
+    temporary = partial(path)
+    with ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)
+        undo.callback(queue.abandon)
+        write(temporary, header, queue)
+        publish(directory, temporary, header, keep)
+        undo.pop_all()
+
+
+def write(path: Path, header: Header, pieces: Iterable[Piece]) -> None:
+    """Write a checkpoint file; raises OSError if the disk is full or fails."""
+    # A block is a whole chunk, so that a cache of chunks (rdcc) would only copy it.
+    with Sink(path) as sink, h5py.File(sink, "w", rdcc_nbytes=0) as file:
+        for name, value in header.attributes.items():
+            file.attrs[name] = value
+        for name, value in header.values.items():
+            _value(file, name, value)
+        for piece in pieces:
+            _write_block(file, piece)
+            sink.check()
+    sink.check()
+    sync_file(path)
+
+
+def publish(directory: RunDirectory, temporary: Path, header: Header, keep: int) -> None:
+    """Make a complete temporary file the newest checkpoint, so that a crash at any point leaves a good one in use."""
+    path = directory.checkpoint(header.step)
+    size = temporary.stat().st_size
+    entry = Saved(path.name, header.step, header.epoch, header.score, size, digest(temporary))
+    entries = [*_known(directory), entry]
+    # Until the rename, an older file of the same step is still the one on disk, and its entry must still be there.
+    write_index(directory, entries)
+    os.replace(temporary, path)
+    sync_directory(directory.path)
+    directory.point_latest(path.name)
+    _prune(directory, entries, keep)
+
+
+def _prune(directory: RunDirectory, entries: list[Saved], keep: int) -> None:
+    current = [
+        entry for entry in entries[:-1] if entry.file != entries[-1].file and (directory.path / entry.file).exists()
+    ]
+    current.append(entries[-1])
+    keeping = kept(current, keep)
+    for entry in current:
+        if entry not in keeping:
+            (directory.path / entry.file).unlink(missing_ok=True)
+    write_index(directory, keeping)
+
+
+def _known(directory: RunDirectory) -> list[Saved]:
+    try:
+        return read_index(directory) or []
+    except InputError:
+        # Reported when the run looked for its newest checkpoint; the files are left where they are.
+        return []
+
+
+def _write_block(file: h5py.File, piece: Piece) -> None:
+    path = f"{piece.group}/{piece.name}"
+    dataset = file.get(path)
+    if dataset is None:
+        group = _group(file, piece.group)
+        group.attrs[schema.KIND] = piece.kind
+        dataset = _dataset(file, path, piece.shape, piece.values.dtype)
+        if piece.merged:
+            dataset.attrs[schema.MERGED] = True
+    if piece.values.size:
+        dataset[piece.selection] = piece.values
+
+
+def _value(file: h5py.File, path: str, value: Any) -> None:
+    if isinstance(value, str):
+        text = value.encode("utf-8")
+        value = np.array(text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
+    dataset = _dataset(file, path, value.shape, value.dtype)
+    for block in schema.blocks(value.shape, value.dtype.itemsize):
+        if value.size:
+            dataset[block.selection] = value[block.selection]
+
+
+def _dataset(file: h5py.File, path: str, shape: Shape, dtype: Dtype) -> h5py.Dataset:
+    parent, _, name = path.rpartition("/")
+    group = _group(file, parent)
+    if (
+        not shape or 0 in shape
+    ):  # HDF5 has no chunks without elements, and none for scalars: the file's digest covers those
+        return group.create_dataset(name, shape, dtype, track_times=False)
+    chunks = schema.block_shape(shape, dtype.itemsize)
+    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True, track_times=False)
+
+
+def _group(file: h5py.File, path: str) -> h5py.Group:
+    group = file["/"]
+    for name in filter(None, path.split("/")):
+        group = group[name] if name in group else group.create_group(name, track_order=True)
+    return group
