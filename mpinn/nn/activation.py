@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.typing import Array, Shape, Shapes
+from mpinn.nn.bounds import known
 from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree, nothing
 
 
@@ -12,6 +13,9 @@ class Activation:
     """y = f(x), elementwise; ``name`` is one of `mpinn.array.activations.ACTIVATIONS`."""
 
     name: str = "relu"
+
+    def __post_init__(self) -> None:
+        known("name", self.name, ACTIVATIONS)
 
     def parameters(self, shape: Shape) -> Shapes:
         return {}

@@ -5,7 +5,9 @@ from math import prod
 
 import numpy as np
 
+from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.typing import Array, Shape, Shapes
+from mpinn.nn.bounds import at_least, known
 from mpinn.nn.initial import Initial, draw
 from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
 
@@ -18,6 +20,10 @@ class Dense:
     activation: str = "identity"
     bias: bool = True
     initial: Initial = "he"
+
+    def __post_init__(self) -> None:
+        at_least("outputs", self.outputs, 1)
+        known("activation", self.activation, ACTIVATIONS)
 
     def parameters(self, shape: Shape) -> Shapes:
         weight = {"weight": (*shape, self.outputs)}
@@ -53,6 +59,6 @@ class Dense:
         def finish(grads: Tree) -> None:
             np.matmul(x.T, dz, out=grads["weight"])
             if self.bias:
-                np.sum(dz, axis=0, out=grads["bias"])
+                grads["bias"][...] = context.ops.column_sums(dz)
 
         return dx, finish

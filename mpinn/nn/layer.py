@@ -30,6 +30,11 @@ def nothing(grads: Tree) -> None:
     """The finish of a layer without parameters."""
 
 
+def shape_of(x: Array) -> Array:
+    """An array without elements that carries the shape of a sample of x, for layers that need to keep nothing else."""
+    return np.empty_like(x, shape=(0, *x.shape[1:]))
+
+
 @dataclass(slots=True)
 class Pass:
     """What one pass of one batch through a network needs besides weights and data.
@@ -42,6 +47,9 @@ class Pass:
     ops: Any = plain
     """The kernels: `mpinn.array.ops`, or a module with faster twins of the same names."""
     training: bool = True
+    """Whether dropout is on and batches are normalised by their own statistics; if so, a backward pass may follow."""
+    gradients: bool = False
+    """Whether a backward pass may follow though ``training`` is off, as for a Fisher estimate."""
     update_state: bool = True
     seed: int = 0
     batch: int = 0
@@ -53,6 +61,11 @@ class Pass:
     wants_dx: bool = False
     """Whether the input gradient is wanted; a layer that is told no may return None for it."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a network keeps what a backward pass needs."""
+        return self.training or self.gradients
+
     def key(self) -> tuple[int, int]:
         """Two 32-bit words that are drawn from (seed, layer, batch)."""
         words = np.array([self.seed, self.batch, *self.path], np.uint64).tobytes()
@@ -63,7 +76,8 @@ class Pass:
 class Layer(Protocol):
     """A frozen dataclass of hyper-parameters. Shapes are those of one sample, without the batch axis.
 
-    Neither function writes to its inputs. Whatever arrays they return come from ``context.pool``.
+    Neither function writes to its inputs. Whatever arrays they return come from ``context.pool``. A backward pass runs
+    with the ``training`` of its forward pass. B may be 0.
     """
 
     def parameters(self, shape: Shape) -> Shapes:

@@ -71,7 +71,7 @@ class Network:
             context.path.append(index)
             x, kept = layer.forward(weights.get(name, EMPTY), state.get(name, EMPTY), x, context)
             context.path.pop()
-            saved.append(kept if context.training else None)
+            saved.append(kept if context.keeps else None)
         return x, saved
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Any, Finish]:
