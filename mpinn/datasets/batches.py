@@ -34,7 +34,7 @@ class Batch:
 class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
-    ``batch`` is the global batch. Arrays are kept and used again: a `Batch` is valid until the second next is asked for.
+    ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for.
     """
 
     def __init__(
