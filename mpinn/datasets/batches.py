@@ -82,9 +82,8 @@ class Batches:
             self._evaluation[key] = _Ring(self._source, *key, self._dtype)
         for index in range(-(-n // batch)):
             low, high = index * batch, min((index + 1) * batch, n)
-            start = (replica - low) % replicas
-            samples = np.arange(low + start, high, replicas)
-            yield self._evaluation[key].fill(index, 0, samples, high - low, (start, replicas))
+            samples = np.arange(low + replica, high, replicas)
+            yield self._evaluation[key].fill(index, 0, samples, high - low, (replica, replicas))
 
 
 class _Ring:
