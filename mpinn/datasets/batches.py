@@ -77,7 +77,7 @@ class Batches:
         Every replica gets equally many batches. They have arrays of their own: the batches of training stay valid.
         """
         n = self._source.splits[split].size
-        key = (split, -(-batch // replicas))
+        key = (split, -(-min(batch, n) // replicas))
         if key not in self._evaluation:
             self._evaluation[key] = _Ring(self._source, *key, self._dtype)
         for index in range(-(-n // batch)):
