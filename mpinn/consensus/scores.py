@@ -64,7 +64,8 @@ def _inverse_error(accuracies: Array, sharpness: float, epsilon: float) -> Array
 
 
 def _best(numbers: Array, sharpness: float, epsilon: float) -> Array:
-    return np.eye(1, len(numbers), int(numbers.argmax()))[0]
+    weights: Array = np.eye(1, len(numbers), int(numbers.argmax()))[0]
+    return weights
 
 
 def _one(measure: Measure, local: Local) -> float:
