@@ -102,6 +102,14 @@ def descendants(process: int) -> list[int]:
     return found
 
 
+def alive(process: int) -> bool:
+    """Whether a process runs: one that is dead stays listed until its parent has asked for its code."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
     """Rank -> process of a running job, read from the environment that the launcher gave each of them."""
     found: dict[int, int] = {}

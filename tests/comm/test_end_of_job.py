@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from launch import alone, descendants, finish, mpirun, ranks_of, start
+from launch import alive, alone, descendants, finish, mpirun, ranks_of, start
 
 CONNECT = """
 import os, signal, sys, threading, time
@@ -66,12 +66,12 @@ def test_a_killed_rank_ends_the_job() -> None:
     ended = finish(job, timeout=30)
     assert time.monotonic() - killed < 15
     assert ended.returncode not in (0, 75)
-    assert not [rank for rank in ranks.values() if os.path.exists(f"/proc/{rank}")]
+    assert not [rank for rank in ranks.values() if alive(rank)]
 
 
 def test_a_rank_that_leaves_alone_ends_the_job() -> None:
-    program = CONNECT + "from mpinn.comm import mpi\n"
-    job = mpirun(3, "-c", f"{program}if world.rank == 1: sys.exit(3)\nworld.control.barrier()", timeout=40)
+    impatient = "import atexit\nfrom mpinn.comm import mpi\natexit.register(mpi.end_together, 0.5)\n"
+    job = mpirun(3, "-c", f"{CONNECT}{impatient}if world.rank == 1: sys.exit(3)\nworld.control.barrier()", timeout=40)
     assert job.returncode not in (0, 75)
     assert "rank 1 has ended while others have not" in job.stderr
 
@@ -108,4 +108,4 @@ def test_a_job_that_hangs_is_killed_whole() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         finish(job, timeout=0.5)
     time.sleep(0.2)
-    assert not [rank for rank in ranks if os.path.exists(f"/proc/{rank}")]
+    assert not [rank for rank in ranks if alive(rank)]
