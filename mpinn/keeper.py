@@ -11,8 +11,7 @@ from mpinn.comm.channel import Channel
 from mpinn.config import Config
 from mpinn.consensus.consensus import Consensus
 from mpinn.consensus.statistics import merge_layer
-from mpinn.nn.layout import Layout
-from mpinn.nn.part import Part
+from mpinn.nn.part import COUNTERS, Part
 from mpinn.storage.checkpoint import Saver
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics, Record, columns, read
@@ -22,8 +21,6 @@ from mpinn.storage.schema import Snapshot, VectorSpec
 from mpinn.tally import Tally
 from mpinn.trainer import Moment
 
-UPDATES = Layout({"updates": (1,)}, np.int64)
-
 
 def model_vectors(parts: Mapping[str, Part]) -> list[VectorSpec]:
     """What makes the model and its optimizer; on another grid the merged ones serve."""
@@ -32,7 +29,7 @@ def model_vectors(parts: Mapping[str, Part]) -> list[VectorSpec]:
         found.append(VectorSpec(f"model/{name}", part.layout, part.weights))
         found.append(VectorSpec(f"state/{name}", part.state_layout, part.state))
         found += [VectorSpec(f"optimizer/{slot}/{name}", part.layout, vector) for slot, vector in part.slots.items()]
-        found.append(VectorSpec(f"updates/{name}", UPDATES, part.updates))
+        found.append(VectorSpec(f"counters/{name}", COUNTERS, part.counters))
     return found
 
 

@@ -152,8 +152,8 @@ class Trainer:
             loss, accuracy = self.quality.loss, self.quality.accuracy
             self.keeper.record({"step": step, "validation_loss": loss, "validation_accuracy": accuracy})
         if log:
-            accuracy_text = f"  validation {self.quality.accuracy:.4f}" if self.quality else ""
-            self.reporter.progress(step, status + accuracy_text)
+            validated = f"  validation {self.quality.accuracy:.4f}" if self.quality else ""
+            self.reporter.progress(step, status + validated)
         self.stopwatch.other()
 
     def _log(self, step: int) -> str:
@@ -168,7 +168,7 @@ class Trainer:
         record = {"step": step, "epoch": epoch, "loss": loss, "rate": rate, "samples": self.samples, "seconds": seconds}
         self.keeper.record(record)
         speed = self.samples / seconds if seconds else 0.0
-        return f"epoch {epoch:6.2f}  loss {loss:.4f}  rate {rate:.2g}  {speed:,.0f} samples/s"
+        return f"epoch {epoch:.1f}  {speed:,.0f}/s  loss {loss:.4f}"
 
     def _check(self, step: int, sums: Array) -> None:
         bad = sums[:, 2] < NEVER
