@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,17 +16,14 @@ SIZES = {"1 MB": 2**20, "16 MB": 2**24}
 
 def doctor(
     world: World,
-    probe: bool,
     *,
     transport: str = "",
     describe_devices: Callable[[], Sequence[str]] = list,
     versions: Mapping[str, str] | None = None,
-    save_probe: Callable[[], str] | None = None,
 ) -> None:
     """Print on rank 0 a table of the ranks, their machines and libraries, the speed of messages, and warnings.
 
-    transport: its name and the reason for it. save_probe: tries device memory in messages, saves the result and says
-    what it was; called on all ranks if ``probe``.
+    ``transport`` is its name and the reason for it. Called by all ranks.
     """
     own = {
         "host": world.host,
@@ -36,10 +34,9 @@ def doctor(
         "crowded": world.polite,
     }
     ranks = [json.loads(text) for text in world.gather_text(json.dumps(own))]
-    result = save_probe() if probe and save_probe is not None else ""
     speed = speeds(world)
     if world.rank == 0:
-        _print(world, ranks, speed, transport, result, versions or {})
+        _print(world, ranks, speed, transport, versions or {})
 
 
 def speeds(world: World) -> list[tuple[str, str]]:
@@ -81,7 +78,6 @@ def _print(
     ranks: Sequence[Mapping[str, object]],
     speed: Sequence[tuple[str, str]],
     transport: str,
-    probed: str,
     versions: Mapping[str, str],
 ) -> None:
     from rich.console import Console
@@ -97,9 +93,9 @@ def _print(
     facts = Table(show_header=False)
     for name, value in [
         ("MPI", world.library),
+        ("Python, NumPy", f"{platform.python_version()}, {np.__version__}"),
         ("launcher", world.launcher or "none"),
         ("transport", transport),
-        ("probe", probed),
         *versions.items(),
         *speed,
     ]:
