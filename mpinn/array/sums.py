@@ -33,17 +33,24 @@ def column_dots(a: Array, b: Array, pool: Pool) -> Array:
 
 
 def column_moments(x: Array, pool: Pool) -> tuple[Array, Array]:
-    """Mean, in the precision of x, and variance, in float64, of each column of x: (..., C), in two passes."""
+    """Mean and variance of each column of x: (..., C), in float64: (C,).
+
+    The second pass centres x by the mean of the first one and also corrects what rounding left of it (Chan, Golub and
+    LeVeque, Algorithms for computing the sample variance, 1983).
+    """
     total, rows, ones = _start(x)
+    drift = np.zeros_like(total)
     count = max(1, len(rows))
     mean = (column_sums(x) / count).astype(x.dtype)
     scratch = pool.empty((len(ones), rows.shape[1]), x.dtype)
     for part in _blocks(rows):
         centred = scratch[: len(rows[part])]
         np.subtract(rows[part], mean, out=centred)
+        drift += ones[: len(centred)] @ centred
         np.multiply(centred, centred, out=centred)
         total += ones[: len(centred)] @ centred
-    return mean, total / count
+    drift /= count
+    return mean + drift, total / count - drift * drift
 
 
 def spread(vector: Array, x: Array, pool: Pool) -> Array:
