@@ -31,7 +31,7 @@ def test_sums_and_dots(shape, dtype, error):
         assert abs(dots[c] - fsum(one * other)) <= error * fsum(abs(one * other))
 
 
-@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4, 1e6])
 def test_moments_of_float32(offset):
     x = (np.random.default_rng(1).normal(size=(5000, 6)) + offset).astype(np.float32)
     mean, variance = column_moments(x, Pool())
