@@ -116,7 +116,7 @@ def _cut(output: Shape, width: int, itemsize: int) -> Pair:
     """Samples per block and output rows per band for rows of ``width`` elements; bands only where a sample is alone."""
     samples, high, wide = output[:3]
     fitting = max(COLUMN_BYTES // (wide * width * itemsize), -(-_LEAST_ROWS // wide))
-    return (min(samples, fitting // high), high) if fitting >= high else (1, fitting)
+    return (max(1, min(samples, fitting // high)), high) if fitting >= high else (1, fitting)
 
 
 def _output(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> Shape:

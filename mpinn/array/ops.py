@@ -132,13 +132,13 @@ def dropout_mask(keep: Array, rate: float, key: tuple[int, int], rows: tuple[int
     limit = np.uint32(min(int(rate * 2**32), 2**32 - 1))
     across = min(width, BLOCK)
     down = max(1, BLOCK // max(1, across))
-    bits, shifted = (pool.empty((down, across), np.dtype(np.uint32)) for _ in range(2))
+    bits, shifted = (pool.empty((BLOCK,), np.dtype(np.uint32)) for _ in range(2))
     for top in range(0, len(flat), down):
         for left in range(0, width, across):
             block = flat[top : top + down, left : left + across]
-            part = bits[: block.shape[0], : block.shape[1]]
+            part = bits[: block.size].reshape(block.shape)
             _number(part, rows[0] + top * rows[1], rows[1], left, width)
-            _hash(part, key, shifted[: block.shape[0], : block.shape[1]])
+            _hash(part, key, shifted[: block.size].reshape(block.shape))
             np.greater_equal(part, limit, out=block)
 
 

@@ -42,11 +42,12 @@ class BatchNorm:
         state["variance"].fill(1)
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        mean, variance = state["mean"].copy(), state["variance"]
+        mean, variance = state["mean"], state["variance"]
         if context.training:
             mean, variance = context.ops.column_moments(x, context.pool)
             if context.update_state and len(x):
                 self._follow(state, mean, variance, x.size // x.shape[-1])
+        mean = mean.astype(x.dtype)
         inverse = (1 / np.sqrt(variance + self.epsilon)).astype(x.dtype)
         y = context.ops.batch_norm(x, mean, inverse, weights["scale"], weights["shift"], context.pool)
         return y, (x, mean, inverse)
