@@ -28,8 +28,8 @@ class Mean:
         if not np.issubdtype(self._dtype, np.floating):
             self._sum = block if replica == self._chosen else self._sum
         elif self._weights[replica] != 0:
-            term = np.multiply(block, self._weights[replica], dtype=np.float64)
-            self._sum = term if self._sum is None else np.add(self._sum, term, out=self._sum)
+            term = np.multiply(block, self._weights[replica], out=np.empty(block.shape), dtype=np.float64)
+            self._sum = term if self._sum is None else np.add(self._sum, term, out=term)
 
     def result(self) -> Array:
         """The mean of the blocks, in the type that they have."""
