@@ -1,4 +1,22 @@
-"""Configuration: TOML and overrides to frozen, typed tables; what is wrong is said once, with the path of the key."""
+"""Configuration: TOML and overrides to frozen, typed tables; what is wrong is said once, with the path of the key.
+
+This is the lowest layer, so it knows the fixed tables only. The options of a model, loss, optimizer, schedule or
+consensus are a frozen dataclass beside the class that they configure; `load` is given all of them and picks one by the
+table's ``name``.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, inspect
+
+from mpinn.words import expected, nearest, show
 
 
 class InputError(Exception):
@@ -7,3 +25,347 @@ class InputError(Exception):
     def __init__(self, path: str, message: str):
         super().__init__(f"{path}: {message}" if path else message)
         self.path = path
+
+
+class Length(str):
+    """A length of training, "100 steps" or "2 epochs"; zero is allowed, and so is a fraction of an epoch."""
+
+    __slots__ = ()
+    units: ClassVar[tuple[str, ...]] = ("step", "epoch")
+    positive: ClassVar[bool] = False
+
+    def __new__(cls, text: str) -> Self:
+        """Bring ``text`` to its one spelling; ValueError if it is not a length of this type."""
+        count, _, unit = text.strip().partition(" ")
+        unit = unit.strip().removesuffix("s")
+        if unit not in cls.units or not count.replace(".", "", 1).isdecimal() or not count.isascii():
+            raise ValueError(f"expected {cls.expected()}")
+        number = Fraction(count)
+        if (cls.positive and number == 0) or (unit == "step" and number.denominator > 1):
+            raise ValueError(f"expected {cls.expected()}")
+        shown = str(number) if number.denominator == 1 else count
+        return super().__new__(cls, f"{shown} {unit}{'' if number == 1 else 's'}")
+
+    @classmethod
+    def expected(cls) -> str:
+        """What a user may write, for messages."""
+        examples = {"step": '"100 steps"', "epoch": '"2 epochs"', "minute": '"15 minutes"'}
+        return f"a length{' above zero' if cls.positive else ''} such as {' or '.join(examples[u] for u in cls.units)}"
+
+    @property
+    def number(self) -> Fraction:
+        """How many of its unit."""
+        return Fraction(self.split()[0])
+
+    @property
+    def unit(self) -> str:
+        """``step``, ``epoch`` or ``minute``."""
+        return self.split()[1].removesuffix("s")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The length in steps, rounded up; ValueError for minutes, which no count of steps can express."""
+        if self.unit == "minute":
+            raise ValueError(f"{self!r} is not a number of steps")
+        return ceil(self.number * (steps_per_epoch if self.unit == "epoch" else 1))
+
+
+class Period(Length):
+    """A `Length` above zero: what happens again and again."""
+
+    __slots__ = ()
+    positive = True
+
+
+class Cadence(Period):
+    """A `Period` that may also be counted in minutes."""
+
+    __slots__ = ()
+    units = ("step", "epoch", "minute")
+
+
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Amount = Annotated[float, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Deal = Literal["redealt", "fixed", "same", "skewed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """[run]: where the run is kept and how its arithmetic is done."""
+
+    directory: str = "runs/digits"
+    seed: Seed = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    transport: Literal["auto", "direct", "staged"] = "auto"
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.directory.strip():
+            raise InputError("run.directory", "expected the path of a directory, got an empty string")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """[data]: what is learnt from, and how it is dealt to the replicas.
+
+    ``batch`` is the global batch, which does not change with the grid; ``deal = "auto"`` is what the consensus prefers.
+    """
+
+    name: str = "digits"
+    path: str = ""
+    batch: Positive = 128
+    deal: Literal["auto", "redealt", "fixed", "same", "skewed"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """[grid]: the three axes; 0 replicas are as many as the ranks allow."""
+
+    replicas: Natural = 0
+    stages: Positive = 1
+    shards: Positive = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """[train]: the run's length and what is measured on the way; ``clip``: largest norm of a gradient, 0 for any."""
+
+    epochs: Natural = 60
+    evaluate: Period = field(default=Period("1 epoch"))
+    log: Period = field(default=Period("1 epoch"))
+    clip: Amount = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """[checkpoint]: how often the state is saved, and how many of the newest files are kept."""
+
+    every: Cadence = field(default=Cadence("10 epochs"))
+    keep: Positive = 3
+
+
+FIXED: dict[str, type] = {"run": Run, "data": Data, "grid": Grid, "train": Train, "checkpoint": Checkpoint}
+CHOSEN = ("model", "loss", "optimizer", "schedule", "consensus")
+"""The tables whose ``name`` picks the type of their options."""
+ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "consensus", "train", "checkpoint")
+
+MAY_CHANGE = frozenset(
+    {"run.transport", "run.directory", "train.epochs", "train.evaluate", "train.log"}
+    | {f"{table}.{entry.name}" for table in ("grid", "checkpoint") for entry in fields(FIXED[table])}
+)
+"""Keys that a resumed run may give another value: its length, its cadences, its grid, and where it runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole configuration; a chosen table is an object of the options' own type, picked by ``names[table]``."""
+
+    run: Run
+    data: Data
+    model: Any
+    loss: Any
+    optimizer: Any
+    grid: Grid
+    schedule: Any
+    consensus: Any
+    train: Train
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Every table with every key, as strings, numbers and lists, from which `load` makes the same `Config`."""
+        return {table: self._table(table) for table in ORDER}
+
+    def toml(self) -> str:
+        """`tables` as TOML."""
+        import tomli_w
+
+        return tomli_w.dumps(self.tables())
+
+    def _table(self, table: str) -> dict[str, Any]:
+        options = getattr(self, table)
+        values = {entry.name: _plain(getattr(options, entry.name)) for entry in fields(options)}
+        return {"name": self.names[table], **values} if table in CHOSEN else values
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file; InputError if it is missing, unreadable or not TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), "there is no such file") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), f"is not UTF-8 text (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(str(path), f"is not TOML: {error}") from None
+
+
+def load(
+    source: str | Mapping[str, Any],
+    overrides: Sequence[str],
+    choices: Mapping[str, Mapping[str, type]],
+    defaults: Mapping[str, str],
+) -> Config:
+    """The configuration that TOML text or tables describe, after ``overrides`` such as "data.batch=64".
+
+    ``choices[table][name]``, for each table of `CHOSEN`, is an options type: a frozen dataclass whose every field has a
+    default; ``defaults[table]`` is the name that counts where none is given. InputError says all that is wrong.
+    """
+    problems: list[InputError] = []
+    given = _override(_parse(source) if isinstance(source, str) else source, overrides)
+    problems += _not_tables(given)
+    given = {table: content for table, content in given.items() if isinstance(content, Mapping)}
+    names = dict(_names(given, choices, defaults, problems))
+    types = FIXED | {table: choices[table][name] for table, name in names.items()}
+    options = {}
+    for table, type_ in types.items():
+        values = {key: value for key, value in given.get(table, {}).items() if table in FIXED or key != "name"}
+        title = f"[{table}]" if table in FIXED else f"[{table}] {names[table]}"
+        options[table] = _options(table, title, values, type_, problems)
+    if problems:
+        raise problems[0] if len(problems) == 1 else InputError("", "\n".join(map(str, problems)))
+    return Config(**options, names=names)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Where two results of `Config.tables` differ: (path, old, new), with None for a key that is missing."""
+    before, after = _flat(old), _flat(new)
+    paths = dict.fromkeys((*before, *after))
+    return [(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
+
+
+def not_one_of(path: str, value: object, allowed: Sequence[str]) -> InputError:
+    """The error for a ``value`` that is none of the ``allowed`` ones, with the nearest of them."""
+    return InputError(path, f"{show(value)} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("", f"the configuration is not TOML: {error}") from None
+
+
+def _override(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``tables`` with each "table.key=value" put in."""
+    given = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        table, _, key = path.strip().partition(".")
+        if not (equals and table and key):
+            raise InputError(f"--set {override}", "expected table.key=value, such as data.batch=64")
+        content = given.setdefault(table, {})
+        if isinstance(content, dict):
+            content[key] = _value(override, text.strip())
+    return given
+
+
+def _value(override: str, text: str) -> Any:
+    """``text`` as a TOML value, or, if it is none, as the string itself: nobody quotes a path twice for the shell."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            raise InputError(f"--set {override}", f"the value is not TOML: {error}") from None
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _not_tables(given: Mapping[str, Any]) -> Iterator[InputError]:
+    for table, content in given.items():
+        if table not in ORDER:
+            hint = nearest(table, ORDER) or _home(table)
+            yield InputError(table, f"unknown table{hint}; the tables are {', '.join(ORDER)}")
+        elif not isinstance(content, Mapping):
+            yield InputError(table, f"expected a table, got {show(content)}")
+
+
+def _home(key: str) -> str:
+    """A hint for a key that stands before the first table."""
+    homes = [f"{table}.{key}" for table, type_ in FIXED.items() for entry in fields(type_) if entry.name == key]
+    return f" (did you mean {homes[0]}?)" if homes else ""
+
+
+def _names(
+    given: Mapping[str, Any],
+    choices: Mapping[str, Mapping[str, type]],
+    defaults: Mapping[str, str],
+    problems: list[InputError],
+) -> Iterator[tuple[str, str]]:
+    """(table, name) of each choice that exists; the others are problems."""
+    for table in CHOSEN:
+        name = given.get(table, {}).get("name", defaults[table])
+        if isinstance(name, str) and name in choices[table]:
+            yield table, name
+        else:
+            problems.append(not_one_of(f"{table}.name", name, tuple(choices[table])))
+
+
+def _options(table: str, title: str, values: Mapping[str, Any], type_: type, problems: list[InputError]) -> Any:
+    """The options object, or None if there was a problem."""
+    hints = get_type_hints(type_, include_extras=True)
+    known = {entry.name: hints[entry.name] for entry in fields(type_)}
+    before, content = len(problems), {}
+    for key, value in values.items():
+        path = f"{table}.{key}"
+        if key not in known:
+            knows = f"{title} knows: {', '.join(known)}" if known else f"{title} has no options"
+            problems.append(InputError(path, f"unknown key{nearest(key, tuple(known))}; {knows}"))
+            continue
+        try:
+            content[key] = _convert(path, value, known[key])
+        except InputError as error:
+            problems.append(error)
+    try:
+        return type_(**content) if len(problems) == before else None
+    except ValueError as error:
+        problems.append(InputError(table, str(error)))
+    except InputError as error:
+        problems.append(error)
+    return None
+
+
+def _convert(path: str, value: Any, type_: Any) -> Any:
+    """``value`` as ``type_``, strictly: no string becomes a number."""
+    try:
+        converted = msgspec.convert(value, type_, dec_hook=_hook)
+    except msgspec.ValidationError:
+        raise _mismatch(path, value, type_) from None
+    if not _finite(converted):
+        raise InputError(path, f"expected a finite number, got {show(value)}")
+    return converted
+
+
+def _hook(type_: type, value: Any) -> Any:
+    if issubclass(type_, Length) and isinstance(value, str):
+        return type_(value)
+    raise ValueError(f"cannot make a {type_.__name__}")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or isfinite(value)
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{table}.{key}": value for table, content in tables.items() for key, value in content.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def _mismatch(path: str, value: Any, type_: Any) -> InputError:
+    if get_origin(type_) is Literal and isinstance(value, str):
+        return not_one_of(path, value, get_args(type_))
+    kind = inspect.type_info(type_)
+    hint = ""
+    if isinstance(kind, inspect.CustomType) and isinstance(value, int) and not isinstance(value, bool):
+        hint = f' (did you mean "{value} epochs" or "{value} steps"?)'
+    return InputError(path, f"expected {expected(kind)}, got {show(value)}{hint}")

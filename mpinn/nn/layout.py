@@ -38,8 +38,9 @@ class Entry:
 
 
 class Layout:
-    """Name -> slice for a tree of shapes, in layer order. Padding between entries is zero and is never counted or stored.
+    """Name -> slice for a tree of shapes, in layer order.
 
+    Padding between entries is zero, stays zero, and is never counted or stored.
     ``size`` is the length of the vector with padding, ``count`` the number of elements without it.
     """
 

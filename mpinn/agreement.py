@@ -1,0 +1,75 @@
+"""Ranks that agree on the step at which all of them stop or save, though none waits for another within a step."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+
+from mpinn.comm.channel import Channel, Pending
+
+HORIZON = 0.5
+"""Seconds of training between two boundaries: how far one rank may run ahead of another, and half of how late a stop is."""
+MOST_STEPS = 1000
+
+
+class Agreement:
+    """A rolling, non-blocking maximum of what the ranks ask for.
+
+    At a boundary, a step number that is the same on all ranks, each rank completes the maximum that was started at the
+    boundary before, acts on it, and starts the next one. No rank passes a boundary before the maximum of the last one is
+    complete, so all act at the same step. The distance to the next boundary follows the slowest rank's seconds per step.
+    """
+
+    def __init__(self, channel: Channel, step: int):
+        self._channel = channel
+        self._boundary = step + 1
+        self._pending: Pending | None = None
+        self._asked = np.zeros(3)
+
+    def at(self, step: int, stop: bool, save: bool, seconds_per_step: float) -> tuple[bool, bool]:
+        """Whether all ranks stop, and whether all save, at the boundary after ``step`` steps."""
+        if self._channel.size == 1:
+            return stop, save
+        if step < self._boundary:
+            return False, False
+        agreed = self._complete()
+        interval = int(np.clip(HORIZON / agreed[2] if agreed[2] > 0 else 1, 1, MOST_STEPS))
+        self._boundary = step + interval
+        self._asked[:] = stop, save, seconds_per_step
+        self._pending = self._channel.all_max(self._asked)
+        return bool(agreed[0]), bool(agreed[1])
+
+    def close(self) -> None:
+        """Complete what is under way; called by all ranks at the same step."""
+        self._complete()
+
+    def _complete(self) -> tuple[float, float, float]:
+        if self._pending is None:
+            return 0.0, 0.0, 0.0
+        self._pending.wait()
+        self._pending = None
+        stop, save, seconds = self._asked
+        return float(stop), float(save), float(seconds)
+
+
+class Signals:
+    """Remembers that a signal has asked this rank to stop, and which one."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the context SIGUSR1, SIGUSR2 and SIGTERM set the flag in place of what they did before."""
+        numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+        before = [signal.signal(number, self._receive) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)

@@ -1,0 +1,81 @@
+"""Normalisation over the batch (per channel) and over the channels (per position).
+
+Backward passes keep x rather than its normalised form: the layer below keeps x as well, so it costs no memory.
+"""
+
+import numpy as np
+
+from mpinn.array.pool import Pool
+from mpinn.array.sums import column_dots, column_sums, spread
+from mpinn.array.typing import Array
+
+
+def batch_norm(x: Array, mean: Array, inverse: Array, scale: Array, shift: Array, pool: Pool) -> Array:
+    """y = (x - mean) * inverse * scale + shift for x: (..., C), ``inverse`` being 1 / deviation."""
+    y = pool.empty(x.shape, x.dtype)
+    np.subtract(x, spread(mean, x, pool), out=y)
+    np.multiply(y, spread(inverse * scale, x, pool), out=y)
+    np.add(y, spread(shift, x, pool), out=y)
+    return y
+
+
+def batch_norm_backward(
+    x: Array, mean: Array, inverse: Array, scale: Array, dy: Array, of_batch: bool, pool: Pool
+) -> tuple[Array, Array, Array]:
+    """(dx, dscale, dshift); with ``of_batch`` the mean and the deviation are those of x and pass a gradient on.
+
+    dx = inverse scale (dy - dshift/n - xhat dscale/n) with xhat = (x - mean) inverse, over n rows.
+    """
+    dx = pool.empty(x.shape, x.dtype)
+    np.subtract(x, spread(mean, x, pool), out=dx)
+    dscale = column_dots(dy, dx, pool) * inverse
+    dshift = column_sums(dy)
+    if of_batch:
+        rows = max(1, x.size // x.shape[-1])
+        np.multiply(dx, spread((inverse * dscale / -rows).astype(x.dtype), x, pool), out=dx)
+        np.add(dx, dy, out=dx)
+        np.subtract(dx, spread((dshift / rows).astype(x.dtype), x, pool), out=dx)
+        np.multiply(dx, spread(scale * inverse, x, pool), out=dx)
+    else:
+        np.multiply(dy, spread(scale * inverse, x, pool), out=dx)
+    return dx, dscale, dshift
+
+
+def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float, pool: Pool) -> tuple[Array, Array, Array]:
+    """y = xhat * scale + shift with xhat normalised over the last axis; and the mean and 1 / deviation: (..., 1)."""
+    y, scratch = pool.empty(x.shape, x.dtype), pool.empty(x.shape, x.dtype)
+    mean, inverse = pool.empty((*x.shape[:-1], 1), x.dtype), pool.empty((*x.shape[:-1], 1), x.dtype)
+    np.mean(x, axis=-1, keepdims=True, out=mean)
+    np.subtract(x, mean, out=y)
+    np.multiply(y, y, out=scratch)
+    np.mean(scratch, axis=-1, keepdims=True, out=inverse)
+    np.add(inverse, epsilon, out=inverse)
+    np.sqrt(inverse, out=inverse)
+    np.divide(1, inverse, out=inverse)
+    np.multiply(y, inverse, out=y)
+    np.multiply(y, spread(scale, x, pool), out=y)
+    np.add(y, spread(shift, x, pool), out=y)
+    return y, mean, inverse
+
+
+def layer_norm_backward(
+    x: Array, mean: Array, inverse: Array, scale: Array, dy: Array, pool: Pool
+) -> tuple[Array, Array, Array]:
+    """(dx, dscale, dshift), where dx = inverse (g - mean(g) - xhat mean(g xhat)) and g = dy scale.
+
+    Means are over the last axis.
+    """
+    normal, dx, product = (pool.empty(x.shape, x.dtype) for _ in range(3))
+    average = pool.empty(mean.shape, mean.dtype)
+    np.subtract(x, mean, out=normal)
+    np.multiply(normal, inverse, out=normal)
+    dscale, dshift = column_dots(dy, normal, pool), column_sums(dy)
+    np.multiply(dy, spread(scale, x, pool), out=dx)
+    np.multiply(dx, normal, out=product)
+    np.mean(product, axis=-1, keepdims=True, out=average)
+    np.multiply(normal, average, out=normal)
+    np.mean(dx, axis=-1, keepdims=True, out=average)
+    np.subtract(dx, average, out=dx)
+    np.subtract(dx, normal, out=dx)
+    np.multiply(dx, inverse, out=dx)
+    return dx, dscale, dshift

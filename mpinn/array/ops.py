@@ -1,0 +1,179 @@
+"""The kernels that layers call, written plainly with NumPy's functions, which CuPy's arrays obey too.
+
+A faster twin has the same name and arguments; a test asserts that they agree. Scratch comes from the pool.
+"""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.activations import ACTIVATIONS
+from mpinn.array.im2col import conv, conv_backward_input, conv_backward_weight
+from mpinn.array.norms import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from mpinn.array.pool import Pool
+from mpinn.array.pooling import average_pool, average_pool_backward, max_pool, max_pool_backward
+from mpinn.array.sums import BLOCK, column_moments, column_sums, spread
+from mpinn.array.typing import Array
+
+__all__ = [
+    "activation_backward",
+    "add",
+    "average_pool",
+    "average_pool_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "bias_activation",
+    "column_moments",
+    "column_sums",
+    "conv",
+    "conv_backward_input",
+    "conv_backward_weight",
+    "correct",
+    "cross_entropy",
+    "dropout",
+    "dropout_mask",
+    "layer_norm",
+    "layer_norm_backward",
+    "max_pool",
+    "max_pool_backward",
+    "squared_error",
+    "sum_of_squares",
+]
+
+
+def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
+    """Add the bias to z: (..., O) in place and activate; returns y and what the backward pass keeps (y or z)."""
+    if bias is not None:
+        np.add(z, spread(bias, z, pool), out=z)
+    activation = ACTIVATIONS[name]
+    y = pool.empty(z.shape, z.dtype) if activation.keeps_input else z
+    activation.forward(z, y, pool)
+    return y, (z if activation.keeps_input else y)
+
+
+def activation_backward(name: str, kept: Array, dy: Array, pool: Pool) -> Array:
+    """dz = dy * f'(z) for an activation whose forward pass kept ``kept``; dy itself for the identity."""
+    if name == "identity":
+        return dy
+    dz = pool.empty(dy.shape, dy.dtype)
+    ACTIVATIONS[name].backward(kept, dy, dz, pool)
+    return dz
+
+
+def cross_entropy(logits: Array, target: Array, smoothing: float, pool: Pool) -> tuple[Array, Array]:
+    """Softmax and cross-entropy, summed over the samples, and its gradient by the logits.
+
+    logits: (B, O), target: (B,) class numbers. With smoothing s the wanted distribution is (1 - s) on the class and
+    s / O on every class. Returns the loss as a float64 array of no dimensions, and dy: (B, O).
+    """
+    samples, classes = logits.shape
+    dy = pool.empty(logits.shape, logits.dtype)
+    np.subtract(logits, logits.max(axis=1, keepdims=True), out=dy)
+    rows = np.arange(samples, like=logits)
+    chosen = dy[rows, target].sum(dtype=np.float64) * (1 - smoothing)
+    if smoothing:
+        chosen = chosen + dy.sum(dtype=np.float64) * (smoothing / classes)
+    np.exp(dy, out=dy)
+    total = dy.sum(axis=1, keepdims=True)
+    loss = np.log(total).sum(dtype=np.float64) - chosen
+    np.divide(dy, total, out=dy)
+    if smoothing:
+        np.subtract(dy, smoothing / classes, out=dy)
+    dy[rows, target] -= 1 - smoothing
+    return loss, dy
+
+
+def squared_error(y: Array, target: Array, pool: Pool) -> tuple[Array, Array]:
+    """Half the squared error, summed over samples and outputs, and its gradient y - target.
+
+    y: (B, O); target: (B, O), or (B,) class numbers, which stand for one-hot rows.
+    """
+    dy = pool.empty(y.shape, y.dtype)
+    if target.ndim == 1 and np.issubdtype(target.dtype, np.integer):
+        np.copyto(dy, y)
+        dy[np.arange(len(y), like=y), target] -= 1
+    else:
+        np.subtract(y, target.reshape(y.shape), out=dy)
+    square = pool.empty(y.shape, y.dtype)
+    np.multiply(dy, dy, out=square)
+    return 0.5 * square.sum(dtype=np.float64), dy
+
+
+def correct(y: Array, target: Array) -> Any:
+    """How many rows of y: (B, O) have their maximum where target has it: (B, O), or (B,) class numbers."""
+    classes = target if target.ndim == 1 else target.argmax(axis=1)
+    return (y.argmax(axis=1) == classes).sum()
+
+
+def add(a: Array, b: Array, pool: Pool) -> Array:
+    """a + b for arrays of one shape."""
+    total = pool.empty(a.shape, a.dtype)
+    np.add(a, b, out=total)
+    return total
+
+
+def dropout(x: Array, keep: Array, rate: float, pool: Pool) -> Array:
+    """x / (1 - rate) where ``keep`` is true, zero elsewhere."""
+    y = pool.empty(x.shape, x.dtype)
+    np.multiply(x, keep, out=y)
+    np.multiply(y, 1 / (1 - rate), out=y)
+    return y
+
+
+def dropout_mask(keep: Array, rate: float, key: tuple[int, int], rows: tuple[int, int], pool: Pool) -> None:
+    """Fill keep: (B, ...) of bool; an element is kept with probability 1 - rate.
+
+    The choice is a hash of the key and of the element's place in the global batch, in which local row i is row
+    ``rows[0] + i * rows[1]``, so it depends neither on how the batch is cut nor on the device.
+    """
+    width = prod(keep.shape[1:])
+    flat = keep.reshape(len(keep), width)
+    limit = np.uint32(min(int(rate * 2**32), 2**32 - 1))
+    across = min(width, BLOCK)
+    down = max(1, BLOCK // max(1, across))
+    bits, shifted = (pool.empty((down, across), np.dtype(np.uint32)) for _ in range(2))
+    for top in range(0, len(flat), down):
+        for left in range(0, width, across):
+            block = flat[top : top + down, left : left + across]
+            part = bits[: block.shape[0], : block.shape[1]]
+            _number(part, rows[0] + top * rows[1], rows[1], left, width)
+            _hash(part, key, shifted[: block.shape[0], : block.shape[1]])
+            np.greater_equal(part, limit, out=block)
+
+
+def _number(bits: Array, row: int, step: int, column: int, width: int) -> None:
+    # the place of each element in the global batch, modulo 2^32
+    down = np.arange(row, row + bits.shape[0] * step, step, dtype=np.uint32, like=bits)[: len(bits), None]
+    across = np.arange(column, column + bits.shape[1], dtype=np.uint32, like=bits)
+    np.add(down * np.uint32(width), across, out=bits)
+
+
+def _hash(bits: Array, key: tuple[int, int], shifted: Array) -> None:
+    for word in key:
+        np.bitwise_xor(bits, np.uint32(word & 0xFFFFFFFF), out=bits)
+        _mix(bits, shifted)
+
+
+def _mix(bits: Array, shifted: Array) -> None:
+    # the 32-bit finaliser "lowbias32" of C. Wellons' hash prospector
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        np.right_shift(bits, np.uint32(shift), out=shifted)
+        np.bitwise_xor(bits, shifted, out=bits)
+        np.multiply(bits, np.uint32(factor), out=bits)
+
+
+def sum_of_squares(vector: Array) -> Any:
+    """The sum of the squares of a vector, accumulated in float64 block by block."""
+    total: Any = 0.0
+    for start in range(0, vector.size, BLOCK):
+        block = vector[start : start + BLOCK]
+        total = total + np.dot(block, block).astype(np.float64)
+    return total
+
+
+def all_finite(vector: Array) -> bool:
+    """Whether no element is infinite or not a number."""
+    return all(
+        bool(np.isfinite(vector[start : start + BLOCK]).all()) for start in range(0, vector.size, BLOCK)
+    )

@@ -1,0 +1,150 @@
+"""Weighted model averaging: replicas train alone and meet at a mean in which better ones weigh more.
+
+Ramroach & Joshi 2021, "Weighted-averaging reparameterisation". Between meetings nothing is sent. At a meeting each
+replica scores its own model, the scores are gathered (one scalar all-gather), and the weighted mean of everything that
+is averaged is formed by one all-reduce of one vector; every replica goes on from the mean.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Annotated, Literal
+
+import numpy as np
+from msgspec import Meta
+
+from mpinn.array import ops
+from mpinn.array.typing import Array
+from mpinn.comm.channel import Channel
+from mpinn.config import Period
+from mpinn.consensus.consensus import Measure, Meeting
+from mpinn.consensus.packing import Packing
+from mpinn.consensus.scores import SCORES, Local, ScoreName, mean_weights
+from mpinn.datasets.batches import Batch
+from mpinn.nn.layout import Layout
+from mpinn.nn.part import Part
+
+FISHER_FLOOR = 1e-6
+"""The smallest Fisher information that an element is given, so that no denominator is zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingOptions:
+    """When replicas meet, what they weigh, and what becomes of the optimizer's memory.
+
+    ``score`` says what a replica's weight is proportional to; ``sharpness`` is the factor a of ``boltzmann``, and
+    ``epsilon`` keeps inverses finite. ``mix`` b moves a replica to theta + b (mean - theta). ``slots``: the optimizer
+    keeps what it remembers, forgets it, or averages it with the same weights.
+    """
+
+    score: ScoreName = "accuracy"
+    period: Period = Period("1 epoch")
+    mix: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    slots: Literal["keep", "reset", "average"] = "keep"
+    sharpness: Annotated[float, Meta(ge=0)] = 1.0
+    epsilon: Annotated[float, Meta(gt=0)] = 1e-6
+    fisher_samples: Annotated[int, Meta(ge=1)] = 64
+
+    def build(self, channel: Channel, steps_per_epoch: int) -> "Averaging":
+        """The consensus of the replicas that ``channel`` joins."""
+        return Averaging(channel, self, self.period.steps(steps_per_epoch))
+
+
+class Averaging:
+    """Replicas that meet every ``period`` steps, and after the last one. One replica never meets."""
+
+    def __init__(self, channel: Channel, options: AveragingOptions, period: int):
+        self.masks = channel.size > 1
+        self._channel = channel
+        self._options = options
+        self._period = period
+        self._score = SCORES[options.score]
+        self._packings: dict[str, Packing] = {}
+        self._numbers = np.empty((channel.size, 1))
+        layout = Layout({"merge": (channel.size,), "samples": (1,), "batch": (1,), "agreed": (1,)}, np.float64)
+        vector = np.zeros(layout.size)
+        self.memory: Mapping[str, tuple[Layout, Array]] = {"averaging": (layout, vector)}
+        views = layout.views(vector)
+        self.merge: Array = views["merge"]
+        self._samples, self._batch, self._agreed = views["samples"], views["batch"], views["agreed"]
+        self.merge.fill(1 / channel.size)
+        self._agreed.fill(1)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether no replica has moved since all went on from the same mean."""
+        return bool(self._agreed[0])
+
+    def ready(self, part: Part, span: slice) -> None:
+        """Gradients stay at home."""
+
+    def gradients(self, part: Part, batch: Batch) -> int:
+        """The replica's own samples are all there are."""
+        self._samples += batch.count
+        self._batch.fill(batch.count)
+        self._agreed.fill(self._channel.size == 1)
+        return batch.count
+
+    def combine(self, part: Part) -> None:
+        """Nothing is combined between meetings."""
+
+    def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
+        """Meet when ``step`` is a multiple of the period, and after the last step."""
+        if self._channel.size == 1 or not (step % self._period == 0 or last):
+            return None
+        numbers = self._gather(parts, measure)
+        weights = mean_weights(self._score, numbers, self._options.sharpness, self._options.epsilon)
+        if weights is None:
+            return Meeting(numbers, None)
+        masked = not np.isfinite(numbers[self._channel.rank])
+        for part in parts.values():
+            self._average(part, weights, measure)
+            self._packings[part.name].move(1.0 if masked else self._options.mix)
+            if masked or self._options.slots == "reset":
+                part.reset_slots()
+        self.merge[...] = weights
+        self._samples.fill(0)
+        self._agreed.fill(self._options.mix == 1)
+        return Meeting(numbers, weights, tuple(int(r) for r in np.flatnonzero(~np.isfinite(numbers))))
+
+    def _gather(self, parts: Mapping[str, Part], measure: Measure) -> Array:
+        own = np.full(1, np.nan)
+        if all(ops.all_finite(vector) for part in parts.values() for vector in (part.weights, part.state)):
+            own[0] = self._score.ask(measure, self._local(parts))
+        self._channel.all_gather(own, self._numbers).wait()
+        return self._numbers[:, 0].copy()
+
+    def _local(self, parts: Mapping[str, Part]) -> Local:
+        squares = sum(ops.sum_of_squares(part.grads) for part in parts.values())
+        return Local(sqrt(squares) / max(1.0, self._batch[0]), float(self._samples[0]))
+
+    def _average(self, part: Part, weights: Array, measure: Measure) -> None:
+        packing = self._packings.get(part.name)
+        if packing is None:
+            packing = self._packings[part.name] = Packing(part, self._options.slots == "average")
+        own = float(weights[self._channel.rank])
+        if weights.max() == 1:
+            # the best replica is copied, not summed: it stays what it is to the last bit
+            packing.copy()
+            self._channel.broadcast(packing.buffer, int(weights.argmax())).wait()
+        elif self._options.score == "fisher":
+            self._fisher(part, packing, own, measure)
+        else:
+            packing.share(own)
+            self._channel.all_sum(packing.buffer).wait()
+            packing.merged()
+
+    def _fisher(self, part: Part, packing: Packing, own: float, measure: Measure) -> None:
+        # sum_p w_p F_p theta_p / sum_p w_p F_p, elementwise (Matena & Raffel 2021)
+        information = np.zeros_like(part.weights)
+        if own:
+            measure.fisher(part, information, self._options.fisher_samples)
+            np.maximum(information, FISHER_FLOOR, out=information)
+        packing.share(own)
+        np.multiply(packing.weights, information, out=packing.weights)
+        np.multiply(information, own, out=information)
+        for vector in (packing.buffer, information):
+            self._channel.all_sum(vector).wait()
+        packing.merged()
+        np.divide(packing.weights, information, out=packing.weights)
+

@@ -1,0 +1,84 @@
+"""The contract of a consensus: how replicas of the same weights are kept in agreement."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mpinn.array.typing import Array
+from mpinn.datasets.batches import Batch
+from mpinn.nn.layout import Layout
+from mpinn.nn.part import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How good a replica's model is on some samples: mean loss and share of right predictions."""
+
+    loss: float
+    accuracy: float
+
+
+class Measure(Protocol):
+    """What a score may ask about this replica, as it is after its local steps. Nothing is measured unless asked for."""
+
+    def validation(self) -> Quality:
+        """On the validation split, which all replicas share."""
+        ...
+
+    def shard(self) -> Quality:
+        """On the replica's own training samples."""
+        ...
+
+    def fisher(self, part: Part, out: Array, samples: int) -> None:
+        """Write the diagonal of the Fisher information, estimated with ``samples`` samples, in the part's layout."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """What happened when the replicas met: scores and weights, both (R,), and the replicas that were re-seeded.
+
+    ``weights`` is None when no replica was finite, so that there was nothing to combine.
+    """
+
+    scores: Array
+    weights: Array | None
+    reseeded: tuple[int, ...] = ()
+
+
+class Consensus(Protocol):
+    """Keeps replicas in agreement; it knows nothing of depth."""
+
+    masks: bool
+    """Whether a replica that is not finite is left out at the next meeting, so that the run may go on."""
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all replicas hold equal weights at this step boundary (running statistics may differ)."""
+        ...
+
+    @property
+    def merge(self) -> Array:
+        """The weights, (R,) and adding up to 1, with which replicas that differ are merged to one model."""
+        ...
+
+    @property
+    def memory(self) -> Mapping[str, tuple[Layout, Array]]:
+        """What the consensus remembers between steps, which a checkpoint keeps."""
+        ...
+
+    def ready(self, part: Part, span: slice) -> None:
+        """A piece of the gradient is complete: a bucket may leave."""
+        ...
+
+    def gradients(self, part: Part, batch: Batch) -> int:
+        """Complete the summed gradient that this replica will apply; how many samples it is over (0: apply nothing)."""
+        ...
+
+    def combine(self, part: Part) -> None:
+        """Between gradient and optimizer (combine-then-adapt gossip)."""
+        ...
+
+    def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
+        """At the boundary after ``step`` steps: meet if it is time, or if this was the last step."""
+        ...

@@ -1,0 +1,118 @@
+"""How a replica is scored, and how scores become weights of a mean (METHODS of weighted averaging, by rule)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from mpinn.array.typing import Array
+from mpinn.consensus.consensus import Measure
+
+ScoreName: TypeAlias = Literal[
+    "uniform",
+    "accuracy",
+    "accuracy_shard",
+    "inverse_loss",
+    "boltzmann",
+    "inverse_error",
+    "inverse_gradient_norm",
+    "samples",
+    "fisher",
+    "best",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What a replica knows of itself without measuring anything: the last gradient's norm, samples since it last met."""
+
+    gradient_norm: float
+    samples: float
+
+
+Ask: TypeAlias = Callable[[Measure, Local], float]
+Rule: TypeAlias = Callable[[Array, float, float], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``ask`` gives one replica's number; ``rule(numbers, sharpness, epsilon)`` the weights, up to a factor."""
+
+    ask: Ask
+    rule: Rule
+
+
+def _proportional(numbers: Array, sharpness: float, epsilon: float) -> Array:
+    return numbers
+
+
+def _inverse(numbers: Array, sharpness: float, epsilon: float) -> Array:
+    return 1 / (numbers + epsilon)
+
+
+def _boltzmann(losses: Array, sharpness: float, epsilon: float) -> Array:
+    # shifting all exponents alike changes no weight and avoids underflow of all of them
+    exponents = -sharpness * losses / (losses.sum() + epsilon)
+    return np.exp(exponents - exponents.max())
+
+
+def _inverse_error(accuracies: Array, sharpness: float, epsilon: float) -> Array:
+    return 1 / (1 - accuracies + epsilon)
+
+
+def _best(numbers: Array, sharpness: float, epsilon: float) -> Array:
+    return np.eye(1, len(numbers), int(numbers.argmax()))[0]
+
+
+def _one(measure: Measure, local: Local) -> float:
+    return 1.0
+
+
+def _accuracy(measure: Measure, local: Local) -> float:
+    return measure.validation().accuracy
+
+
+def _accuracy_shard(measure: Measure, local: Local) -> float:
+    return measure.shard().accuracy
+
+
+def _loss(measure: Measure, local: Local) -> float:
+    return measure.validation().loss
+
+
+def _gradient_norm(measure: Measure, local: Local) -> float:
+    return local.gradient_norm
+
+
+def _samples(measure: Measure, local: Local) -> float:
+    return local.samples
+
+
+SCORES: Mapping[str, Score] = {
+    "uniform": Score(_one, _proportional),
+    "accuracy": Score(_accuracy, _proportional),
+    "accuracy_shard": Score(_accuracy_shard, _proportional),
+    "inverse_loss": Score(_loss, _inverse),
+    "boltzmann": Score(_loss, _boltzmann),
+    "inverse_error": Score(_accuracy, _inverse_error),
+    "inverse_gradient_norm": Score(_gradient_norm, _inverse),
+    "samples": Score(_samples, _proportional),
+    "fisher": Score(_one, _proportional),
+    "best": Score(_accuracy, _best),
+}
+
+
+def mean_weights(score: Score, numbers: Array, sharpness: float, epsilon: float) -> Array | None:
+    """Weights (R,) that add up to 1, from the replicas' numbers, (R,), NaN for a replica that is to be left out.
+
+    Numbers that are all zero give equal weights. None when every replica is left out.
+    """
+    finite = np.isfinite(numbers)
+    if not finite.any():
+        return None
+    weights = np.zeros(len(numbers))
+    shares = score.rule(numbers[finite].astype(np.float64), sharpness, epsilon)
+    total = shares.sum()
+    weights[finite] = shares / total if total > 0 else 1 / finite.sum()
+    return weights

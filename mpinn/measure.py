@@ -1,0 +1,149 @@
+"""Measuring models: one replica's own, for its score, and the one model of the run, on all ranks together."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.random import default_rng
+
+from mpinn.array import ops
+from mpinn.array.typing import Array
+from mpinn.comm.channel import Channel
+from mpinn.consensus.consensus import Consensus, Quality
+from mpinn.consensus.packing import Packing
+from mpinn.datasets.batches import Batch, Batches
+from mpinn.nn.layer import Pass, Tree
+from mpinn.nn.loss import Loss
+from mpinn.nn.part import Part
+from mpinn.schedules.schedule import Schedule
+
+FISHER_STREAM = 0x46495348
+EVALUATION_BATCH = 256
+"""Samples that one rank predicts at once."""
+
+Views: TypeAlias = tuple[Tree, Tree]
+
+
+def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: Views | None = None) -> Array:
+    """Sums over the samples of ``batches``: [loss, right predictions, samples]; ``views`` are (weights, state)."""
+    sums = np.zeros(3)
+    context = Pass(training=False)
+    for batch in batches:
+        if batch.count:
+            y = schedule.predict(batch.x, *(views or ()))
+            sums += float(loss(y, batch.target, context)[0]), loss.correct(y, batch.target, context), batch.count
+    return sums
+
+
+def quality(sums: Array) -> Quality:
+    """Means from the sums of `totals`; NaN without samples."""
+    if not sums[2]:
+        return Quality(float("nan"), float("nan"))
+    return Quality(float(sums[0] / sums[2]), float(sums[1] / sums[2]))
+
+
+class ReplicaMeasure:
+    """What a score may ask about this replica: nothing here sends a message."""
+
+    def __init__(self, schedule: Schedule, loss: Loss, batches: Batches, step: int, seed: int, replica: int):
+        self._schedule = schedule
+        self._loss = loss
+        self._batches = batches
+        self._step = step
+        self._key = (FISHER_STREAM, seed, step, replica)
+
+    def validation(self) -> Quality:
+        """On the whole validation split."""
+        return quality(totals(self._schedule, self._loss, self._batches.evaluation("validation", EVALUATION_BATCH)))
+
+    def shard(self) -> Quality:
+        """On the samples of the epoch that the last step belongs to."""
+        return quality(totals(self._schedule, self._loss, map(self._batches.batch, self._epoch())))
+
+    def _epoch(self) -> range:
+        length = self._batches.steps_per_epoch
+        first = (self._step - 1) // length * length
+        return range(first, first + length)
+
+    def fisher(self, part: Part, out: Array, samples: int) -> None:
+        """The mean of the squared gradients of single samples, whose labels are drawn from the model's own distribution."""
+        rng = default_rng(self._key)
+        out.fill(0)
+        done = 0
+        square = np.empty_like(out)
+        for sample in self._singles(samples):
+            y = self._schedule.predict(sample.x)[0]
+            self._schedule.gradient(replace(sample, target=self._loss.draw(y, rng)[None]))
+            np.multiply(part.grads, part.grads, out=square)
+            np.add(out, square, out=out)
+            done += 1
+        np.divide(out, max(1, done), out=out)
+
+    def _singles(self, most: int) -> Iterable[Batch]:
+        left = most
+        for step in self._epoch():
+            batch = self._batches.batch(step)
+            for row in range(min(batch.count, left)):
+                yield replace(batch, x=batch.x[row : row + 1], count=1)
+            left -= min(batch.count, left)
+            if not left:
+                return
+
+
+class RunMeasure:
+    """The quality of the run's one model: replicas that differ are merged first, then all share the samples.
+
+    Messages go over the control channel, which no count of messages includes.
+    """
+
+    def __init__(self, schedule: Schedule, loss: Loss, batches: Batches, control: Channel, consensus: Consensus):
+        self._schedule = schedule
+        self._loss = loss
+        self._batches = batches
+        self._control = control
+        self._consensus = consensus
+        self._packings: dict[str, Packing] = {}
+
+    def quality(self, split: str) -> Quality:
+        """The merged model on ``split``; called by all ranks."""
+        (part,) = self._schedule.parts.values()
+        views = self._merged(part, self.merge_weights())
+        rank, size = self._control.rank, self._control.size
+        sums = totals(self._schedule, self._loss, self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size), views)
+        self._control.all_sum(sums).wait()
+        return quality(sums)
+
+    def merge_weights(self) -> Array:
+        """The weights (R,) of the merge: the consensus's own, without replicas that are not finite."""
+        if self._control.size == 1:
+            return np.ones(1)
+        vectors = (vector for part in self._schedule.parts.values() for vector in (part.weights, part.state))
+        own = np.array([all(map(ops.all_finite, vectors))], np.float64)
+        finite = np.empty((self._control.size, 1))
+        self._control.all_gather(own, finite).wait()
+        weights = self._consensus.merge * finite[:, 0]
+        total = weights.sum()
+        return weights / total if total > 0 else finite[:, 0] / max(1.0, finite.sum())
+
+    def _merged(self, part: Part, weights: Array) -> Views:
+        if self._control.size == 1 or not weights.any():
+            return part.weight_views, part.state_views
+        packing = self._packings.setdefault(part.name, Packing(part, slots=False))
+        if weights.max() == 1:
+            packing.copy()
+            self._control.broadcast(packing.buffer, int(weights.argmax())).wait()
+        elif self._consensus.agreed:
+            packing.share(float(weights[self._control.rank]))
+            self._control.all_sum(packing.state).wait()
+            packing.merged()
+            np.copyto(packing.weights, part.weights)
+        else:
+            packing.share(float(weights[self._control.rank]))
+            self._control.all_sum(packing.buffer).wait()
+            packing.merged()
+        return part.layout.views(packing.weights), part.state_layout.views(packing.state)
+
+
+MeasureFor: TypeAlias = Callable[[int], ReplicaMeasure]
+Qualities: TypeAlias = Mapping[str, Quality]

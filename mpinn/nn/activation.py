@@ -1,0 +1,43 @@
+"""The activation as a layer of its own."""
+
+from dataclasses import dataclass
+
+from mpinn.array.activations import ACTIVATIONS
+from mpinn.array.typing import Array, Shape, Shapes
+from mpinn.nn.bounds import known
+from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree, nothing
+
+
+@dataclass(frozen=True)
+class Activation:
+    """y = f(x), elementwise; ``name`` is one of `mpinn.array.activations.ACTIVATIONS`."""
+
+    name: str = "relu"
+
+    def __post_init__(self) -> None:
+        known("name", self.name, ACTIVATIONS)
+
+    def parameters(self, shape: Shape) -> Shapes:
+        return {}
+
+    def state(self, shape: Shape) -> Shapes:
+        return {}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
+        pass
+
+    def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
+        if self.name == "identity":
+            return x, (x,)
+        activation = ACTIVATIONS[self.name]
+        y = context.pool.empty(x.shape, x.dtype)
+        activation.forward(x, y, context.pool)
+        return y, (x if activation.keeps_input else y,)
+
+    def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
+        if not context.wants_dx:
+            return None, nothing
+        return context.ops.activation_backward(self.name, saved[0], dy, context.pool), nothing

@@ -1,0 +1,64 @@
+"""The dense layer, with its activation fused."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from mpinn.array.activations import ACTIVATIONS
+from mpinn.array.typing import Array, Shape, Shapes
+from mpinn.nn.bounds import at_least, known
+from mpinn.nn.initial import Initial, draw
+from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = f(x W + b) with x: (B, I), W: (I, O), b: (O,), y: (B, O)."""
+
+    outputs: int
+    activation: str = "identity"
+    bias: bool = True
+    initial: Initial = "he"
+
+    def __post_init__(self) -> None:
+        at_least("outputs", self.outputs, 1)
+        known("activation", self.activation, ACTIVATIONS)
+
+    def parameters(self, shape: Shape) -> Shapes:
+        weight = {"weight": (*shape, self.outputs)}
+        return {**weight, "bias": (self.outputs,)} if self.bias else weight
+
+    def state(self, shape: Shape) -> Shapes:
+        return {}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 1:
+            raise ValueError(f"a dense layer takes samples of one dimension, not of shape {shape}: flatten them first")
+        return (self.outputs,)
+
+    def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
+        draw(weights["weight"], prod(weights["weight"].shape[:-1]), self.initial, rng(()))
+        if self.bias:
+            weights["bias"].fill(0)
+
+    def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
+        z = context.pool.empty((len(x), self.outputs), x.dtype)
+        np.matmul(x, weights["weight"], out=z)
+        y, kept = context.ops.bias_activation(z, weights.get("bias"), self.activation, context.pool)
+        return y, (x, kept)
+
+    def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
+        x, kept = saved
+        dz = context.ops.activation_backward(self.activation, kept, dy, context.pool)
+        dx = None
+        if context.wants_dx:
+            dx = context.pool.empty(x.shape, x.dtype)
+            np.matmul(dz, weights["weight"].T, out=dx)
+
+        def finish(grads: Tree) -> None:
+            np.matmul(x.T, dz, out=grads["weight"])
+            if self.bias:
+                grads["bias"][...] = context.ops.column_sums(dz)
+
+        return dx, finish

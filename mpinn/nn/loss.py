@@ -1,0 +1,53 @@
+"""Losses: sums over the samples, so that pieces of a batch add up to the whole."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mpinn.array.typing import Array
+from mpinn.nn.bounds import share
+from mpinn.nn.layer import Pass
+
+
+class Loss(Protocol):
+    """A frozen dataclass of hyper-parameters."""
+
+    def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        """The loss, summed over the samples, as a float64 array of no dimensions; and dy, of the shape of y."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-sum_c p_c log softmax(y)_c with p = (1 - smoothing) on the class plus smoothing / O on all of the O classes.
+
+    y: (B, O); target: (B,) class numbers.
+    """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        share("smoothing", self.smoothing)
+
+    def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        loss, dy = context.ops.cross_entropy(y, target, self.smoothing, context.pool)
+        return loss, dy
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """|y - target|^2 / 2. y: (B, O); target: (B, O), or (B,) class numbers, which stand for one-hot rows."""
+
+    def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        loss, dy = context.ops.squared_error(y, target, context.pool)
+        return loss, dy
+
+
+def correct(y: Array, target: Array, context: Pass) -> Any:
+    """How many rows of y: (B, O) have their maximum where target has it: (B, O), or (B,) class numbers."""
+    return context.ops.correct(y, target)
+
+
+LOSSES: dict[str, type[CrossEntropy] | type[SquaredError]] = {
+    "cross_entropy": CrossEntropy,
+    "squared_error": SquaredError,
+}

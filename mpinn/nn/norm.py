@@ -1,0 +1,107 @@
+"""Normalisation layers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpinn.array.typing import Array, Shape, Shapes
+from mpinn.nn.bounds import at_most, positive
+from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """y = (x - mean) / sqrt(variance + epsilon) * scale + shift, per channel of x: (B, F) or (B, H, W, C).
+
+    In training the statistics are those of the batch, and the running ones move towards them by ``momentum``; the
+    running variance follows the unbiased one (of a single row: zero). Otherwise the running statistics are used.
+    Ioffe and Szegedy, Batch normalization, 2015.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        positive("momentum", self.momentum)
+        at_most("momentum", self.momentum, 1)
+        positive("epsilon", self.epsilon)
+
+    def parameters(self, shape: Shape) -> Shapes:
+        return {"scale": shape[-1:], "shift": shape[-1:]}
+
+    def state(self, shape: Shape) -> Shapes:
+        return {"mean": shape[-1:], "variance": shape[-1:]}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
+        weights["scale"].fill(1)
+        weights["shift"].fill(0)
+        state["mean"].fill(0)
+        state["variance"].fill(1)
+
+    def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
+        mean, variance = state["mean"].copy(), state["variance"]
+        if context.training:
+            mean, variance = context.ops.column_moments(x, context.pool)
+            if context.update_state and len(x):
+                self._follow(state, mean, variance, x.size // x.shape[-1])
+        inverse = (1 / np.sqrt(variance + self.epsilon)).astype(x.dtype)
+        y = context.ops.batch_norm(x, mean, inverse, weights["scale"], weights["shift"], context.pool)
+        return y, (x, mean, inverse)
+
+    def _follow(self, state: Tree, mean: Array, variance: Array, rows: int) -> None:
+        unbiased = variance * (rows / max(1, rows - 1))
+        state["mean"][...] += self.momentum * (mean - state["mean"])
+        state["variance"][...] += self.momentum * (unbiased - state["variance"])
+
+    def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array, Finish]:
+        x, mean, inverse = saved
+        dx, dscale, dshift = context.ops.batch_norm_backward(
+            x, mean, inverse, weights["scale"], dy, context.training, context.pool
+        )
+        return dx, _finish(dscale, dshift)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """y = (x - mean) / sqrt(variance + epsilon) * scale + shift, over the last axis of x: (B, ..., F).
+
+    Ba, Kiros and Hinton, Layer normalization, 2016.
+    """
+
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        positive("epsilon", self.epsilon)
+
+    def parameters(self, shape: Shape) -> Shapes:
+        return {"scale": shape[-1:], "shift": shape[-1:]}
+
+    def state(self, shape: Shape) -> Shapes:
+        return {}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
+        weights["scale"].fill(1)
+        weights["shift"].fill(0)
+
+    def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
+        y, mean, inverse = context.ops.layer_norm(x, weights["scale"], weights["shift"], self.epsilon, context.pool)
+        return y, (x, mean, inverse)
+
+    def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array, Finish]:
+        x, mean, inverse = saved
+        dx, dscale, dshift = context.ops.layer_norm_backward(x, mean, inverse, weights["scale"], dy, context.pool)
+        return dx, _finish(dscale, dshift)
+
+
+def _finish(dscale: Array, dshift: Array) -> Finish:
+    def finish(grads: Tree) -> None:
+        grads["scale"][...] = dscale
+        grads["shift"][...] = dshift
+
+    return finish

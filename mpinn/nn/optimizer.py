@@ -1,0 +1,141 @@
+"""SGD, Adam and AdamW: what they remember, and one step of a part's flat vector."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from mpinn.array import steps
+from mpinn.array.steps import Segments
+from mpinn.config import Length
+from mpinn.nn import rate as rates
+from mpinn.nn.layout import Layout
+from mpinn.nn.part import Part
+from mpinn.nn.rate import Decay
+
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(ABC):
+    """What all optimizers share: the learning rate, its course over the run, and the weight decay.
+
+    ``decay_all`` extends the weight decay from the weights proper to biases and to the scales and shifts of norms.
+    """
+
+    rate: Positive = 0.1
+    decay: Decay = "cosine"
+    warmup: Length = Length("1 epoch")
+    milestones: tuple[Length, ...] = ()
+    """Where the decay ``step`` multiplies the rate by ``factor``."""
+    factor: Positive = 0.1
+    floor: Share = 0.0
+    """The share of the rate at which the decay ``cosine`` ends."""
+    weight_decay: NotNegative = 0.0
+    decay_all: bool = False
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """Names of the vectors that the optimizer remembers."""
+
+    @abstractmethod
+    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+        """Move ``part.weights`` once, along the summed gradient ``part.grads`` times ``scale``."""
+
+    def course(self, steps_per_epoch: int, total: int) -> Callable[[int], float]:
+        """The learning rate by batch index, for a run of ``total`` steps."""
+        warmup = self.warmup.steps(steps_per_epoch)
+        milestones = tuple(milestone.steps(steps_per_epoch) for milestone in self.milestones)
+        return lambda step: (
+            self.rate * rates.share(self.decay, step, total, warmup, milestones, self.factor, self.floor)
+        )
+
+    def segments(self, layout: Layout) -> Segments:
+        """The vector cut where the weight decay changes."""
+        cuts: list[tuple[int, int, float]] = []
+        starts = [entry.start for entry in layout] + [layout.size]
+        for entry, stop in zip(layout, starts[1:], strict=True):
+            decay = self.weight_decay if self.decay_all or entry.path[-1] == "weight" else 0.0
+            if cuts and cuts[-1][2] == decay:
+                cuts[-1] = (cuts[-1][0], stop, decay)
+            else:
+                cuts.append((entry.start, stop, decay))
+        return cuts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with heavy-ball or Nesterov momentum."""
+
+    momentum: Share = 0.9
+    nesterov: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("momentum",) if self.momentum else ()
+
+    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+        velocity = part.slots.get("momentum")
+        part.updates += 1
+        steps.sgd(
+            part.weights, part.grads, velocity, segments, scale, rate, self.momentum, self.nesterov, pool=part.pool
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015); the weight decay is part of the gradient."""
+
+    rate: Positive = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("first_moment", "second_moment")
+
+    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+        _adam(self, part, segments, rate, scale, decoupled=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.01
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("first_moment", "second_moment")
+
+    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+        _adam(self, part, segments, rate, scale, decoupled=True)
+
+
+def _adam(options: Adam | AdamW, part: Part, segments: Segments, rate: float, scale: float, decoupled: bool) -> None:
+    part.updates += 1
+    steps.adam(
+        part.weights,
+        part.grads,
+        part.slots["first_moment"],
+        part.slots["second_moment"],
+        segments,
+        scale,
+        rate,
+        options.betas,
+        options.epsilon,
+        int(part.updates[0]),
+        decoupled,
+        pool=part.pool,
+    )
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

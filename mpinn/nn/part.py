@@ -1,0 +1,78 @@
+"""What one rank owns of a model: a network and the flat vectors that belong to it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.random import Generator, default_rng
+
+from mpinn.array.pool import Pool
+from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.nn.layer import Tree
+from mpinn.nn.layout import Layout
+from mpinn.nn.network import Network
+
+WEIGHT_STREAM = 0x57454947
+"""Sets the numbers of initial weights apart from every other use of the seed."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A network with its weights, gradients, running statistics and optimizer slots, each one flat vector.
+
+    ``weights``, ``grads`` and the slots follow ``layout``, ``state`` follows ``state_layout``. ``updates`` counts the
+    optimizer steps that the slots have seen, which Adam's bias correction needs.
+    """
+
+    name: str
+    network: Network
+    layout: Layout
+    state_layout: Layout
+    weights: Array
+    grads: Array
+    state: Array
+    slots: dict[str, Array]
+    updates: Array
+    pool: Pool
+    weight_views: Tree = field(init=False)
+    grad_views: Tree = field(init=False)
+    state_views: Tree = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weight_views = self.layout.views(self.weights)
+        self.grad_views = self.layout.views(self.grads)
+        self.state_views = self.state_layout.views(self.state)
+
+    def initialize(self, seed: int) -> None:
+        """Draw the initial weights: those of layer i from (seed, i), on whatever rank it stands."""
+        self.network.initialize(self.weight_views, self.state_views, lambda path: weight_numbers(seed, path))
+
+    def reset_slots(self) -> None:
+        """Forget what the optimizer remembers."""
+        for slot in self.slots.values():
+            slot.fill(0)
+        self.updates.fill(0)
+
+
+def weight_numbers(seed: int, path: tuple[int, ...]) -> Generator:
+    """The random numbers from which the layer at ``path`` draws its initial weights."""
+    return default_rng([WEIGHT_STREAM, seed, *path])
+
+
+def build_part(
+    name: str, network: Network, shape: Shape, dtype: Dtype, slots: tuple[str, ...], pool: Pool | None = None
+) -> Part:
+    """A part with zero vectors for a network whose input samples have ``shape``; one slot vector for each name."""
+    layout = Layout(network.parameters(shape), dtype)
+    state_layout = Layout(network.state(shape), dtype)
+    return Part(
+        name,
+        network,
+        layout,
+        state_layout,
+        weights=np.zeros(layout.size, dtype),
+        grads=np.zeros(layout.size, dtype),
+        state=np.zeros(state_layout.size, dtype),
+        slots={slot: np.zeros(layout.size, dtype) for slot in slots},
+        updates=np.zeros(1, np.int64),
+        pool=pool or Pool(),
+    )

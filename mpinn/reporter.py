@@ -1,0 +1,97 @@
+"""What a user sees while a run goes on: a bar on a terminal, plain lines otherwise. Only rank 0 says anything."""
+
+import sys
+from typing import Any, Protocol, TextIO
+
+from mpinn.comm.launch import on_terminal, terminal_width
+
+
+class Reporter(Protocol):
+    """Says what happens; ``line`` is for what should stay on the screen."""
+
+    def line(self, text: str) -> None:
+        """A line of its own."""
+        ...
+
+    def progress(self, step: int, status: str) -> None:
+        """How far the run is, and how it is doing."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be said."""
+        ...
+
+
+class Silent:
+    """Every rank but 0."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, status: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Plain:
+    """Lines for a batch log: about ``lines`` of progress in the whole run."""
+
+    def __init__(self, total: int, lines: int = 20, out: TextIO | None = None):
+        self._out = out or sys.stdout
+        self._every = max(1, total // lines)
+        self._next = 0
+        self._total = total
+
+    def line(self, text: str) -> None:
+        """Print and flush, so that a log can be followed."""
+        print(text, file=self._out, flush=True)
+
+    def progress(self, step: int, status: str) -> None:
+        """Print if enough steps have gone by since the last time."""
+        if step >= self._next or step == self._total:
+            self._next = step - step % self._every + self._every
+            self.line(f"step {step:>{len(str(self._total))}}/{self._total}  {status}")
+
+    def close(self) -> None:
+        """Everything has been printed."""
+
+
+class Bar:
+    """A progress bar that lines go above."""
+
+    def __init__(self, total: int, start: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(force_terminal=True, width=terminal_width(), highlight=False)
+        columns: tuple[Any, ...] = (
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._task = self._progress.add_task("training", total=total, completed=start, status="")
+        self._progress.start()
+
+    def line(self, text: str) -> None:
+        """Print above the bar."""
+        self._progress.console.print(text, markup=False)
+
+    def progress(self, step: int, status: str) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=step, status=status)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._progress.stop()
+
+
+def open_reporter(rank: int, total: int, start: int = 0) -> Reporter:
+    """The reporter for a rank and for where its output goes."""
+    if rank:
+        return Silent()
+    return Bar(total, start) if on_terminal() else Plain(total)

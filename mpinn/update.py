@@ -1,0 +1,50 @@
+"""From a complete gradient to new weights: consensus, clipping, combining, optimizer."""
+
+from collections.abc import Callable, Mapping
+from math import sqrt
+
+from mpinn.array import ops
+from mpinn.consensus.consensus import Consensus
+from mpinn.datasets.batches import Batch
+from mpinn.nn.optimizer import Optimizer
+from mpinn.nn.part import Part
+
+
+class OptimizerUpdate:
+    """The update that a schedule calls; ``rate`` maps a batch's index to the learning rate, ``clip`` 0 leaves norms alone."""
+
+    def __init__(
+        self,
+        consensus: Consensus,
+        optimizer: Optimizer,
+        rate: Callable[[int], float],
+        clip: float,
+        parts: Mapping[str, Part],
+    ):
+        self._consensus = consensus
+        self._optimizer = optimizer
+        self._rate = rate
+        self._clip = clip
+        self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
+
+    def ready(self, part: Part, span: slice) -> None:
+        """A slice of the gradient is complete."""
+        self._consensus.ready(part, span)
+
+    def __call__(self, part: Part, batch: Batch) -> None:
+        """The part's gradient is complete; a batch without samples anywhere changes nothing."""
+        samples = self._consensus.gradients(part, batch)
+        if not samples:
+            return
+        scale = 1 / samples
+        if self._clip:
+            norm = gradient_norm(part) * scale
+            # a norm that is not finite is left alone, so that it shows
+            scale *= min(1.0, self._clip / norm) if norm > 0 else 1.0
+        self._consensus.combine(part)
+        self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
+
+
+def gradient_norm(part: Part) -> float:
+    """The norm of the summed gradient: the root of the sum of per-layer sums of squares, in layer order."""
+    return sqrt(sum(float(ops.sum_of_squares(part.grads[entry.slice])) for entry in part.layout))

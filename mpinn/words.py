@@ -1,0 +1,55 @@
+"""What messages about the configuration say: what a type allows, what was given, and what was probably meant."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from msgspec import inspect
+
+
+def show(value: object) -> str:
+    """A value of the user's as messages quote it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value) if isinstance(value, (str, list, dict)) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def expected(kind: Any) -> str:
+    """What a type allows, in words; ``kind`` comes from `msgspec.inspect`."""
+    match kind:
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.IntType() | inspect.FloatType():
+            return ("an integer" if isinstance(kind, inspect.IntType) else "a number") + _bounds(kind)
+        case inspect.StrType():
+            return "a string"
+        case inspect.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case inspect.VarTupleType(item_type=item) | inspect.ListType(item_type=item):
+            least = f" of at least {kind.min_length}" if kind.min_length else ""
+            return f"a list{least}, each {expected(item)}"
+        case inspect.TupleType(item_types=items):
+            return f"a list of {len(items)}: {', '.join(map(expected, items))}"
+        case inspect.UnionType(types=types):
+            return " or ".join(map(expected, types))
+        case inspect.CustomType(cls=cls):
+            return _own(cls)
+    raise TypeError(f"a key of the configuration cannot have the type {kind}")
+
+
+def _own(cls: Any) -> str:
+    words: str = cls.expected()
+    return words
+
+
+def _bounds(kind: Any) -> str:
+    words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [f"{word} {getattr(kind, name):g}" for name, word in words.items() if getattr(kind, name) is not None]
+    return f" {' and '.join(found)}" if found else ""
+
+
+def nearest(value: object, allowed: Sequence[str]) -> str:
+    """A hint at the name that ``value`` is nearest to, or nothing."""
+    found = get_close_matches(value, allowed, 1) if isinstance(value, str) else []
+    return f" (did you mean {found[0]}?)" if found else ""
