@@ -7,7 +7,8 @@ from ranks import SHAPES, ThreadChannel, Threads, alone, blank, filled, snapshot
 
 import mpinn.storage.schema
 from mpinn.nn.layout import Layout
-from mpinn.storage.checkpoint import Saver, SaveError
+from mpinn.storage.checkpoint import SaveError, Saver
+from mpinn.storage.merge import statistics
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest, restore
 from mpinn.storage.schema import VectorSpec
@@ -161,12 +162,7 @@ def test_weights_that_give_no_mean_are_refused(tmp_path, weights):
         save_replicas(tmp_path, [specs(0), specs(1)], merge=np.array(weights))
 
 
-def test_a_layer_can_be_merged_as_a_whole(tmp_path):
-    def statistics(layer, weights):
-        assert layer["mean"].shape == (2, 5)
-        mean = np.tensordot(weights, layer["mean"], 1)
-        return {"mean": mean, "variance": np.tensordot(weights, layer["variance"] + layer["mean"] ** 2, 1) - mean**2}
-
+def test_variances_are_merged_with_how_far_the_means_are_apart(tmp_path):
     replicas = [specs(rank, "float64") for rank in range(3)]
     weights = np.array([0.25, 0, 0.75])
     save_replicas(tmp_path, replicas, merge=weights, merges={"state": statistics})
@@ -175,8 +171,11 @@ def test_a_layer_can_be_merged_as_a_whole(tmp_path):
         variances = [r[2].vector[r[2].layout.entries[1].slice] for r in replicas]
         mean = 0.25 * means[0] + 0.75 * means[2]
         spread = 0.25 * (variances[0] + means[0] ** 2) + 0.75 * (variances[2] + means[2] ** 2) - mean**2
+        assert (spread > 0).any()
         np.testing.assert_allclose(file.weights("hidden1/norm/mean", "state/network"), mean, rtol=1e-13)
-        np.testing.assert_allclose(file.weights("hidden1/norm/variance", "state/network"), spread, rtol=1e-13)
+        np.testing.assert_allclose(
+            file.weights("hidden1/norm/variance", "state/network"), np.maximum(spread, 0), rtol=1e-12
+        )
 
 
 def test_stages_and_replicas_share_one_file(tmp_path):
@@ -249,15 +248,19 @@ def test_what_a_killed_run_left_is_removed_at_the_start(tmp_path):
     assert newest(tmp_path, pytest.fail) == tmp_path / "checkpoint-00000001.h5"
 
 
+def poll_until_done(saver: Saver) -> None:
+    while not saver.poll():
+        pass
+
+
 def test_a_failure_comes_out_on_every_rank_and_once(tmp_path):
     directory = tmp_path / "missing"
 
     def program(channel):
         saver = Saver(directory, channel)
         saver.save(snapshot(1, specs(channel.rank), 3))
-        with pytest.raises(SaveError, match="missing: the checkpoint was not saved: .*No such file"):
-            while not saver.poll():
-                pass
+        with pytest.raises(SaveError, match=r"missing: the checkpoint was not saved: .*No such file"):
+            poll_until_done(saver)
         if channel.rank == 0:
             directory.mkdir()
         saver.save(snapshot(2, specs(channel.rank), 3))
@@ -278,6 +281,26 @@ def test_a_program_that_fails_during_a_save_leaves_nothing_half_written(tmp_path
     with pytest.raises(SaveError, match="the program failed"):
         saver.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_for_inspection_is_none_to_resume_from(tmp_path):
+    replicas = [specs(rank) for rank in range(2)]
+    for vectors in replicas:
+        vectors[0].vector[0] = np.nan
+
+    def program(channel):
+        saver = Saver(tmp_path, channel)
+        saver.save(snapshot(1, replicas[channel.rank], 2))
+        path = saver.inspection(snapshot(2, replicas[channel.rank], 2), merge=np.array([0.0, np.nan]))
+        saver.close()
+        return path
+
+    path = tmp_path / "inspection-00000002.h5"
+    assert Threads(2).run(program) == [path, path]
+    assert newest(tmp_path, pytest.fail) == tmp_path / "checkpoint-00000001.h5"
+    with Checkpoint(path) as file:
+        assert (file.step, file.replicas) == (2, [0, 1])
+        assert np.isnan(file.weights("hidden1/dense/weight")[0, 0])
 
 
 def test_two_ranks_may_not_hold_the_same_replica(tmp_path):

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -13,6 +15,7 @@ from ranks import SHAPES, alone, blank, snapshot, specs
 
 from mpinn.config import InputError
 from mpinn.nn.layout import Layout
+from mpinn.storage import writer
 from mpinn.storage.checkpoint import Saver
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import read_index
@@ -23,13 +26,21 @@ from mpinn.storage.schema import VectorSpec
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints at the steps 1, 2 and 3."""
-    saver = Saver(tmp_path, alone())
+    path = tmp_path_factory.mktemp("saved")
+    saver = Saver(path, alone())
     for step in (1, 2, 3):
         saver.save(snapshot(step, specs(step)), score=-step)
     saver.close()
+    return path
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(saved, tmp_path, symlinks=True, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -194,70 +205,73 @@ def test_a_block_that_cannot_be_read_loads_nothing(run):
     assert all((spec.vector == 7).all() for spec in into)
 
 
-SAVE_FOR_EVER = """
-import sys
-from ranks import alone, snapshot, specs
-from mpinn.storage.checkpoint import Saver
-from mpinn.storage.restore import newest
-directory, step = sys.argv[1], int(sys.argv[2])
-shapes = {f"layer{i}": {"w": (200, 50)} for i in range(40)}
-saver = Saver(directory, alone())
-while True:
-    step += 1
-    saver.save(snapshot(step, specs(step, shapes=shapes)))
-    saver.wait()
-    print(step, flush=True)
-"""
+def forked(program: Callable[[], None]) -> int:
+    """Run the program in a child process, which leaves with 1 if it comes to an end; returns its id."""
+    if child := os.fork():
+        return child
+    try:
+        program()
+    finally:
+        os._exit(1)
 
 
 def test_a_kill_during_a_save_leaves_the_checkpoint_before_it_in_use(tmp_path):
-    durable = 0
-    for delay in np.linspace(0, 0.06, 8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path), str(durable)],
-            cwd=HERE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        first = process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        durable = int(([first, *process.stdout.readlines()])[-1])
-        process.stdout.close()
-        process.wait()
+    shapes = {f"layer{i}": {"w": (200, 50)} for i in range(40)}
+    durable, kills_during_a_save = 0, 0
+
+    def save_for_ever(told: int, step: int) -> None:
+        saver = Saver(tmp_path, alone())
+        while True:
+            step += 1
+            saver.save(snapshot(step, specs(step, shapes=shapes)))
+            saver.wait()
+            os.write(told, f"{step}\n".encode())
+
+    for delay in np.linspace(0, 0.05, 10):
+        ours, told = os.pipe()
+        child = forked(partial(save_for_ever, told, durable))
+        os.close(told)
+        with open(ours) as steps:
+            first = steps.readline()
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+            durable = int([first, *steps][-1])
+        os.waitpid(child, 0)
+        kills_during_a_save += any(tmp_path.glob(".*.partial"))
         path = newest(tmp_path, lambda line: None)
-        # what was said to be durable is there; the save under way may have become so just before the kill
+        # What was said to be durable is there; the save under way may have become so just before the kill.
         assert path in (tmp_path / name(durable), tmp_path / name(durable + 1))
         with Checkpoint(path) as file:
             assert file.step in (durable, durable + 1)
             assert file.weights("layer39/w").shape == (200, 50)
+    assert kills_during_a_save > 0
 
 
 POINTS = ["write", "digest", "write_index", "replace", "point_latest", "_prune"]
+
+
+def die(*_: object) -> None:
+    os._exit(9)
+
+
+def save_and_die(run: Path, point: str, step: int) -> None:
+    if point == "replace":
+        writer.os = type("os", (), {"replace": die})
+    elif point == "point_latest":
+        RunDirectory.point_latest = die
+    else:
+        setattr(writer, point, die)
+    saver = Saver(run, alone())
+    saver.save(snapshot(step, specs(50)))
+    saver.wait()
 
 
 @pytest.mark.parametrize("step", [3, 4])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_point_of_publishing_loses_nothing(run, point, step):
     """Step 3 replaces a file that is there; the process dies as it reaches the point."""
-    program = f"""
-import os, sys
-from ranks import alone, snapshot, specs
-from mpinn.storage import writer
-from mpinn.storage.checkpoint import Saver
-from mpinn.storage.directory import RunDirectory
-saver = Saver(sys.argv[1], alone())
-die = lambda *_: os._exit(9)
-if {point!r} == "replace": writer.os = type("os", (), {{"replace": die}})
-elif {point!r} == "point_latest": RunDirectory.point_latest = die
-else: setattr(writer, {point!r}, die)
-saver.save(snapshot({step}, specs(50)))
-saver.wait()
-"""
-    path = os.pathsep.join([str(HERE), *sys.path])
-    ended = subprocess.run([sys.executable, "-c", program, run], cwd=HERE, env={**os.environ, "PYTHONPATH": path})
-    assert ended.returncode == 9
+    child = forked(partial(save_and_die, run, point, step))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     published = POINTS.index(point) > POINTS.index("replace")
     into, expected = blank(specs()), specs(50 if published else 3)
     restore(newest(run, lambda line: None), into, (1, 1, 1), 0)
