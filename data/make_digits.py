@@ -11,13 +11,13 @@ HELD_OUT = 300
 """Samples of the validation split and of the test split, each."""
 
 
-def read_csv(path):
+def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, 8, 8, 1) of values 0 to 16, and labels (n,), from a table with 64 pixels and a label on each line."""
     table = np.loadtxt(path, delimiter=",").astype(np.uint8)
     return table[:, :64].reshape(-1, 8, 8, 1), table[:, 64]
 
 
-def split(labels):
+def split(labels: np.ndarray) -> dict[str, np.ndarray]:
     """The samples of each split, ascending; each split has every label in proportion, to within one sample.
 
     The samples are shuffled, then sorted by label; of that sequence the held-out samples are taken at equal distances,
@@ -30,7 +30,7 @@ def split(labels):
     return {"train": np.setdiff1d(np.arange(len(labels)), held_out), "validation": validation, "test": test}
 
 
-def write(path, images, labels):
+def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write the file; equal inputs give equal bytes."""
     samples = split(labels)
     with h5py.File(path, "w") as file:
@@ -51,4 +51,4 @@ def write(path, images, labels):
 
 if __name__ == "__main__":
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("digits.h5")
-    write(target, *read_csv(sys.argv[1]))
+    write(target, *read_csv(Path(sys.argv[1])))

@@ -10,7 +10,7 @@ import numpy as np
 from mpinn.comm.channel import Channel, Pending
 
 HORIZON = 0.5
-"""Seconds of training between two boundaries: how far one rank may run ahead of another, and half of how late a stop is."""
+"""Seconds of training between two boundaries: how far a rank may run ahead, and half of how late a stop may be."""
 MOST_STEPS = 1000
 
 
@@ -18,8 +18,8 @@ class Agreement:
     """A rolling, non-blocking maximum of what the ranks ask for.
 
     At a boundary, a step number that is the same on all ranks, each rank completes the maximum that was started at the
-    boundary before, acts on it, and starts the next one. No rank passes a boundary before the maximum of the last one is
-    complete, so all act at the same step. The distance to the next boundary follows the slowest rank's seconds per step.
+    boundary before, acts on it, and starts the next one. No rank passes a boundary before the maximum of the last one
+    is complete, so all act at the same step. How far off the next boundary is follows the slowest rank's pace.
     """
 
     def __init__(self, channel: Channel, step: int):

@@ -16,15 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 import msgspec
 from msgspec import Meta, inspect
 
+from mpinn.errors import InputError as InputError
 from mpinn.words import expected, nearest, show
-
-
-class InputError(Exception):
-    """Something that the user gave is wrong: the program prints one message and leaves with code 2."""
-
-    def __init__(self, path: str, message: str):
-        super().__init__(f"{path}: {message}" if path else message)
-        self.path = path
 
 
 class Length(str):

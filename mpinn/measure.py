@@ -1,6 +1,6 @@
 """Measuring models: one replica's own, for its score, and the one model of the run, on all ranks together."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.consensus.packing import Packing
 from mpinn.datasets.batches import Batch, Batches
 from mpinn.nn.layer import Pass, Tree
-from mpinn.nn.loss import Loss
+from mpinn.nn.loss import Loss, correct
 from mpinn.nn.part import Part
 from mpinn.schedules.schedule import Schedule
 
@@ -32,7 +32,7 @@ def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: View
     for batch in batches:
         if batch.count:
             y = schedule.predict(batch.x, *(views or ()))
-            sums += float(loss(y, batch.target, context)[0]), loss.correct(y, batch.target, context), batch.count
+            sums += float(loss(y, batch.target, context)[0]), correct(y, batch.target, context), batch.count
     return sums
 
 
@@ -67,14 +67,14 @@ class ReplicaMeasure:
         return range(first, first + length)
 
     def fisher(self, part: Part, out: Array, samples: int) -> None:
-        """The mean of the squared gradients of single samples, whose labels are drawn from the model's own distribution."""
+        """The mean of the squared gradients of single samples, with labels drawn from the model's own distribution."""
         rng = default_rng(self._key)
         out.fill(0)
         done = 0
         square = np.empty_like(out)
         for sample in self._singles(samples):
-            y = self._schedule.predict(sample.x)[0]
-            self._schedule.gradient(replace(sample, target=self._loss.draw(y, rng)[None]))
+            y = self._schedule.predict(sample.x)
+            self._schedule.gradient(replace(sample, target=self._loss.draw(y, rng)))
             np.multiply(part.grads, part.grads, out=square)
             np.add(out, square, out=out)
             done += 1
@@ -110,7 +110,9 @@ class RunMeasure:
         (part,) = self._schedule.parts.values()
         views = self._merged(part, self.merge_weights())
         rank, size = self._control.rank, self._control.size
-        sums = totals(self._schedule, self._loss, self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size), views)
+        sums = totals(
+            self._schedule, self._loss, self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size), views
+        )
         self._control.all_sum(sums).wait()
         return quality(sums)
 
@@ -122,9 +124,11 @@ class RunMeasure:
         own = np.array([all(map(ops.all_finite, vectors))], np.float64)
         finite = np.empty((self._control.size, 1))
         self._control.all_gather(own, finite).wait()
-        weights = self._consensus.merge * finite[:, 0]
-        total = weights.sum()
-        return weights / total if total > 0 else finite[:, 0] / max(1.0, finite.sum())
+        weights: Array = self._consensus.merge * finite[:, 0]
+        if not weights.any():
+            weights = finite[:, 0]
+        weights /= max(weights.sum(), 1e-300)
+        return weights
 
     def _merged(self, part: Part, weights: Array) -> Views:
         if self._control.size == 1 or not weights.any():
@@ -143,7 +147,3 @@ class RunMeasure:
             self._control.all_sum(packing.buffer).wait()
             packing.merged()
         return part.layout.views(packing.weights), part.state_layout.views(packing.state)
-
-
-MeasureFor: TypeAlias = Callable[[int], ReplicaMeasure]
-Qualities: TypeAlias = Mapping[str, Quality]

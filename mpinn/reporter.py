@@ -67,8 +67,7 @@ class Bar:
 
         console = Console(force_terminal=True, width=terminal_width(), highlight=False)
         columns: tuple[Any, ...] = (
-            TextColumn("training"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=15),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),

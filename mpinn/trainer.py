@@ -27,18 +27,32 @@ class Outcome(Enum):
     STOPPED = "stopped"
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """A loss, or every replica, stopped being finite. Raised on all ranks together."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a checkpoint says besides the state of the ranks: the step, the last validation accuracy, totals so far.
+
+    ``merge`` (R,) are the weights with which replicas that differ are merged to one model.
+    """
+
+    step: int
+    score: float | None
+    merge: Array
+    samples: int
+    seconds: float
 
 
 class Keeper(Protocol):
     """Keeps the state of the run in files; every method is called by all ranks."""
 
-    def save(self, step: int, score: float | None, merge: Array) -> None:
+    def save(self, moment: Moment) -> None:
         """Start saving a checkpoint."""
         ...
 
-    def inspection(self, step: int, merge: Array) -> str:
+    def inspection(self, moment: Moment) -> str:
         """Save a file to look at, which no run resumes from, and return its path."""
         ...
 
@@ -92,7 +106,7 @@ class Trainer:
     _saved_at: float = field(default_factory=monotonic)
 
     def run(self) -> Outcome:
-        """Train; raises `Diverged` after saving a file for inspection."""
+        """Train; raises `DivergedError` after saving a file for inspection."""
         step = self.plan.start
         self.stopwatch.other()
         while step < self.plan.total:
@@ -138,8 +152,8 @@ class Trainer:
             loss, accuracy = self.quality.loss, self.quality.accuracy
             self.keeper.record({"step": step, "validation_loss": loss, "validation_accuracy": accuracy})
         if log:
-            accuracy_text = f"  validation {self.quality.accuracy:.4f}" if self.quality else ""
-            self.reporter.progress(step, status + accuracy_text)
+            validated = f"  validation {self.quality.accuracy:.4f}" if self.quality else ""
+            self.reporter.progress(step, status + validated)
         self.stopwatch.other()
 
     def _log(self, step: int) -> str:
@@ -154,7 +168,7 @@ class Trainer:
         record = {"step": step, "epoch": epoch, "loss": loss, "rate": rate, "samples": self.samples, "seconds": seconds}
         self.keeper.record(record)
         speed = self.samples / seconds if seconds else 0.0
-        return f"epoch {epoch:6.2f}  loss {loss:.4f}  rate {rate:.2g}  {speed:,.0f} samples/s"
+        return f"epoch {epoch:.1f}  {speed:,.0f}/s  loss {loss:.4f}"
 
     def _check(self, step: int, sums: Array) -> None:
         bad = sums[:, 2] < NEVER
@@ -169,8 +183,12 @@ class Trainer:
         self.control.all_gather(np.array([own[0] if own else -1.0]), layers).wait()
         index = int(layers[rank, 0])
         layer = f"layer {names[index]} is the first whose weights are not" if index >= 0 else "all weights still are"
-        path = self.keeper.inspection(step, self.measure.merge_weights())
-        raise Diverged(f"step {first + 1}, rank {rank}: {what}; {layer}. The state is in {path}")
+        path = self.keeper.inspection(self._moment(step))
+        raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {layer}. The state is in {path}")
+
+    def _moment(self, step: int) -> Moment:
+        score = self.quality.accuracy if self.quality else None
+        return Moment(step, score, self.measure.merge_weights(), self.samples, self.elapsed())
 
     def _agreed(self, step: int, last: bool) -> bool:
         """Save if it is time; whether all ranks stop here."""
@@ -185,8 +203,7 @@ class Trainer:
         self.stopwatch.training()
         self._saved_at = monotonic()
         self.tally.settle()
-        score = self.quality.accuracy if self.quality else None
-        self.keeper.save(step, score, self.measure.merge_weights())
+        self.keeper.save(self._moment(step))
         if stop and not last:
             self.agreement.close()
             self.keeper.wait()

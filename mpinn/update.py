@@ -11,7 +11,7 @@ from mpinn.nn.part import Part
 
 
 class OptimizerUpdate:
-    """The update that a schedule calls; ``rate`` maps a batch's index to the learning rate, ``clip`` 0 leaves norms alone."""
+    """The update that a schedule calls; ``rate`` is the learning rate by batch index, ``clip`` 0 leaves norms alone."""
 
     def __init__(
         self,

@@ -174,6 +174,4 @@ def sum_of_squares(vector: Array) -> Any:
 
 def all_finite(vector: Array) -> bool:
     """Whether no element is infinite or not a number."""
-    return all(
-        bool(np.isfinite(vector[start : start + BLOCK]).all()) for start in range(0, vector.size, BLOCK)
-    )
+    return all(bool(np.isfinite(vector[start : start + BLOCK]).all()) for start in range(0, vector.size, BLOCK))

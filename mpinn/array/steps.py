@@ -1,4 +1,4 @@
-"""Optimizer steps on flat vectors, block by block, so that temporaries stay in the cache and nothing large is allocated.
+"""Optimizer steps on flat vectors, block by block: temporaries stay in the cache and nothing large is allocated.
 
 ``segments`` lists (start, stop, weight decay) and covers the vector; ``scale`` turns the summed gradient into a mean.
 """

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from types import TracebackType
@@ -12,6 +13,8 @@ from typing import NoReturn
 from mpinn.comm.launch import read_launch
 
 FAILURE = 1
+FORWARDING = 0.25
+"""Seconds that the launcher is given to pass on the report: MPICH's drops what it still holds when a job aborts."""
 INTERRUPTED = 130
 """What a shell calls a program that was ended by the keyboard."""
 
@@ -66,5 +69,6 @@ def _end_job(report: str, code: int) -> NoReturn:
         with suppress(ImportError, RuntimeError):
             from mpinn.comm import mpi
 
+            time.sleep(FORWARDING)
             mpi.abort(code)
     os._exit(code)

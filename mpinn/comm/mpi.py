@@ -2,6 +2,7 @@
 
 import atexit
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from time import monotonic, perf_counter, sleep
@@ -12,7 +13,10 @@ import numpy as np
 
 mpi4py.rc.thread_level = "serialized"
 mpi4py.rc.finalize = False  # done by `end_together`: finalizing waits for the other ranks, for ever if one is gone
-from mpi4py import MPI  # noqa: E402
+with warnings.catch_warnings():
+    # It suspects a launcher of another MPI; `grid.connect` knows, and says so once.
+    warnings.simplefilter("ignore", RuntimeWarning)
+    from mpi4py import MPI
 
 from mpinn.array.typing import Array  # noqa: E402
 from mpinn.comm.channel import (  # noqa: E402
@@ -240,6 +244,17 @@ class MpiChannel:
             return NullChannel(name)
         return MpiChannel(
             communicator, name, self.transport, polite=self.polite, ordered=self.ordered, chunk=self._chunk
+        )
+
+    def with_chunk(self, chunk: int) -> "MpiChannel":
+        """The same ranks with at most ``chunk`` bytes given to MPI at once; called by all ranks."""
+        return MpiChannel(
+            MPI.Intracomm(self._communicator.Dup()),
+            self.name,
+            self.transport,
+            polite=self.polite,
+            ordered=self.ordered,
+            chunk=chunk,
         )
 
     def _reduce(self, name: str, array: Array, operation: MPI.Op) -> Pending:

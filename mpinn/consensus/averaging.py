@@ -8,7 +8,7 @@ is averaged is formed by one all-reduce of one vector; every replica goes on fro
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from msgspec import Meta
@@ -16,7 +16,7 @@ from msgspec import Meta
 from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
-from mpinn.config import Period
+from mpinn.config import Deal, Period
 from mpinn.consensus.consensus import Measure, Meeting
 from mpinn.consensus.packing import Packing
 from mpinn.consensus.scores import SCORES, Local, ScoreName, mean_weights
@@ -44,6 +44,8 @@ class AveragingOptions:
     sharpness: Annotated[float, Meta(ge=0)] = 1.0
     epsilon: Annotated[float, Meta(gt=0)] = 1e-6
     fisher_samples: Annotated[int, Meta(ge=1)] = 64
+
+    deal: ClassVar[Deal] = "fixed"
 
     def build(self, channel: Channel, steps_per_epoch: int) -> "Averaging":
         """The consensus of the replicas that ``channel`` joins."""
@@ -147,4 +149,3 @@ class Averaging:
             self._channel.all_sum(vector).wait()
         packing.merged()
         np.divide(packing.weights, information, out=packing.weights)
-

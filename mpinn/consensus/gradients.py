@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from msgspec import Meta
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, Pending
+from mpinn.config import Deal
 from mpinn.consensus.consensus import Measure, Meeting
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layout import Layout
@@ -20,6 +21,8 @@ class GradientsOptions:
     """``bucket`` is the size, in MiB, from which a finished stretch of the gradient leaves."""
 
     bucket: Annotated[float, Meta(gt=0)] = 4.0
+
+    deal: ClassVar[Deal] = "redealt"
 
     def build(self, channel: Channel, steps_per_epoch: int) -> "Gradients":
         """The consensus of the replicas that ``channel`` joins."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
+from mpinn.config import Deal
 from mpinn.consensus.consensus import Measure, Meeting
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layout import Layout
@@ -16,6 +18,8 @@ from mpinn.nn.part import Part
 @dataclass(frozen=True, kw_only=True)
 class IndependentOptions:
     """Nothing to choose."""
+
+    deal: ClassVar[Deal] = "fixed"
 
     def build(self, channel: Channel, steps_per_epoch: int) -> "Independent":
         """The consensus of the replicas that ``channel`` joins."""

@@ -1,5 +1,7 @@
 """Everything of a part that replicas average, concatenated to one vector, so that one message carries it."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from mpinn.array.typing import Array
@@ -15,7 +17,7 @@ class Packing:
         self._vectors = [part.weights, part.state, *(part.slots.values() if slots else ())]
         self.buffer: Array = np.zeros(sum(vector.size for vector in self._vectors), part.weights.dtype)
         bounds = np.cumsum([0, *(vector.size for vector in self._vectors)])
-        self._pieces = [self.buffer[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        self._pieces = [self.buffer[a:b] for a, b in pairwise(bounds)]
         self.weights, self.state = self._pieces[:2]
 
     def copy(self) -> None:
@@ -24,7 +26,7 @@ class Packing:
             np.copyto(piece, vector)
 
     def share(self, weight: float) -> None:
-        """Fill the buffer with this replica's term of the weighted sum; a weight of zero masks, since 0 * NaN is NaN."""
+        """Fill the buffer with this replica's term of the weighted sum; a weight of 0 masks, since 0 * NaN is NaN."""
         if weight == 0:
             self.buffer.fill(0)
             return

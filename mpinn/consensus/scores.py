@@ -25,7 +25,7 @@ ScoreName: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """What a replica knows of itself without measuring anything: the last gradient's norm, samples since it last met."""
+    """What a replica knows without measuring: the norm of its last gradient, and its samples since the last meeting."""
 
     gradient_norm: float
     samples: float
@@ -48,21 +48,24 @@ def _proportional(numbers: Array, sharpness: float, epsilon: float) -> Array:
 
 
 def _inverse(numbers: Array, sharpness: float, epsilon: float) -> Array:
-    return 1 / (numbers + epsilon)
+    weights: Array = 1 / (numbers + epsilon)
+    return weights
 
 
 def _boltzmann(losses: Array, sharpness: float, epsilon: float) -> Array:
     # shifting all exponents alike changes no weight and avoids underflow of all of them
     exponents = -sharpness * losses / (losses.sum() + epsilon)
-    return np.exp(exponents - exponents.max())
+    weights: Array = np.exp(exponents - exponents.max())
+    return weights
 
 
 def _inverse_error(accuracies: Array, sharpness: float, epsilon: float) -> Array:
-    return 1 / (1 - accuracies + epsilon)
+    return _inverse(1 - accuracies, sharpness, epsilon)
 
 
 def _best(numbers: Array, sharpness: float, epsilon: float) -> Array:
-    return np.eye(1, len(numbers), int(numbers.argmax()))[0]
+    weights: Array = np.eye(1, len(numbers), int(numbers.argmax()))[0]
+    return weights
 
 
 def _one(measure: Measure, local: Local) -> float:

@@ -1,6 +1,6 @@
 """Merging running statistics: a mean of means, and a variance that includes how far the means are apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def _pairs(layout: Layout, state: Array) -> Iterator[tuple[Array, Array]]:
 
 
 def to_moments(layout: Layout, state: Array) -> None:
-    """In place: every variance becomes the second moment, variance + mean^2, whose weighted mean is the merged one's."""
+    """In place: every variance becomes the second moment, variance + mean^2, of which a weighted mean makes sense."""
     for mean, variance in _pairs(layout, state):
         variance += mean * mean
 
@@ -26,3 +26,12 @@ def from_moments(layout: Layout, state: Array) -> None:
     for mean, variance in _pairs(layout, state):
         variance -= mean * mean
         np.maximum(variance, 0, out=variance)
+
+
+def merge_layer(values: Mapping[str, Array], weights: Array) -> Mapping[str, Array]:
+    """One layer's statistics, name -> (R, *shape), merged with the weights (R,): name -> shape, in float64."""
+    shares = {name: np.tensordot(weights, stack.astype(np.float64), axes=1) for name, stack in values.items()}
+    if "variance" in values:
+        apart = np.square(values["mean"].astype(np.float64) - shares["mean"])
+        shares["variance"] = shares["variance"] + np.tensordot(weights, apart, axes=1)
+    return shares

@@ -34,7 +34,11 @@ class Batch:
 class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
-    ``batch`` is the global batch. Arrays are kept and used again: a `Batch` is valid until the second next is asked for.
+    <<<<<<< HEAD
+        ``batch`` is the global batch. Arrays are kept and used again: a `Batch` is valid until the one after next.
+    =======
+        ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for.
+    >>>>>>> data
     """
 
     def __init__(
@@ -77,14 +81,13 @@ class Batches:
         Every replica gets equally many batches. They have arrays of their own: the batches of training stay valid.
         """
         n = self._source.splits[split].size
-        key = (split, -(-batch // replicas))
+        key = (split, -(-min(batch, n) // replicas))
         if key not in self._evaluation:
             self._evaluation[key] = _Ring(self._source, *key, self._dtype)
         for index in range(-(-n // batch)):
             low, high = index * batch, min((index + 1) * batch, n)
-            start = (replica - low) % replicas
-            samples = np.arange(low + start, high, replicas)
-            yield self._evaluation[key].fill(index, 0, samples, high - low, (start, replicas))
+            samples = np.arange(low + replica, high, replicas)
+            yield self._evaluation[key].fill(index, 0, samples, high - low, (replica, replicas))
 
 
 class _Ring:

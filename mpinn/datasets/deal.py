@@ -1,7 +1,8 @@
 """How the samples of an epoch are dealt to the replicas.
 
 An epoch has positions 0 to n - 1. With a global batch of B and R replicas, position p belongs to batch p // B of the
-epoch and to replica p mod R; the j-th sample of replica r stands at position r + j R. Deals differ in which sample it is:
+epoch and to replica p mod R; the j-th sample of replica r stands at position r + j R. Deals differ in which sample
+stands where:
 
 redealt  sample perm(seed, epoch)[p]: every number of replicas makes the same global batches.
 fixed    replica r holds the shard perm(seed)[r::R] for the whole run, in an order that is drawn from (seed, epoch, r).

@@ -98,7 +98,7 @@ class _Reader:
         return Split(x, self._labels(name, target) if target.ndim == 1 else self._values(name, target))
 
     def _labels(self, name: str, target: Array) -> Array:
-        if target.dtype.kind == "f" and not np.all(target == np.floor(target)):
+        if target.dtype.kind == "f" and not np.all(np.isfinite(target) & (target == np.floor(target))):
             raise self._wrong(
                 f"{name}/target", "labels must be whole numbers; the targets of a regression are (n, outputs)"
             )
@@ -117,7 +117,7 @@ class _Reader:
             return 0
         classes = self.file.attrs.get("classes", target.max() + 1)
         if np.ndim(classes) or np.asarray(classes).dtype.kind not in "ui" or classes < 1:
-            raise self._wrong("", f"the attribute classes must be a positive integer, got {classes!r}")
+            raise self._wrong("", f"the attribute classes must be a positive integer, got {classes}")
         return int(classes)
 
     def _check(self, name: str, split: Split, train: Split, classes: int) -> None:
@@ -127,7 +127,8 @@ class _Reader:
             raise self._wrong(
                 f"{name}/target", f"a target has the shape {split.target.shape[1:]}, in train {train.target.shape[1:]}"
             )
-        if classes and not 0 <= (low := split.target.min()) <= (high := split.target.max()) < classes:
+        low, high = split.target.min(), split.target.max()
+        if classes and not 0 <= low <= high < classes:
             raise self._wrong(f"{name}/target", f"labels must lie in 0 to {classes - 1}, these lie in {low} to {high}")
         self._finite(f"{name}/x", split.x)
 

@@ -57,8 +57,8 @@ class Normalised:
 
     def __init__(self, source: Source, split: str, dtype: str | np.dtype[Any]):
         self._x = source.splits[split].x
-        # Spread over the last two axes, so that the inner loop of the arithmetic is a row of pixels and not one pixel.
-        row = source.sample_shape[-2:]
+        # Spread over a row of pixels, since NumPy's inner loop is slow if it ends after the few channels of one pixel.
+        row = source.sample_shape[-2:] if len(source.mean) > 1 else (1,)
         self._mean = np.broadcast_to(source.mean, row).astype(dtype)
         self._std = np.broadcast_to(source.std, row).astype(dtype)
 
@@ -69,5 +69,7 @@ class Normalised:
         """
         # mode="raise" would buffer the whole result; the indices are our own.
         np.take(self._x, samples, axis=0, out=raw, mode="clip")
-        np.subtract(raw, self._mean, out=out, dtype=out.dtype, casting="same_kind")
+        if raw is not out:
+            np.copyto(out, raw, casting="same_kind")
+        np.subtract(out, self._mean, out=out)
         np.divide(out, self._std, out=out)

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mpinn.array.typing import Array, Shape, Shapes
 
@@ -44,7 +45,7 @@ class Layout:
     ``size`` is the length of the vector with padding, ``count`` the number of elements without it.
     """
 
-    def __init__(self, shapes: Shapes, dtype: str | np.dtype[Any]):
+    def __init__(self, shapes: Shapes, dtype: DTypeLike):
         self.dtype = np.dtype(dtype)
         step = ALIGNMENT // self.dtype.itemsize
         entries, start = [], 0

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from numpy.random import Generator
+
 from mpinn.array.typing import Array
 from mpinn.nn.bounds import share
 from mpinn.nn.layer import Pass
@@ -13,6 +15,10 @@ class Loss(Protocol):
 
     def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
         """The loss, summed over the samples, as a float64 array of no dimensions; and dy, of the shape of y."""
+        ...
+
+    def draw(self, y: Array, rng: Generator) -> Array:
+        """A target for each row of y, drawn from the distribution whose log-likelihood the loss is."""
         ...
 
 
@@ -32,6 +38,11 @@ class CrossEntropy:
         loss, dy = context.ops.cross_entropy(y, target, self.smoothing, context.pool)
         return loss, dy
 
+    def draw(self, y: Array, rng: Generator) -> Array:
+        """Class numbers (B,) from softmax(y): the largest of the logits plus Gumbel noise."""
+        drawn: Array = (y + rng.gumbel(size=y.shape)).argmax(axis=1)
+        return drawn
+
 
 @dataclass(frozen=True)
 class SquaredError:
@@ -40,6 +51,10 @@ class SquaredError:
     def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
         loss, dy = context.ops.squared_error(y, target, context.pool)
         return loss, dy
+
+    def draw(self, y: Array, rng: Generator) -> Array:
+        """y plus Gaussian noise of variance 1, (B, O)."""
+        return (y + rng.normal(size=y.shape)).astype(y.dtype)
 
 
 def correct(y: Array, target: Array, context: Pass) -> Any:

@@ -81,7 +81,7 @@ class SGD(Optimizer):
 
     def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
         velocity = part.slots.get("momentum")
-        part.updates += 1
+        part.count_update()
         steps.sgd(
             part.weights, part.grads, velocity, segments, scale, rate, self.momentum, self.nesterov, pool=part.pool
         )
@@ -121,7 +121,6 @@ class AdamW(Optimizer):
 
 
 def _adam(options: Adam | AdamW, part: Part, segments: Segments, rate: float, scale: float, decoupled: bool) -> None:
-    part.updates += 1
     steps.adam(
         part.weights,
         part.grads,
@@ -132,7 +131,7 @@ def _adam(options: Adam | AdamW, part: Part, segments: Segments, rate: float, sc
         rate,
         options.betas,
         options.epsilon,
-        int(part.updates[0]),
+        part.count_update(),
         decoupled,
         pool=part.pool,
     )

@@ -14,13 +14,15 @@ from mpinn.nn.network import Network
 WEIGHT_STREAM = 0x57454947
 """Sets the numbers of initial weights apart from every other use of the seed."""
 
+COUNTERS = Layout({"updates": (1,)}, np.int64)
+
 
 @dataclass(slots=True, eq=False)
 class Part:
     """A network with its weights, gradients, running statistics and optimizer slots, each one flat vector.
 
-    ``weights``, ``grads`` and the slots follow ``layout``, ``state`` follows ``state_layout``. ``updates`` counts the
-    optimizer steps that the slots have seen, which Adam's bias correction needs.
+    ``weights``, ``grads`` and the slots follow ``layout``, ``state`` follows ``state_layout``, and ``counters``, which
+    follows `COUNTERS`, holds the number of optimizer steps that the slots have seen: Adam's bias correction needs it.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Part:
     grads: Array
     state: Array
     slots: dict[str, Array]
-    updates: Array
+    counters: Array
     pool: Pool
     weight_views: Tree = field(init=False)
     grad_views: Tree = field(init=False)
@@ -46,11 +48,16 @@ class Part:
         """Draw the initial weights: those of layer i from (seed, i), on whatever rank it stands."""
         self.network.initialize(self.weight_views, self.state_views, lambda path: weight_numbers(seed, path))
 
+    def count_update(self) -> int:
+        """Count one more optimizer step; how many there have been, this one included."""
+        self.counters[0] += 1
+        return int(self.counters[0])
+
     def reset_slots(self) -> None:
         """Forget what the optimizer remembers."""
         for slot in self.slots.values():
             slot.fill(0)
-        self.updates.fill(0)
+        self.counters.fill(0)
 
 
 def weight_numbers(seed: int, path: tuple[int, ...]) -> Generator:
@@ -73,6 +80,6 @@ def build_part(
         grads=np.zeros(layout.size, dtype),
         state=np.zeros(state_layout.size, dtype),
         slots={slot: np.zeros(layout.size, dtype) for slot in slots},
-        updates=np.zeros(1, np.int64),
+        counters=np.zeros(COUNTERS.size, np.int64),
         pool=pool or Pool(),
     )

@@ -1,15 +1,23 @@
 """The whole model on one rank: forward, loss, backward, update."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from dataclasses import dataclass
 
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import EMPTY, Pass, Tree
+from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.schedule import Update
 
-Loss: TypeAlias = Callable[[Array, Array, Pass], tuple[Array, Array]]
+
+@dataclass(frozen=True, kw_only=True)
+class SerialOptions:
+    """Nothing to choose."""
+
+    def build(self, part: Part, loss: Loss, seed: int) -> "Serial":
+        """The schedule of a rank that owns the whole model."""
+        return Serial(part, loss, seed)
 
 
 class Serial:
@@ -36,7 +44,7 @@ class Serial:
 
     def gradient(self, batch: Batch) -> Array:
         """Write the gradient of the summed loss to the part, with running statistics and no update; the loss."""
-        context = Pass(self._part.pool, statistics="running", update_state=False, seed=self._seed, batch=batch.index)
+        context = Pass(self._part.pool, training=False, gradients=True)
         return self._backpropagate(batch, context, lambda part, span: None)
 
     def _backpropagate(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:

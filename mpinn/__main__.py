@@ -1,0 +1,5 @@
+"""``python -m mpinn``."""
+
+from mpinn.cli import main
+
+main()

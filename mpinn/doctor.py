@@ -1,0 +1,115 @@
+"""What this machine and this MPI offer: who runs where, with which libraries, and how fast messages are."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mpinn.bench.messages import Spread, measure, ping_pong
+from mpinn.comm.grid import World
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SIZES = {"1 MB": 2**20, "16 MB": 2**24}
+
+
+def doctor(
+    world: World,
+    *,
+    transport: str = "",
+    describe_devices: Callable[[], Sequence[str]] = list,
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Print on rank 0 a table of the ranks, their machines and libraries, the speed of messages, and warnings.
+
+    ``transport`` is its name and the reason for it. Called by all ranks.
+    """
+    own = {
+        "host": world.host,
+        "local": f"{world.local_rank} of {world.local_size}",
+        "cores": world.cores,
+        "threads": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "devices": list(describe_devices()),
+        "crowded": world.polite,
+    }
+    ranks = [json.loads(text) for text in world.gather_text(json.dumps(own))]
+    speed = speeds(world)
+    if world.rank == 0:
+        _print(world, ranks, speed, transport, versions or {})
+
+
+def speeds(world: World) -> list[tuple[str, str]]:
+    """Latency between ranks 0 and 1, and bandwidth between them and of sums over all; called by all ranks."""
+    if world.size == 1:
+        return [("messages", "one rank: there is nothing to measure")]
+    channel = world.channel("doctor")
+    there_and_back = measure(channel, [ping_pong(channel, np.zeros(8, np.uint8))])[:, 0]
+    rows = [("8 bytes there and back", _format(Spread.of(there_and_back * 1e6), "us"))]
+    for name, size in SIZES.items():
+        array = np.zeros(size // 4, np.float32)
+        seconds = measure(channel, [ping_pong(channel, array), lambda array=array: channel.all_sum(array).wait()])  # type: ignore[misc]
+        rows.append((f"rank 0 to 1, {name}", _format(Spread.of(2 * size / seconds[:, 0] / 1e9), "GB/s")))
+        rows.append((f"sum over {world.size} ranks, {name}", _format(Spread.of(size / seconds[:, 1] / 1e9), "GB/s")))
+    return rows
+
+
+def _format(spread: Spread, unit: str) -> str:
+    return f"{spread.median:.3g} {unit} ({spread.low:.3g} to {spread.high:.3g})"
+
+
+def warnings(ranks: Sequence[Mapping[str, object]]) -> list[str]:
+    """What is likely to make a run slow; ranks: what each of them has told of itself."""
+    found = []
+    for host in sorted({str(rank["host"]) for rank in ranks}):
+        here = [rank for rank in ranks if rank["host"] == host]
+        if here[0]["crowded"]:
+            found.append(
+                f"{host}: {len(here)} ranks on {here[0]['cores']} cores: ranks wait politely, but share the cores"
+            )
+        threads = here[0]["threads"]
+        if len(here) > 1 and isinstance(threads, Mapping) and set(threads.values()) != {"1"}:
+            found.append(f"{host}: {len(here)} ranks, but BLAS is not limited to one thread (OMP_NUM_THREADS=1)")
+    return found
+
+
+def _print(
+    world: World,
+    ranks: Sequence[Mapping[str, object]],
+    speed: Sequence[tuple[str, str]],
+    transport: str,
+    versions: Mapping[str, str],
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mpinn.comm.launch import on_terminal, terminal_width
+
+    console = Console(force_terminal=on_terminal(), width=max(terminal_width(), 80), highlight=False)
+    people = Table("rank", "host", "local rank", "cores", "threads", "devices", title=f"{world.size} ranks")
+    for number, rank in enumerate(ranks):
+        people.add_row(str(number), *(_cell(rank[key]) for key in ("host", "local", "cores", "threads", "devices")))
+    console.print(people)
+    facts = Table(show_header=False)
+    for name, value in [
+        ("MPI", world.library),
+        ("Python, NumPy", f"{platform.python_version()}, {np.__version__}"),
+        ("launcher", world.launcher or "none"),
+        ("transport", transport),
+        *versions.items(),
+        *speed,
+    ]:
+        if value:
+            facts.add_row(name, value)
+    console.print(facts)
+    for line in [world.note, *warnings(ranks)]:
+        if line:
+            console.print(f"warning: {line}", soft_wrap=True)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.removesuffix('_NUM_THREADS')}={count}" for name, count in value.items()) or "not set"
+    if isinstance(value, list):
+        return "\n".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,81 @@
+"""The command ``evaluate``: the quality of a saved model on a split of its data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mpinn.array.typing import Array
+from mpinn.comm.grid import World
+from mpinn.config import Config, InputError, load
+from mpinn.datasets.batches import Batches
+from mpinn.datasets.source import check_source, open_source
+from mpinn.experiment import CHOICES, DEFAULTS, build_model, outputs_of
+from mpinn.measure import EVALUATION_BATCH, quality, totals
+from mpinn.nn.part import build_part
+from mpinn.storage.directory import RunDirectory
+from mpinn.storage.index import best_of, read_index
+from mpinn.storage.reader import Checkpoint
+from mpinn.storage.restore import newest
+
+
+def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], want_best: bool) -> int:
+    """Print loss and accuracy of a checkpoint, or of a run's newest or best one; the ranks share the samples."""
+    told = json.loads(world.verdict(lambda: _check(path, overrides, want_best)))
+    file, config = Path(told["file"]), load(told["tables"], (), CHOICES, DEFAULTS)
+    sums = _sums(world, file, config, split)
+    world.control.all_sum(sums).wait()
+    if world.rank == 0:
+        for note in told["notes"]:
+            print(note)
+        found = quality(sums)
+        accuracy = f"accuracy {found.accuracy:.4f}, " if told["classes"] else ""
+        print(f"{file}: step {told['step']}, {config.data.name} {split}, {int(sums[2])} samples: "
+              f"{accuracy}loss {found.loss:.4f}", flush=True)  # fmt: skip
+    return 0
+
+
+def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
+    """What all ranks need to know, found out by one; raises InputError."""
+    notes: list[str] = []
+    file = checkpoint_of(Path(path), want_best, notes)
+    with Checkpoint(file) as checkpoint:
+        config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
+        step = checkpoint.step
+        summary = check_source(config.data)
+        model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
+        part = build_part("network", model.network, model.shape, np.dtype(config.run.dtype), ())
+        checkpoint.check(part.layout, "model/network")
+        checkpoint.check(part.state_layout, "state/network")
+    found = {"file": str(file), "tables": config.tables(), "step": step, "classes": summary["classes"], "notes": notes}
+    return json.dumps(found).encode()
+
+
+def checkpoint_of(path: Path, want_best: bool, notes: list[str]) -> Path:
+    """The file itself, or the best or newest good checkpoint of a run directory; raises InputError."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise InputError(str(path), "there is no such file or directory")
+    if want_best:
+        entry = best_of(read_index(RunDirectory(path)) or [])
+        found = None if entry is None else path / entry.file
+    else:
+        found = newest(path, notes.append)
+    if found is None:
+        raise InputError(str(path), f"there is no {'scored ' if want_best else ''}checkpoint in this directory")
+    return found
+
+
+def _sums(world: World, file: Path, config: Config, split: str) -> Array:
+    source = open_source(config.data)
+    dtype = np.dtype(config.run.dtype)
+    model = build_model(config, source.sample_shape, outputs_of(source.summary()))
+    part = build_part("network", model.network, model.shape, dtype, ())
+    with Checkpoint(file) as checkpoint:
+        checkpoint.fill(part.layout, part.weights, "model/network")
+        checkpoint.fill(part.state_layout, part.state, "state/network")
+    schedule = config.schedule.build(part, config.loss, config.run.seed)
+    batches = Batches(source, config.run.seed, config.data.batch, 1, 0, "redealt", dtype)
+    share = batches.evaluation(split, EVALUATION_BATCH * world.size, world.rank, world.size)
+    return totals(schedule, config.loss, share)

@@ -1,0 +1,141 @@
+"""The state of a run in its directory: what is saved, and how it is found again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpinn.comm.channel import Channel
+from mpinn.config import Config
+from mpinn.consensus.consensus import Consensus
+from mpinn.consensus.statistics import merge_layer
+from mpinn.nn.part import COUNTERS, Part
+from mpinn.storage.checkpoint import Saver
+from mpinn.storage.directory import RunDirectory
+from mpinn.storage.history import Metrics, Record, columns, read
+from mpinn.storage.reader import Checkpoint
+from mpinn.storage.restore import restore
+from mpinn.storage.schema import Snapshot, VectorSpec
+from mpinn.tally import Tally
+from mpinn.trainer import Moment
+
+
+def model_vectors(parts: Mapping[str, Part]) -> list[VectorSpec]:
+    """What makes the model and its optimizer; on another grid the merged ones serve."""
+    found = []
+    for name, part in parts.items():
+        found.append(VectorSpec(f"model/{name}", part.layout, part.weights))
+        found.append(VectorSpec(f"state/{name}", part.state_layout, part.state))
+        found += [VectorSpec(f"optimizer/{slot}/{name}", part.layout, vector) for slot, vector in part.slots.items()]
+        found.append(VectorSpec(f"counters/{name}", COUNTERS, part.counters))
+    return found
+
+
+def grid_vectors(consensus: Consensus, tally: Tally) -> list[VectorSpec]:
+    """What has a meaning on the same grid only."""
+    memory = [VectorSpec(f"consensus/{name}", *pair) for name, pair in consensus.memory.items()]
+    return [*memory, VectorSpec("tally/replica", tally.layout, tally.vector)]
+
+
+@dataclass(eq=False)
+class RunKeeper:
+    """Saves the run's state, and keeps its metrics on rank 0."""
+
+    directory: RunDirectory
+    config: Config
+    grid: tuple[int, int, int]
+    steps_per_epoch: int
+    control: Channel
+    vectors: Sequence[VectorSpec]
+    records: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._saver = self._open_saver(self.directory.path, self.config.checkpoint.keep)
+        self._metrics = Metrics(self.directory.metrics) if self.control.rank == 0 else None
+
+    def _open_saver(self, path: Path, keep: int) -> Saver:
+        return Saver(path, self.control, keep=keep, merges={"state": merge_layer})
+
+    def rewind(self, step: int) -> None:
+        """Go on from ``step``: later lines of the metrics are dropped, earlier ones are the history so far."""
+        if self._metrics is not None:
+            self._metrics.rewind(step)
+            self.records = list(read(self.directory.metrics))
+
+    def record(self, record: Record) -> None:
+        """Append to the metrics."""
+        if self._metrics is not None:
+            self._metrics.append(record)
+            self.records.append(record)
+
+    def save(self, moment: Moment) -> None:
+        """Start saving a checkpoint."""
+        self._saver.save(self._snapshot(moment), moment.score, moment.merge)
+
+    def inspection(self, moment: Moment) -> str:
+        """Save a file to look at in a directory of its own, from which no run resumes."""
+        path = self.directory.path / "diverged"
+        saver = self._open_saver(path, keep=1)
+        if self.control.rank == 0:
+            path.mkdir(exist_ok=True)
+        saver.save(self._snapshot(moment), None, moment.merge)
+        saver.close()
+        return str(RunDirectory(path).checkpoint(moment.step))
+
+    def _snapshot(self, moment: Moment) -> Snapshot:
+        meetings = [record for record in self.records if "meeting_weights" in record]
+        scalars: dict[str, Any] = {"samples": moment.samples, "seconds": moment.seconds}
+        if meetings:
+            scalars["meeting_step"] = np.array([record["step"] for record in meetings])
+            scalars["meeting_weights"] = np.array([record["meeting_weights"] for record in meetings])
+        epoch, batch = divmod(moment.step, self.steps_per_epoch)
+        return Snapshot(
+            step=moment.step,
+            epoch=epoch,
+            seed=self.config.run.seed,
+            grid=self.grid,
+            dtype=self.config.run.dtype,
+            configuration=self.config.tables(),
+            vectors=self.vectors,
+            data={"name": self.config.data.name, "epoch": epoch, "batch": batch},
+            random={"seed": self.config.run.seed, "step": moment.step},
+            scalars=scalars,
+            history=columns(self.records),
+        )
+
+    def wait(self) -> None:
+        """Return when everything is durable."""
+        self._saver.wait()
+
+    def close(self) -> None:
+        """Return when everything is durable, and close the files."""
+        self._saver.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a restored run goes on, and what had to be said about it."""
+
+    step: int
+    samples: int
+    seconds: float
+    notes: Sequence[str]
+
+
+def resume(
+    path: Path, model: Sequence[VectorSpec], local: Sequence[VectorSpec], grid: tuple[int, int, int], replica: int
+) -> Resumed:
+    """Fill this rank's vectors from a checkpoint; ``local`` ones only if the grid is the one that was saved."""
+    with Checkpoint(path) as checkpoint:
+        step, was, scalars = checkpoint.step, checkpoint.grid, checkpoint.scalars
+    notes = list(restore(path, [*model, *local] if was == grid else model, grid, replica))
+    if was != grid:
+        shape = " x ".join
+        notes.insert(
+            0, f"the grid was {shape(map(str, was))} and is {shape(map(str, grid))} (replicas x stages x shards)"
+        )
+    return Resumed(step, int(scalars["samples"]), float(scalars["seconds"]), notes)

@@ -1,0 +1,101 @@
+"""What a finished run was worth: collected from all ranks, written to summary.json, and printed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.typing import Array
+from mpinn.experiment import Experiment
+from mpinn.tally import Times
+
+
+def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
+    """The summary of a run, the same on every rank; called by all of them. Measures the test split, once."""
+    trainer, config = experiment.trainer, experiment.config
+    test, validation = experiment.measure.quality("test"), trainer.quality
+    seconds = trainer.elapsed()
+    sent = sum(size for channel in experiment.channels for _, size in channel.meter.counts.values())
+    everyone = _gather(experiment, trainer.stopwatch.times, sent)
+    return {
+        "outcome": outcome,
+        "model": config.names["model"],
+        "data": config.data.name,
+        "consensus": config.names["consensus"],
+        "score": getattr(config.consensus, "score", None),
+        "grid": list(experiment.grid.shape),
+        "epochs": config.train.epochs,
+        "steps": trainer.plan.total,
+        "samples": trainer.samples,
+        "seconds": seconds,
+        "samples_per_second": trainer.samples / seconds if seconds else 0.0,
+        "test": {"loss": test.loss, "accuracy": test.accuracy},
+        "validation": None if validation is None else {"loss": validation.loss, "accuracy": validation.accuracy},
+        "ranks": [_rank(row) for row in everyone],
+        "weights": None if trainer.meeting is None else np.asarray(trainer.meeting.weights).tolist(),
+        "checkpoint": str(experiment.keeper.directory.checkpoint(trainer.plan.total)),
+        "directory": str(experiment.keeper.directory.path),
+    }
+
+
+def _gather(experiment: Experiment, times: Times, sent: int) -> Array:
+    own = np.array([times.training, times.communicating, times.waiting, float(sent)])
+    everyone = np.empty((experiment.grid.control.size, own.size))
+    experiment.grid.control.all_gather(own, everyone).wait()
+    return everyone
+
+
+def _rank(row: Array) -> dict[str, float]:
+    training, communicating, waiting, sent = row.tolist()
+    shares = [seconds / training if training else 0.0 for seconds in (communicating, waiting)]
+    return {"computing": 1 - sum(shares), "communicating": shares[0], "waiting": shares[1], "bytes": sent}
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """The summary as it is printed."""
+    replicas, stages, shards = summary["grid"]
+    score = f", score {summary['score']}" if summary["score"] else ""
+    facts = {
+        "run": f"{summary['model']} on {summary['data']}, consensus {summary['consensus']}{score}, "
+        f"{replicas} x {stages} x {shards} ranks (replicas x stages x shards)",
+        "test accuracy": f"{summary['test']['accuracy']:.4f}, loss {summary['test']['loss']:.4f}",
+        "validation": _quality(summary["validation"]),
+        "trained": f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['samples']:,} samples "
+        f"in {summary['seconds']:.2f} s: {summary['samples_per_second']:,.0f} samples/s",
+    }
+    place = summary["directory"]
+    where = {
+        "checkpoint": summary["checkpoint"],
+        "look at it": f"python -m mpinn inspect {place}",
+        "use it": f"python -m mpinn evaluate {place}",
+    }
+    return ["", *_aligned(facts), "", *_table(summary["ranks"], summary["weights"]), "", *_aligned(where)]
+
+
+def _quality(quality: Mapping[str, float] | None) -> str:
+    return (
+        f"accuracy {quality['accuracy']:.4f}, loss {quality['loss']:.4f}" if quality else "not measured in this start"
+    )
+
+
+def _aligned(facts: Mapping[str, str]) -> list[str]:
+    return [f"{name:<14}{fact}" for name, fact in facts.items()]
+
+
+def _table(ranks: Sequence[Mapping[str, float]], weights: Sequence[float] | None) -> list[str]:
+    head = "rank  computing  communicating  waiting      sent"
+    rows = [head + ("  weight at the last meeting" if weights else "")]
+    for rank, row in enumerate(ranks):
+        shares = f"{row['computing']:>11.1%}{row['communicating']:>15.1%}{row['waiting']:>9.1%}"
+        weight = f"  {weights[rank]:.6f}" if weights else ""
+        rows.append(f"{rank:>4}{shares}{bytes_text(row['bytes']):>10}{weight}")
+    return rows
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes as a person reads it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
