@@ -1,8 +1,6 @@
 """Ranks that agree on the step at which all of them stop or save, though none waits for another within a step."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import numpy as np
@@ -37,7 +35,8 @@ class Agreement:
         agreed = self._complete()
         interval = int(np.clip(HORIZON / agreed[2] if agreed[2] > 0 else 1, 1, MOST_STEPS))
         self._boundary = step + interval
-        self._asked[:] = stop, save, seconds_per_step
+        # What was just agreed on is done now and need not be asked for again.
+        self._asked[:] = stop, save and not agreed[1], seconds_per_step
         self._pending = self._channel.all_max(self._asked)
         return bool(agreed[0]), bool(agreed[1])
 
@@ -60,16 +59,13 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
 
+    def listen(self) -> None:
+        """From now on SIGUSR1, SIGUSR2 and SIGTERM set the flag, to the end of the process.
+
+        A rank that is about to leave still listens: a second signal would kill it and change the code of the job.
+        """
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within the context SIGUSR1, SIGUSR2 and SIGTERM set the flag in place of what they did before."""
-        numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-        before = [signal.signal(number, self._receive) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
