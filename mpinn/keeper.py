@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.config import Config
 from mpinn.consensus.consensus import Consensus, Quality
@@ -100,7 +101,7 @@ class RunKeeper:
             scalars["validation"] = np.array([moment.quality.loss, moment.quality.accuracy])
         if meetings:
             scalars["meeting_step"] = np.array([record["step"] for record in meetings])
-            scalars["meeting_weights"] = np.array([record["meeting_weights"] for record in meetings])
+            scalars["meeting_weights"] = _table([record["meeting_weights"] for record in meetings])
         epoch, batch = divmod(moment.step, self.steps_per_epoch)
         return Snapshot(
             step=moment.step,
@@ -125,6 +126,14 @@ class RunKeeper:
         self._saver.close()
         if self._metrics is not None:
             self._metrics.close()
+
+
+def _table(rows: Sequence[Sequence[float]]) -> Array:
+    """Rows of one number per replica as (rows, R), with NaN where there were fewer replicas, on another grid."""
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
 
 
 @dataclass(frozen=True)
