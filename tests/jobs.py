@@ -11,6 +11,9 @@ import numpy as np
 from launch import alone, mpirun
 
 from mpinn.array.typing import Array
+from mpinn.checks import Request
+from mpinn.comm.grid import World, _alone
+from mpinn.train import train as train_here
 
 SMALL = ("model.widths=[12]", "data.batch=200", "train.epochs=3", "train.log=4 steps", "train.evaluate=5 steps")
 """18 steps, 6 an epoch, in which no two cadences coincide before the last step."""
@@ -30,6 +33,16 @@ def train(
     """Train on ``ranks`` ranks; 0: without a launcher."""
     line = arguments(directory, *settings)
     return mpirun(ranks, *line, timeout=timeout, env=env) if ranks else alone(*line, timeout=timeout, env=env)
+
+
+def world() -> World:
+    """One rank without MPI, which the process of the tests does not start."""
+    return _alone("")
+
+
+def here(directory: Path, *settings: str, **request: Any) -> int:
+    """Train on one rank in this process; the code with which the program would leave."""
+    return train_here(world(), Request(overrides=(f"run.directory={directory}", *settings), **request))
 
 
 def summary(directory: Path) -> dict[str, Any]:
