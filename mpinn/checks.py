@@ -69,8 +69,7 @@ def check(request: Request, ranks: int) -> Start:
     if request.fresh:
         check_fresh(request, directory)
         return Start(config, None, True, tuple(notes), None)
-    read(directory.metrics)
-    checkpoint = newest(directory.path, notes.append)
+    checkpoint = look_back(directory, notes)
     if checkpoint is None:
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
@@ -101,6 +100,14 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
     score = getattr(config.consensus, "score", "")
     if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
         raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+
+
+def look_back(directory: RunDirectory, notes: list[str]) -> Path | None:
+    """The checkpoint from which the run goes on, if there is one; the metrics so far must be readable too."""
+    if not directory.path.is_dir():
+        return None
+    read(directory.metrics)
+    return newest(directory.path, notes.append)
 
 
 def check_fresh(request: Request, directory: RunDirectory) -> None:
