@@ -1,6 +1,7 @@
 """The state of a run in its directory: what is saved, and how it is found again."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,14 @@ class RunKeeper:
         self._saver.close()
         if self._metrics is not None:
             self._metrics.close()
+
+    def abandon(self) -> None:
+        """Close the files of a run that has failed; what is still on its way to the disk may get there or not."""
+        with suppress(OSError):
+            self._saver.close()
+        if self._metrics is not None:
+            with suppress(OSError):
+                self._metrics.close()
 
 
 def _table(rows: Sequence[Sequence[float]]) -> Array:

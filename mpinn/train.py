@@ -37,7 +37,11 @@ def train(world: World, request: Request) -> int:
     try:
         outcome = _run(world, experiment, start)
         return _stop(world, experiment) if outcome is Outcome.STOPPED else _finish(world, experiment, outcome)
+    except FatalError:
+        experiment.keeper.abandon()
+        raise
     except SaveError as error:
+        experiment.keeper.abandon()
         raise FatalError(str(error)) from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from jobs import contents, here, train, world
+from training import contents, here, train, world
 
 from mpinn.checks import Request, check, everywhere
 from mpinn.comm.grid import World

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from jobs import summary
 from launch import alone, mpirun
+from training import summary
 
 RANKS = [0, 1, 2, 3, 4, 8]
 """0: without a launcher."""

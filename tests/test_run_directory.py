@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from jobs import SMALL, contents, datasets, differences, here, records, summary, train
+from training import SMALL, contents, datasets, differences, here, records, summary, train
 
 from mpinn.config import ORDER
 from mpinn.errors import InputError

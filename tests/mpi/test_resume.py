@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training import SMALL, differences, records
 
-from jobs import SMALL, differences, records
 from mpinn import agreement
 from mpinn.agreement import Signals
 from mpinn.checks import Request, check
