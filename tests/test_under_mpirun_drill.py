@@ -20,7 +20,18 @@ def drill(folder: Path, body: str, timeout: float = 60) -> subprocess.CompletedP
     test = folder / "test_drill.py"
     test.write_text(f"def test_drill(world):\n    {body}\n\n\ndef test_after(world):\n    pass\n")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "mpi"), os.environ.get("PYTHONPATH", "")])
-    command = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "-p", "conftest", f"--rootdir={folder}"]
+    command = [
+        "-m",
+        "pytest",
+        "--with-mpi",
+        "-q",
+        "--color=no",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "conftest",
+        f"--rootdir={folder}",
+    ]
     report = {"MPINN_TEST_PATIENCE": "1", "PYTHONPATH": path, "MPINN_TEST_REPORT": str(folder / "report.json")}
     return mpirun(3, *command, str(test), timeout=timeout, env=report, cwd=folder)
 
