@@ -1,19 +1,19 @@
 """Saving checkpoints while training goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.storage import writer
 from mpinn.storage.collect import Collection, send
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.merge import MergeLayer, mean_weights
 from mpinn.storage.schema import Snapshot
 from mpinn.storage.survey import Channel, Host, encode, survey
 from mpinn.storage.writer import Header, Queue
-from mpinn.storage.writer import save as write_checkpoint
 
 BUDGET = 256 << 20
 """Bytes that may wait for the disk before the main thread does."""
@@ -68,21 +68,28 @@ class Saver:
         ``score`` decides which checkpoint is the best (higher is better); ``merge`` (R,) are the weights of the mean of
         replicas that differ, which sum to 1; without it each has 1 / R.
         """
-        self.wait()
-        weights = mean_weights(merge, snapshot.grid[0])
-        columns = survey(self._channel, self._replica, snapshot.vectors, self._host)
-        own = encode(snapshot.vectors)
-        self._pending = True
-        if self._channel.rank != 0:
-            column = next(column for column in columns if self._channel.rank in column.ranks)
-            send(self._channel, column, own, snapshot.vectors, self._host)
-            return
         header = Header.of(snapshot, score)
-        with Queue(self._budget) as queue:
-            self._future = self._thread.submit(write_checkpoint, self._directory, header, queue, self._keep)
-            collection = Collection(self._channel, snapshot.vectors, weights, self._merges, self._host, queue)
-            for column in columns:
-                collection.column(column, own)
+        self._collect(
+            snapshot,
+            mean_weights(merge, snapshot.grid[0]),
+            lambda queue: writer.save(self._directory, header, queue, self._keep),
+        )
+
+    def inspection(self, snapshot: Snapshot, merge: Array | None = None) -> Path:
+        """Save a file to look at, which no run resumes from; returns its path when it is durable.
+
+        Weights that give no mean, because no replica is finite, are taken as uniform.
+        """
+        path, header = self._directory.inspection(snapshot.step), Header.of(snapshot, None)
+        if merge is not None and not (np.isfinite(merge).all() and np.any(merge)):
+            merge = None
+        self._collect(
+            snapshot,
+            mean_weights(merge, snapshot.grid[0]),
+            lambda queue: writer.save_aside(path, header, queue),
+        )
+        self.wait()
+        return path
 
     def wait(self) -> None:
         """Return when the last save is durable; raises SaveError, on all ranks, if it failed."""
@@ -103,6 +110,21 @@ class Saver:
             self.wait()
         finally:
             self._thread.shutdown()
+
+    def _collect(self, snapshot: Snapshot, weights: Array, job: Callable[[Queue], None]) -> None:
+        self.wait()
+        columns = survey(self._channel, self._replica, snapshot.vectors, self._host)
+        plan = encode(snapshot.vectors)
+        self._pending = True
+        if self._channel.rank != 0:
+            column = next(column for column in columns if self._channel.rank in column.ranks)
+            send(self._channel, column, plan, snapshot.vectors, self._host)
+            return
+        with Queue(self._budget) as queue:
+            self._future = self._thread.submit(job, queue)
+            collection = Collection(self._channel, snapshot.vectors, weights, self._merges, self._host, queue)
+            for column in columns:
+                collection.column(column, plan)
 
     def _agree(self) -> None:
         outcome = np.zeros(1 + MESSAGE, dtype=np.uint8)

@@ -31,6 +31,10 @@ class RunDirectory:
         """The checkpoint file of a step."""
         return self.path / f"checkpoint-{step:08d}.h5"
 
+    def inspection(self, step: int) -> Path:
+        """The file that a run leaves when it fails: to look at, never to resume from."""
+        return self.path / f"inspection-{step:08d}.h5"
+
     def checkpoints(self) -> list[Path]:
         """The checkpoint files that are there, the highest step first."""
         found = [path for path in self.path.glob("checkpoint-*.h5") if CHECKPOINT.fullmatch(path.name)]

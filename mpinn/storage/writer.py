@@ -137,10 +137,23 @@ def save(directory: RunDirectory, header: Header, queue: Queue, keep: int) -> No
         undo.pop_all()
 
 
+def save_aside(path: Path, header: Header, queue: Queue) -> None:
+    """Write a file that is no checkpoint of its run: it is not listed, and nothing is pruned."""
+    temporary = partial(path)
+    with ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)
+        undo.callback(queue.abandon)
+        write(temporary, header, queue)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+        undo.pop_all()
+
+
 def write(path: Path, header: Header, pieces: Iterable[Piece]) -> None:
     """Write a checkpoint file; raises OSError if the disk is full or fails."""
-    # A block is a whole chunk, so that a cache of chunks (rdcc) would only copy it.
-    with Sink(path) as sink, h5py.File(sink, "w", rdcc_nbytes=0) as file:
+    # A block is a whole chunk: a cache of chunks (rdcc) would only copy it. The format of HDF5 1.10 has checksums on
+    # the metadata too, and no index tree for an array of one chunk, which would be larger than most parameters.
+    with Sink(path) as sink, h5py.File(sink, "w", rdcc_nbytes=0, libver=("v110", "v110")) as file:
         for name, value in header.attributes.items():
             file.attrs[name] = value
         for name, value in header.values.items():

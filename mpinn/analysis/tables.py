@@ -1,0 +1,135 @@
+"""Tables of what `inspect` found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+NUMBERS = ("norm", "mean", "std", "min", "max")
+ALARMS = {"zeros": "zeros", "nonfinite": "nan, inf"}
+"""Columns that are shown where there is something to see, so that a table fits a terminal of 80 columns otherwise."""
+WIDE = 160
+"""Columns for a file or a pipe."""
+
+
+def show(description: Row) -> None:
+    """Print a description by `describe`."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    if "run" in description:
+        _run(console, description["run"])
+    if description["checkpoint"] is not None:
+        _checkpoint(console, description["checkpoint"])
+
+
+def _run(console: Console, run: Row) -> None:
+    state = "finished" if run["finished"] else "stopped, to be started again" if run["requeue"] else "not finished"
+    console.print(_facts({"run": run["directory"], "state": state, "newest": run["newest"] or "none"}))
+    for note in run["notes"]:
+        console.print(Text(note, style="yellow"))
+    if run["checkpoints"]:
+        table = _table("checkpoint", "step", "epoch", "score", "MiB", "")
+        for entry in run["checkpoints"]:
+            size = f"{entry['bytes'] / 2**20:.2f}"
+            score, best = "" if entry["score"] is None else _short(entry["score"]), "best" if entry["best"] else ""
+            table.add_row(entry["file"], str(entry["step"]), str(entry["epoch"]), score, size, best)
+        console.print(table)
+    if run["last"]:
+        console.print(_facts({f"line {run['records']} of metrics": _pairs(run["last"])}))
+    console.print()
+
+
+def _checkpoint(console: Console, file: Row) -> None:
+    configuration = file["configuration"]
+    facts = {"file": file["file"], "step": file["step"], "epoch": file["epoch"], "seed": file["seed"]}
+    for table in ("model", "schedule", "consensus", "optimizer"):
+        if table in configuration:
+            facts[table] = _pairs(configuration[table])
+    facts["grid"] = " x ".join(f"{length} {axis}" for axis, length in file["grid"].items())
+    facts["type"] = f"{file['dtype']}, written by mpinn {file['program']}"
+    for table in ("data", "random", "scalars", "history"):
+        if file[table]:
+            facts[table] = _pairs(file[table])
+    console.print(_facts(facts))
+    for kind, rows in file["parameters"].items():
+        if kind.startswith(("model/", "state/")):
+            console.print(_parameters(kind, rows, file["totals"][kind]))
+    _others(console, file)
+    _replicas(console, file["replicas"])
+
+
+def _parameters(kind: str, rows: Sequence[Row], total: Row) -> Table:
+    alarms = [name for name in ALARMS if total[name]]
+    heading = f"{kind} (mean)" if any(row["merged"] for row in rows) else kind
+    table = _table(heading, "shape", "count", *NUMBERS, *(ALARMS[name] for name in alarms))
+    for row in rows:
+        shape = "x".join(map(str, row["shape"])) or "scalar"
+        table.add_row(row["name"], shape, *_statistics(row), *(_alarm(name, row[name]) for name in alarms))
+    table.add_section()
+    table.add_row("all", "", *_statistics(total), *(_alarm(name, total[name]) for name in alarms))
+    return table
+
+
+def _others(console: Console, file: Row) -> None:
+    others = {k: total for k, total in file["totals"].items() if not k.startswith(("model/", "state/"))}
+    if not others:
+        return
+    alarms = [name for name in ALARMS if any(total[name] for total in others.values())]
+    table = _table("other vectors", "count", *NUMBERS, *(ALARMS[name] for name in alarms))
+    for kind, total in others.items():
+        table.add_row(kind, *_statistics(total), *(_alarm(name, total[name]) for name in alarms))
+    console.print(table)
+
+
+def _replicas(console: Console, replicas: Sequence[Row]) -> None:
+    if not replicas:
+        return
+    table = _table("replica", "distance from the mean", "relative", "nan, inf")
+    for row in replicas:
+        distances = (_number(row["distance"]), _number(row["relative"]))
+        table.add_row(str(row["replica"]), *distances, _alarm("nonfinite", row["nonfinite"]))
+    console.print(table)
+
+
+def _statistics(row: Row) -> list[str]:
+    return [f"{row['count']:,}", *(_number(row[name]) for name in NUMBERS)]
+
+
+def _alarm(name: str, value: float | None) -> Text:
+    if name == "zeros":
+        return Text("" if value is None else f"{100 * value:.3g}%")
+    return Text(f"{value:,}", style="bold red" if value else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _pairs(values: Row) -> str:
+    return ", ".join(f"{key} {_short(value)}" for key, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _facts(facts: Row) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(str(value)))
+    return table

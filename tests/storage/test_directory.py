@@ -1,0 +1,68 @@
+import os
+
+import pytest
+
+from mpinn.storage.directory import RunDirectory, move_aside, step_of, write_text
+
+
+def test_moving_aside_never_overwrites(tmp_path):
+    run = tmp_path / "x"
+    for number in (1, 2, 3):
+        run.mkdir()
+        (run / "config.toml").write_text(f"seed = {number}")
+        assert move_aside(run) == tmp_path / f"x.{number}"
+    assert [(tmp_path / f"x.{n}" / "config.toml").read_text() for n in (1, 2, 3)] == [
+        "seed = 1",
+        "seed = 2",
+        "seed = 3",
+    ]
+    assert move_aside(run) is None
+
+
+def test_writing_text_replaces_it_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    write_text(path, "größe = 1\n")
+    assert path.read_text(encoding="utf-8") == "größe = 1\n"
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "größe = 2\n")
+    assert path.read_text(encoding="utf-8") == "größe = 1\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_latest_is_text_where_links_are_impossible(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    run.point_latest("checkpoint-00000001.h5")
+    assert os.readlink(run.latest) == "checkpoint-00000001.h5"
+    run.point_latest("checkpoint-00000002.h5")
+    assert os.readlink(run.latest) == "checkpoint-00000002.h5"
+
+    def refuse(*_, **__):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    run.point_latest("checkpoint-00000003.h5")
+    assert run.latest.read_text() == "checkpoint-00000003.h5\n"
+    assert not run.latest.is_symlink()
+
+
+def test_checkpoints_are_found_by_name_the_highest_step_first(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step in (5, 123456789, 70):
+        run.checkpoint(step).touch()
+    (tmp_path / "checkpoint-final.h5").touch()
+    assert [step_of(path) for path in run.checkpoints()] == [123456789, 70, 5]
+    with pytest.raises(ValueError, match="final"):
+        step_of(tmp_path / "checkpoint-final.h5")
+
+
+def test_creating_leaves_what_is_there(tmp_path):
+    run = RunDirectory(tmp_path / "runs" / "x")
+    run.create()
+    run.config.write_text("a")
+    run.create()
+    assert run.config.read_text() == "a"
