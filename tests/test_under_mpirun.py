@@ -13,7 +13,7 @@ TIME_LIMIT = 180
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_on_ranks(ranks: int, tmp_path: Path, under_mpirun: dict[int, int]) -> None:
     report = tmp_path / "report.json"
-    command = ["-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", "-q", "tests/mpi"]
+    command = ["-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", "-q", "--color=no", "tests/mpi"]
     try:
         job = mpirun(ranks, *command, timeout=TIME_LIMIT, env={"MPINN_TEST_REPORT": str(report)})
     except subprocess.TimeoutExpired as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -115,6 +116,9 @@ def _pairs(values: Row) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        # of what grows with the run, the latest: a number, or one for each replica
+        return " ".join(_short(float(number)) for number in np.atleast_1d(value[-1]).ravel()) if len(value) else "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Any
 
 import numpy as np
@@ -162,9 +162,8 @@ def _connect_gloo(world: World) -> Any:
 
 
 def _rendezvous() -> bytes:
-    """A file through which PyTorch's ranks find each other: on one machine, or where directories are shared."""
-    folder = Path(tempfile.mkdtemp(prefix="mpinn-", dir=os.environ.get("TMPDIR")))
-    return str(folder / "gloo").encode()
+    """A file through which PyTorch's ranks find each other, on one machine; PyTorch makes it and removes it."""
+    return str(Path(tempfile.gettempdir(), f"mpinn-gloo-{os.getpid()}-{time_ns()}")).encode()
 
 
 def _gloo_sum(gloo: Any, size: int) -> Operation:

@@ -1,12 +1,12 @@
 """Channels over MPI; imported only once MPI is wanted. Called from the main thread only."""
 
 import atexit
+import os
 import sys
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from time import monotonic, perf_counter, sleep
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import mpi4py
 import numpy as np
@@ -60,7 +60,7 @@ class MpiPending:
     def __init__(
         self,
         channel: "MpiChannel",
-        label: str,
+        label: tuple[str, int | None],
         requests: list[MPI.Request],
         finish: Finish,
         index: int | None = None,
@@ -105,6 +105,11 @@ class MpiPending:
             self._complete()
         self._channel.meter.waited(self._index, perf_counter() - start)
 
+    @property
+    def _name(self) -> str:
+        operation, peer = self._label
+        return f"{self._channel.name}: {operation}{'' if peer is None else f' {peer}'}"
+
     def _check_size(self) -> None:
         self._requests.pop()
         if self._expected is None or self._status is None:
@@ -112,13 +117,13 @@ class MpiPending:
         expected, received = self._expected.pop(), self._status.Get_count(MPI.BYTE)
         if received != expected:
             self._give_up()
-            raise MessageError(f"{self._label}: {received} bytes came, but the array has {expected}")
+            raise MessageError(f"{self._name}: {received} bytes came, but the array has {expected}")
 
     def _broken(self, error: MPI.Exception) -> MessageError:
         self._give_up()
         if error.Get_error_class() == MPI.ERR_TRUNCATE:
-            return MessageError(f"{self._label}: more bytes came than the array has")
-        return MessageError(f"{self._label}: {error}")
+            return MessageError(f"{self._name}: more bytes came than the array has")
+        return MessageError(f"{self._name}: {error}")
 
     def _complete(self) -> None:
         if self._finish is not None:
@@ -178,9 +183,7 @@ class MpiChannel:
         self.meter.count("send", array.nbytes)
         buffer = self.transport.lend(array, filled=True)
         requests = [self._communicator.Isend(_raw(piece), to, tag) for piece in self._pieces(buffer)]
-        return MpiPending(
-            self, f"{self.name}: send to rank {to}", requests, partial(self.transport.take_back, buffer, None)
-        )
+        return MpiPending(self, ("send to rank", to), requests, partial(self.transport.take_back, buffer, None))
 
     def receive(self, into: Array, source: int, tag: int = 0) -> Pending:
         """Receive from rank ``source`` exactly as many bytes as ``into`` has."""
@@ -188,10 +191,10 @@ class MpiChannel:
         check_rank(self.name, "receive", source, self.size)
         self.meter.count("receive", into.nbytes)
         buffer = self.transport.lend(into, filled=False)
-        pieces = list(self._pieces(buffer))
+        pieces = self._pieces(buffer)
         return MpiPending(
             self,
-            f"{self.name}: receive from rank {source}",
+            ("receive from rank", source),
             [self._communicator.Irecv(_raw(piece), source, tag) for piece in pieces],
             partial(self.transport.take_back, buffer, into),
             expected=[piece.nbytes for piece in pieces],
@@ -213,9 +216,7 @@ class MpiChannel:
         into[self.rank] = array
         buffer = self.transport.lend(into, filled=True)
         requests = self._gather(buffer)
-        return MpiPending(
-            self, f"{self.name}: all_gather", requests, partial(self.transport.take_back, buffer, into), index
-        )
+        return MpiPending(self, ("all_gather", None), requests, partial(self.transport.take_back, buffer, into), index)
 
     def broadcast(self, array: Array, root: int) -> Pending:
         """Replace ``array`` by that of rank ``root``."""
@@ -226,15 +227,13 @@ class MpiChannel:
         buffer = self.transport.lend(array, filled=self.rank == root)
         requests = [self._communicator.Ibcast(_raw(piece), root) for piece in self._pieces(buffer)]
         into = None if self.rank == root else array
-        return MpiPending(
-            self, f"{self.name}: broadcast", requests, partial(self.transport.take_back, buffer, into), index
-        )
+        return MpiPending(self, ("broadcast", None), requests, partial(self.transport.take_back, buffer, into), index)
 
     def barrier(self) -> None:
         """Block until every rank is here."""
         self.meter.count("barrier", 0)
         index = self.meter.begin()
-        MpiPending(self, f"{self.name}: barrier", [self._communicator.Ibarrier()], _nothing, index).wait()
+        MpiPending(self, ("barrier", None), [self._communicator.Ibarrier()], _nothing, index).wait()
 
     def split(self, color: int, key: int, name: str) -> Channel:
         """The channel of the ranks that give the same ``color``, ordered by ``key``; called by all ranks."""
@@ -263,9 +262,7 @@ class MpiChannel:
         index = self.meter.begin()
         buffer = self.transport.lend(array, filled=True)
         requests = [self._communicator.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in self._pieces(buffer)]
-        return MpiPending(
-            self, f"{self.name}: {name}", requests, partial(self.transport.take_back, buffer, array), index
-        )
+        return MpiPending(self, (name, None), requests, partial(self.transport.take_back, buffer, array), index)
 
     def _sum_in_order(self, array: Array) -> Pending:
         check_reducible(self.name, "all_sum", array)
@@ -281,7 +278,7 @@ class MpiChannel:
             for rank in range(1, self.size):
                 np.add(array, gathered[rank], out=array)
 
-        return MpiPending(self, f"{self.name}: all_sum", self._gather(buffer), finish, index)
+        return MpiPending(self, ("all_sum", None), self._gather(buffer), finish, index)
 
     def _gather(self, buffer: Array) -> list[MPI.Request]:
         """Collect row r of ``buffer`` from rank r; rows too long for one message are broadcast in pieces."""
@@ -293,13 +290,11 @@ class MpiChannel:
             for piece in self._pieces(buffer[root])
         ]
 
-    def _pieces(self, buffer: Array) -> Iterator[Array]:
+    def _pieces(self, buffer: Array) -> list[Array]:
         if buffer.nbytes <= self._chunk:
-            yield buffer
-            return
+            return [buffer]
         flat, step = buffer.reshape(-1), max(1, self._chunk // buffer.itemsize)
-        for start in range(0, flat.size, step):
-            yield flat[start : start + step]
+        return [flat[start : start + step] for start in range(0, flat.size, step)]
 
 
 def open_channel(color: int, key: int, name: str, transport: Transport, polite: bool, ordered: bool) -> Channel:
@@ -324,10 +319,11 @@ def library() -> tuple[str, str]:
     return f"{vendor} {'.'.join(map(str, version))}", MPI.Get_library_version().strip("\0\n ")
 
 
-def abort(code: int) -> None:
-    """End every rank of the job at once; returns only where MPI has been finalized."""
+def abort(code: int) -> NoReturn:
+    """End every rank of the job at once."""
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)
+    os._exit(code)  # MPICH's Abort may come back before its launcher has killed this rank
 
 
 def end_together(patience: float | None = None) -> None:
@@ -343,7 +339,7 @@ def end_together(patience: float | None = None) -> None:
         if deadline is not None and monotonic() > deadline:
             rank = MPI.COMM_WORLD.Get_rank()
             print(f"rank {rank} has ended while others have not: the job is ended", file=sys.__stderr__, flush=True)
-            MPI.COMM_WORLD.Abort(1)
+            abort(1)
         sleep(pause)
         pause = min(2 * pause, LONGEST)
     MPI.Finalize()

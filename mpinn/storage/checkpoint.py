@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.errors import FatalError
 from mpinn.storage import writer
 from mpinn.storage.collect import Collection, send
 from mpinn.storage.directory import RunDirectory
@@ -22,7 +23,7 @@ RUNNING, DURABLE, FAILED = range(3)
 MESSAGE = 1000
 
 
-class SaveError(OSError):
+class SaveError(FatalError, OSError):
     """A checkpoint could not be written; the ones before it are as they were."""
 
 
