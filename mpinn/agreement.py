@@ -8,7 +8,7 @@ import numpy as np
 from mpinn.comm.channel import Channel, Pending
 
 HORIZON = 0.5
-"""Seconds of training between two boundaries: how far a rank may run ahead, and half of how late a stop may be."""
+"""Seconds between two boundaries: how far a rank may run ahead, and half of how late a stop may be."""
 MOST_STEPS = 1000
 
 

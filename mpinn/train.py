@@ -12,7 +12,6 @@ from mpinn.config import Config
 from mpinn.errors import FatalError
 from mpinn.experiment import Experiment, build
 from mpinn.reporter import open_reporter
-from mpinn.storage.checkpoint import SaveError
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.trainer import Outcome
@@ -40,9 +39,6 @@ def train(world: World, request: Request) -> int:
     except FatalError:
         experiment.keeper.abandon()
         raise
-    except SaveError as error:
-        experiment.keeper.abandon()
-        raise FatalError(str(error)) from error
 
 
 def _run(world: World, experiment: Experiment, start: Start) -> Outcome:

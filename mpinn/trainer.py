@@ -114,7 +114,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train; raises `DivergedError` after saving a file for inspection."""
         step = self.plan.start
-        self.stopwatch.other()
+        self.stopwatch.start()
         while step < self.plan.total:
             batch = self.batches.batch(step)
             self.tally.add(step, self.schedule.step(batch, self.update), batch.count)
