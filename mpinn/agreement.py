@@ -23,6 +23,7 @@ class Agreement:
     def __init__(self, channel: Channel, step: int):
         self._channel = channel
         self._boundary = step + 1
+        self._interval = 1
         self._pending: Pending | None = None
         self._asked = np.zeros(3)
 
@@ -33,8 +34,10 @@ class Agreement:
         if step < self._boundary:
             return False, False
         agreed = self._complete()
-        interval = int(np.clip(HORIZON / agreed[2] if agreed[2] > 0 else 1, 1, MOST_STEPS))
-        self._boundary = step + interval
+        # At most doubled, since the pace of the first steps is not that of a run which saves and evaluates.
+        fitting = HORIZON / agreed[2] if agreed[2] > 0 else 1
+        self._interval = int(np.clip(fitting, 1, min(2 * self._interval, MOST_STEPS)))
+        self._boundary = step + self._interval
         # What was just agreed on is done now and need not be asked for again.
         self._asked[:] = stop, save and not agreed[1], seconds_per_step
         self._pending = self._channel.all_max(self._asked)

@@ -18,9 +18,9 @@ STOPPED = 75
 LONG = ("model.widths=[12]", "train.epochs=100000", "optimizer.decay=constant", "train.log=7 steps")
 """A run that ends by a fault only."""
 PROGRAM = "import sys; from mpinn.cli import main; main(sys.argv[1:])"
-LIMIT = "from mpinn.comm import mpi; import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))"
+LIMIT = "from mpinn.comm import mpi; import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))"
 LIMITED = f"{LIMIT}; {PROGRAM}"
-"""No file may grow beyond SIZE bytes, from when MPI has made its own."""
+"""No file may grow beyond LARGEST bytes, from when MPI has made its own."""
 
 
 def wait_for(path: Path, job: subprocess.Popen[str], limit: float = 30) -> None:
@@ -116,7 +116,7 @@ def test_a_full_disk_ends_the_job_with_one_message_and_loses_nothing(tmp_path: P
     assert train(2, run, *small, "--stop-after", "9").returncode == STOPPED
     held = {path.name: path.read_bytes() for path in run.glob("checkpoint-*.h5")}
     # a checkpoint is larger than that and all else is smaller
-    job = mpirun(2, "-c", LIMITED.replace("SIZE", "65536"), *arguments(run, *small)[2:])
+    job = mpirun(2, "-c", LIMITED.replace("LARGEST", "65536"), *arguments(run, *small)[2:])
     assert job.returncode not in (0, 2, STOPPED)
     assert job.stderr.count("File too large") == 1
     assert job.stderr.startswith(f"mpinn: {run}: the checkpoint was not saved: ")
@@ -131,7 +131,7 @@ def test_a_full_disk_ends_the_job_with_one_message_and_loses_nothing(tmp_path: P
 def test_metrics_that_outgrow_the_disk_end_the_job_with_one_message(tmp_path: Path) -> None:
     run = tmp_path / "run"
     long = ("train.log=1 step", "train.epochs=1000", "model.widths=[2]", "checkpoint.every=300 steps")
-    job = alone("-c", LIMITED.replace("SIZE", "150000"), *arguments(run, *long)[2:])
+    job = alone("-c", LIMITED.replace("LARGEST", "150000"), *arguments(run, *long)[2:])
     assert job.returncode == 1
     assert job.stderr.startswith(f"mpinn: {run / 'metrics.jsonl'}: the metrics were not written: File too large")
     assert job.stderr.count("\n") == 1

@@ -67,14 +67,14 @@ def test_no_rank_waits_within_an_interval(world: World, monkeypatch: pytest.Monk
     """The last rank enters an interval only when the others have told it that they are through: no deadlock."""
     monkeypatch.setattr(agreement, "HORIZON", 0.2)
     rolling = Agreement(world.channel("agreement"), 0)
-    for step in (1, 2):  # the first boundary has no pace yet, the second has it
+    for step in range(1, 33):  # the boundaries are 1, 2, 4, 8, 16, 32, and then 52
         rolling.at(step, False, False, 0.01)
     last, word = world.size - 1, np.zeros(1)
     if world.rank == last:
         for rank in range(last):
             world.control.receive(word, rank).wait()
-            assert word[0] == 21
-    for step in range(3, 22):
+            assert word[0] == 51
+    for step in range(33, 52):
         assert rolling.at(step, False, False, 0.01) == (False, False)
     if world.rank != last:
         world.control.send(np.array([float(step)]), last).wait()
@@ -94,18 +94,31 @@ def test_a_stop_is_acted_on_within_two_horizons(world: World, monkeypatch: pytes
     assert asked <= step <= asked + 2 * interval
 
 
-def test_a_slow_rank_sets_the_length_of_an_interval(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interval is HORIZON seconds of the slowest rank, at least one step and at most MOST_STEPS."""
+@pytest.mark.parametrize(
+    ("pace", "boundaries"),
+    [
+        (0.1, [1, 2, 4, 8, 16, 26, 36, 46, 56, 66, 76, 86, 96]),
+        (0.4, [1, *range(2, 101, 2)]),
+        (5.0, list(range(1, 101))),
+        (0.0, list(range(1, 101))),
+        (1e-9, [1, 2, 4, 8, 16, 32, 64]),
+    ],
+)
+def test_the_slowest_rank_sets_the_length_of_an_interval(
+    pace: float, boundaries: list[int], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interval takes the slowest rank HORIZON seconds; it is at least a step, and at most twice the one before."""
     monkeypatch.setattr(agreement, "HORIZON", 1.0)
-    for pace, expected in ((0.1, 10), (5.0, 1), (1e-9, agreement.MOST_STEPS), (0.0, 1)):
-        rolling = Agreement(world.channel("agreement"), 0)
-        mine = pace if world.rank == world.size - 1 else pace / 10
-        acted = [step for step in range(1, 3 * expected + 3) if rolling.at(step, step == 1, False, mine)[0]]
-        rolling.close()
-        if world.size > 1:
-            # asked at step 1, agreed on at the next boundary, which is one step later: no pace was known at the first
-            assert acted[0] == 2
-            assert len(acted) == 1
+    channel = world.channel("agreement")
+    rolling, found = Agreement(channel, 0), []
+    mine = pace if world.rank == world.size - 1 else pace / 10
+    for step in range(1, 101):
+        before = channel.meter.counts.get("all_max")
+        rolling.at(step, False, False, mine)
+        if channel.meter.counts.get("all_max") != before:
+            found.append(step)
+    rolling.close()
+    assert found == (boundaries if world.size > 1 else [])
 
 
 def test_signals_set_the_flag_and_go_on_doing_so() -> None:
