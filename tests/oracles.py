@@ -35,14 +35,19 @@ def clusters(n: int = 50, features: int = 6, classes: int = 3, noise: float = 1.
     return Source({"train": split(n), "validation": split(60), "test": split(10)}, np.zeros(1), np.ones(1), classes)
 
 
+TWO_LAYERS = MLP(widths=(9, 7), activation="tanh")
+HEAVY_BALL = SGD(rate=0.1)
+CROSS_ENTROPY = CrossEntropy()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """What is trained, on which data, and how. The labels of ``poisoned`` replicas are drawn at random."""
 
     source: Source = field(default_factory=clusters)
-    model: MLP = MLP(widths=(9, 7), activation="tanh")
-    optimizer: Optimizer = SGD(rate=0.1)
-    loss: Loss = CrossEntropy()
+    model: MLP = TWO_LAYERS
+    optimizer: Optimizer = HEAVY_BALL
+    loss: Loss = CROSS_ENTROPY
     batch: int = 12
     deal: Deal = "redealt"
     seed: int = 3

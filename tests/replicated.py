@@ -1,4 +1,4 @@
-"""Training on replicas with the program's own schedule, update, consensus and measure, as an experiment composes them."""
+"""Training on replicas with the program's own schedule, update, consensus and measure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +26,16 @@ class Trained:
 
 
 def train(
-    problem: Problem, channel: Channel, consensus: Consensus, steps: int, disturb: Disturb | None = None
+    problem: Problem,
+    channel: Channel,
+    consensus: Consensus,
+    steps: int,
+    disturb: Disturb | None = None,
+    shard: int | None = None,
 ) -> Trained:
-    """Train this rank's replica; stops when no replica is finite."""
-    part, batches = problem.part(), problem.batches(channel.size, channel.rank)
+    """Train this rank's replica, with the data of ``shard`` if not its own; stops when no replica is finite."""
+    shard = channel.rank if shard is None else shard
+    part, batches = problem.part(), problem.batches(channel.size, shard)
     schedule = Serial(part, problem.loss, problem.seed)
     update = OptimizerUpdate(consensus, problem.optimizer, problem.rate, problem.clip, schedule.parts)
     meetings: list[Meeting] = []
