@@ -1,8 +1,9 @@
 """Merging running statistics: a mean of means, and a variance that includes how far the means are apart.
 
 With weights w_p that add up to 1, mean = sum w_p m_p and variance = sum w_p v_p + (sum w_p m_p^2 - mean^2). The
-bracket is a small difference of large numbers where means are large, so its two sums travel in twice the precision:
-as a head of half the digits and a tail with the rest. Heads of similar size add up without rounding.
+bracket is a small difference of large numbers where means are large, so the sums in it travel in more precision than
+that of a vector: each number as a head, which is a multiple of a step that replicas with similar means agree about, so
+that heads add up without rounding whatever their weights, and a tail.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ import numpy as np
 from mpinn.array.typing import Array
 from mpinn.nn.layout import Layout
 
+SPARE = 8
+"""Bits that heads leave free, so that they still add up where the means of replicas differ by a small factor."""
 EXTRA = 3
 """Vectors that travel besides a mean and its variance: the tail of the mean, head and tail of its square."""
 
@@ -36,8 +39,8 @@ def to_terms(layout: Layout, state: Array, extra: Array, weight: float) -> None:
     means = [(mean, mean.astype(np.float64), tails) for mean, _, tails in _pairs(layout, state, extra)]
     np.multiply(state, weight, out=state)
     for mean, wide, (tail, square_head, square_tail) in means:
-        _split(weight * wide, mean, tail)
-        _split(weight * wide * wide, square_head, square_tail)
+        _split(wide, weight, mean, tail)
+        _split(wide * wide, weight, square_head, square_tail)
 
 
 def from_terms(layout: Layout, state: Array, extra: Array) -> None:
@@ -48,13 +51,13 @@ def from_terms(layout: Layout, state: Array, extra: Array) -> None:
         mean[...] = middle
 
 
-def _split(values: Array, head: Array, tail: Array) -> None:
-    """values = head + tail; the head keeps half the digits of its dtype, so that a few of them add up exactly."""
-    digits = (np.finfo(head.dtype).nmant + 1) // 2
-    fraction, exponent = np.frexp(values)
-    rounded = np.ldexp(np.rint(np.ldexp(fraction, digits)), exponent - digits)
+def _split(values: Array, weight: float, head: Array, tail: Array) -> None:
+    """weight * values = head + tail, where the step of a head depends on the size of the value, not on the weight."""
+    step = np.frexp(values)[1] + (SPARE - np.finfo(head.dtype).nmant - 1)
+    weighted = weight * values
+    rounded = np.ldexp(np.rint(np.ldexp(weighted, -step)), step)
     head[...] = rounded
-    tail[...] = values - rounded
+    tail[...] = weighted - rounded
 
 
 def merge_layer(values: Mapping[str, Array], weights: Array) -> Mapping[str, Array]:

@@ -6,8 +6,8 @@ from math import fsum
 import numpy as np
 import pytest
 from oracles import Average, Disturb, Problem, Replica, averaging, clusters, fisher, judge, serial, synchronous
-from replicated import averaging as build
 from replicated import Trained, everywhere, train
+from replicated import averaging as build
 
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
