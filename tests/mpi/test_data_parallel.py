@@ -161,3 +161,17 @@ def test_a_replica_of_less_than_all_ranks(world: World) -> None:
     problem = replace(Problem(), batch=7)
     trained = train(problem, channel, Gradients(channel, 256), STEPS)
     np.testing.assert_allclose(trained.part.weights, serial(problem, STEPS).weights, **CLOSE)
+
+
+def test_a_gradient_is_completed_from_its_end_and_wholly(channel: Channel) -> None:
+    problem, consensus = Problem(), Gradients(channel, WHOLE)
+    part, batch = problem.part(), problem.batches(channel.size, channel.rank).batch(0)
+    size = part.grads.size
+    if channel.size == 1:
+        assert consensus.gradients(part, batch) == batch.total
+        return
+    consensus.ready(part, slice(64, size))
+    with pytest.raises(ValueError, match="from its end"):
+        consensus.ready(part, slice(0, 32))
+    with pytest.raises(ValueError, match="incomplete below element 64"):
+        consensus.gradients(part, batch)
