@@ -1,8 +1,6 @@
 """Ranks that agree on the step at which all of them stop or save, though none waits for another within a step."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import numpy as np
@@ -10,7 +8,7 @@ import numpy as np
 from mpinn.comm.channel import Channel, Pending
 
 HORIZON = 0.5
-"""Seconds of training between two boundaries: how far a rank may run ahead, and half of how late a stop may be."""
+"""Seconds between two boundaries: how far a rank may run ahead, and half of how late a stop may be."""
 MOST_STEPS = 1000
 
 
@@ -25,6 +23,7 @@ class Agreement:
     def __init__(self, channel: Channel, step: int):
         self._channel = channel
         self._boundary = step + 1
+        self._interval = 1
         self._pending: Pending | None = None
         self._asked = np.zeros(3)
 
@@ -35,9 +34,12 @@ class Agreement:
         if step < self._boundary:
             return False, False
         agreed = self._complete()
-        interval = int(np.clip(HORIZON / agreed[2] if agreed[2] > 0 else 1, 1, MOST_STEPS))
-        self._boundary = step + interval
-        self._asked[:] = stop, save, seconds_per_step
+        # At most doubled, since the pace of the first steps is not that of a run which saves and evaluates.
+        fitting = HORIZON / agreed[2] if agreed[2] > 0 else 1
+        self._interval = int(np.clip(fitting, 1, min(2 * self._interval, MOST_STEPS)))
+        self._boundary = step + self._interval
+        # What was just agreed on is done now and need not be asked for again.
+        self._asked[:] = stop, save and not agreed[1], seconds_per_step
         self._pending = self._channel.all_max(self._asked)
         return bool(agreed[0]), bool(agreed[1])
 
@@ -60,16 +62,13 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
 
+    def listen(self) -> None:
+        """From now on SIGUSR1, SIGUSR2 and SIGTERM set the flag, to the end of the process.
+
+        A rank that is about to leave still listens: a second signal would kill it and change the code of the job.
+        """
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within the context SIGUSR1, SIGUSR2 and SIGTERM set the flag in place of what they did before."""
-        numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-        before = [signal.signal(number, self._receive) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)

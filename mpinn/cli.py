@@ -179,7 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
     install_abort_hook()
     code: int | str | None = 0
     try:
-        app(_with_command(given), prog_name="python -m mpinn")
+        # Not app(...), which puts typer's own hook in the place of the one that ends the job.
+        typer.main.get_command(app)(_with_command(given), prog_name="python -m mpinn")
     except SystemExit as left:
         code = left.code
     except InputError as error:

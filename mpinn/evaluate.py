@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of
 from mpinn.comm.grid import World
 from mpinn.config import Config, InputError, load
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import check_source, open_source
-from mpinn.experiment import CHOICES, DEFAULTS, build_model, outputs_of
 from mpinn.measure import EVALUATION_BATCH, quality, totals
 from mpinn.nn.part import build_part
 from mpinn.storage.directory import RunDirectory

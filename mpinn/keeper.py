@@ -1,18 +1,20 @@
 """The state of a run in its directory: what is saved, and how it is found again."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.config import Config
-from mpinn.consensus.consensus import Consensus
+from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.consensus.statistics import merge_layer
 from mpinn.nn.part import COUNTERS, Part
-from mpinn.storage.checkpoint import Saver
+from mpinn.storage.checkpoint import SaveError, Saver
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics, Record, columns, read
 from mpinn.storage.reader import Checkpoint
@@ -52,11 +54,10 @@ class RunKeeper:
     records: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._saver = self._open_saver(self.directory.path, self.config.checkpoint.keep)
+        keep = self.config.checkpoint.keep
+        self._saver = Saver(self.directory.path, self.control, keep=keep, merges={"state": merge_layer})
         self._metrics = Metrics(self.directory.metrics) if self.control.rank == 0 else None
-
-    def _open_saver(self, path: Path, keep: int) -> Saver:
-        return Saver(path, self.control, keep=keep, merges={"state": merge_layer})
+        self._failure: OSError | None = None
 
     def rewind(self, step: int) -> None:
         """Go on from ``step``: later lines of the metrics are dropped, earlier ones are the history so far."""
@@ -65,31 +66,43 @@ class RunKeeper:
             self.records = list(read(self.directory.metrics))
 
     def record(self, record: Record) -> None:
-        """Append to the metrics."""
-        if self._metrics is not None:
+        """Append to the metrics. The other ranks hear at the next save if that failed: now they are in messages."""
+        if self._metrics is None:
+            return
+        self.records.append(record)
+        try:
             self._metrics.append(record)
-            self.records.append(record)
+        except OSError as error:
+            self._failure = self._failure or error
+
+    def last_meeting(self) -> list[float] | None:
+        """On rank 0 the weights of the replicas when they last met, if they did."""
+        return next((list(r["meeting_weights"]) for r in reversed(self.records) if "meeting_weights" in r), None)
 
     def save(self, moment: Moment) -> None:
-        """Start saving a checkpoint."""
+        """Start saving a checkpoint; raises SaveError if the one before it, or the metrics, could not be written."""
+        self._check_metrics()
         self._saver.save(self._snapshot(moment), moment.score, moment.merge)
 
     def inspection(self, moment: Moment) -> str:
-        """Save a file to look at in a directory of its own, from which no run resumes."""
-        path = self.directory.path / "diverged"
-        saver = self._open_saver(path, keep=1)
-        if self.control.rank == 0:
-            path.mkdir(exist_ok=True)
-        saver.save(self._snapshot(moment), None, moment.merge)
-        saver.close()
-        return str(RunDirectory(path).checkpoint(moment.step))
+        """Save a file to look at, from which no run resumes."""
+        return str(self._saver.inspection(self._snapshot(moment), moment.merge))
+
+    def _check_metrics(self) -> None:
+        failed = np.array([float(self._failure is not None)])
+        self.control.all_max(failed).wait()
+        if failed[0]:
+            reason = self._failure.strerror if self._failure else "rank 0 says why"
+            raise SaveError(f"{self.directory.metrics}: the metrics were not written: {reason}")
 
     def _snapshot(self, moment: Moment) -> Snapshot:
         meetings = [record for record in self.records if "meeting_weights" in record]
         scalars: dict[str, Any] = {"samples": moment.samples, "seconds": moment.seconds}
+        if moment.quality is not None:
+            scalars["validation"] = np.array([moment.quality.loss, moment.quality.accuracy])
         if meetings:
             scalars["meeting_step"] = np.array([record["step"] for record in meetings])
-            scalars["meeting_weights"] = np.array([record["meeting_weights"] for record in meetings])
+            scalars["meeting_weights"] = _table([record["meeting_weights"] for record in meetings])
         epoch, batch = divmod(moment.step, self.steps_per_epoch)
         return Snapshot(
             step=moment.step,
@@ -115,15 +128,32 @@ class RunKeeper:
         if self._metrics is not None:
             self._metrics.close()
 
+    def abandon(self) -> None:
+        """Close the files of a run that has failed; what is still on its way to the disk may get there or not."""
+        with suppress(OSError):
+            self._saver.close()
+        if self._metrics is not None:
+            with suppress(OSError):
+                self._metrics.close()
+
+
+def _table(rows: Sequence[Sequence[float]]) -> Array:
+    """Rows of one number per replica as (rows, R), with NaN where there were fewer replicas, on another grid."""
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
+
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a restored run goes on, and what had to be said about it."""
+    """Where a run goes on, and what had to be said about it."""
 
-    step: int
-    samples: int
-    seconds: float
-    notes: Sequence[str]
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    quality: Quality | None = None
+    notes: Sequence[str] = ()
 
 
 def resume(
@@ -132,10 +162,9 @@ def resume(
     """Fill this rank's vectors from a checkpoint; ``local`` ones only if the grid is the one that was saved."""
     with Checkpoint(path) as checkpoint:
         step, was, scalars = checkpoint.step, checkpoint.grid, checkpoint.scalars
-    notes = list(restore(path, [*model, *local] if was == grid else model, grid, replica))
+    notes = restore(path, [*model, *local] if was == grid else model, grid, replica)
     if was != grid:
-        shape = " x ".join
-        notes.insert(
-            0, f"the grid was {shape(map(str, was))} and is {shape(map(str, grid))} (replicas x stages x shards)"
-        )
-    return Resumed(step, int(scalars["samples"]), float(scalars["seconds"]), notes)
+        before, now = (" x ".join(map(str, shape)) for shape in (was, grid))
+        notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]
+    quality = Quality(*scalars["validation"].tolist()) if "validation" in scalars else None
+    return Resumed(step, int(scalars["samples"]), float(scalars["seconds"]), quality, notes)

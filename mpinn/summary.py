@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.consensus.consensus import Quality
 from mpinn.experiment import Experiment
 from mpinn.tally import Times
 
 
 def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
-    """The summary of a run, the same on every rank; called by all of them. Measures the test split, once."""
+    """The summary of a run, for rank 0; called by all ranks. Measures the test split, once."""
     trainer, config = experiment.trainer, experiment.config
-    test, validation = experiment.measure.quality("test"), trainer.quality
+    test, validation = experiment.measure.quality("test"), trainer.quality or experiment.measure.quality("validation")
     seconds = trainer.elapsed()
     sent = sum(size for channel in experiment.channels for _, size in channel.meter.counts.values())
     everyone = _gather(experiment, trainer.stopwatch.times, sent)
@@ -29,13 +30,18 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
         "samples": trainer.samples,
         "seconds": seconds,
         "samples_per_second": trainer.samples / seconds if seconds else 0.0,
-        "test": {"loss": test.loss, "accuracy": test.accuracy},
-        "validation": None if validation is None else {"loss": validation.loss, "accuracy": validation.accuracy},
+        "test": _numbers(test, trainer.classes),
+        "validation": _numbers(validation, trainer.classes),
         "ranks": [_rank(row) for row in everyone],
-        "weights": None if trainer.meeting is None else np.asarray(trainer.meeting.weights).tolist(),
+        "weights": experiment.keeper.last_meeting(),
         "checkpoint": str(experiment.keeper.directory.checkpoint(trainer.plan.total)),
         "directory": str(experiment.keeper.directory.path),
     }
+
+
+def _numbers(quality: Quality, classes: int) -> dict[str, float]:
+    accuracy = {"accuracy": quality.accuracy} if classes else {}
+    return {**accuracy, "loss": quality.loss}
 
 
 def _gather(experiment: Experiment, times: Times, sent: int) -> Array:
@@ -58,7 +64,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     facts = {
         "run": f"{summary['model']} on {summary['data']}, consensus {summary['consensus']}{score}, "
         f"{replicas} x {stages} x {shards} ranks (replicas x stages x shards)",
-        "test accuracy": f"{summary['test']['accuracy']:.4f}, loss {summary['test']['loss']:.4f}",
+        "test": _quality(summary["test"]),
         "validation": _quality(summary["validation"]),
         "trained": f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['samples']:,} samples "
         f"in {summary['seconds']:.2f} s: {summary['samples_per_second']:,.0f} samples/s",
@@ -72,10 +78,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     return ["", *_aligned(facts), "", *_table(summary["ranks"], summary["weights"]), "", *_aligned(where)]
 
 
-def _quality(quality: Mapping[str, float] | None) -> str:
-    return (
-        f"accuracy {quality['accuracy']:.4f}, loss {quality['loss']:.4f}" if quality else "not measured in this start"
-    )
+def _quality(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
 
 
 def _aligned(facts: Mapping[str, str]) -> list[str]:

@@ -79,6 +79,10 @@ class Stopwatch:
         self._control = control
         self._begun = self._since = perf_counter()
 
+    def start(self) -> None:
+        """Training begins: what has passed since the last call belongs to nothing."""
+        self._begun = self._since = perf_counter()
+
     def training(self) -> None:
         """What has passed since the last call was training."""
         self.times.training += self._lap()
@@ -88,8 +92,8 @@ class Stopwatch:
         self.times.other += self._lap()
 
     def pace(self, steps: int) -> float:
-        """Seconds per step since the start, of which there were ``steps``."""
-        return (perf_counter() - self._begun - self.times.other) / max(1, steps)
+        """Seconds per step since the start, of which there were ``steps``, whatever they were spent on."""
+        return (perf_counter() - self._begun) / max(1, steps)
 
     def _lap(self) -> float:
         now = perf_counter()

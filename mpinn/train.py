@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
+
 from mpinn import __version__
 from mpinn.agreement import Signals
-from mpinn.comm.abort import leave
+from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
-from mpinn.experiment import Experiment, Request, Start, build, check
-from mpinn.reporter import Silent, open_reporter
+from mpinn.errors import FatalError
+from mpinn.experiment import Experiment, build
+from mpinn.reporter import open_reporter
 from mpinn.storage.directory import RunDirectory, write_text
-from mpinn.storage.reader import Checkpoint
 from mpinn.summary import collect, lines
 from mpinn.trainer import Outcome
 
@@ -19,44 +21,44 @@ STOPPED = 75
 
 
 def train(world: World, request: Request) -> int:
-    """Train, or go on training; the exit code. Raises InputError, before anything is written, and `DivergedError`."""
-    start = Start.decode(world.verdict(lambda: check(request, world.size).encode()))
+    """Train, or go on training; the exit code.
+
+    Raises, on all ranks together, InputError before anything is written, and FatalError for a run that diverged or
+    cannot be saved.
+    """
     signals = Signals()
-    with signals.listening():
-        lately = _finished(world, start)
-        if lately is not None:
-            return lately
-        experiment = build(world, start, Silent(), signals, request.stop_after)
-        plan = experiment.trainer.plan
-        experiment.trainer.reporter = open_reporter(world.rank, plan.total, plan.start)
-        try:
-            for text in _opening(world, experiment, start):
-                experiment.trainer.reporter.line(text)
-            outcome = experiment.trainer.run()
-        finally:
-            experiment.trainer.reporter.close()
-        return _close(world, experiment, outcome, signals)
+    signals.listen()
+    start = Start.decode(world.verdict(lambda: check(request, world.size).encode()))
+    if start.summary is not None:
+        _tell_again(world, start)
+        return 0
+    experiment = build(world, start, signals, request.stop_after)
+    try:
+        outcome = _run(world, experiment, start)
+        return _stop(world, experiment) if outcome is Outcome.STOPPED else _finish(world, experiment, outcome)
+    except FatalError:
+        experiment.keeper.abandon()
+        raise
 
 
-def _finished(world: World, start: Start) -> int | None:
-    """0 if there is nothing left to train and the summary could be printed again."""
-    directory = RunDirectory(start.config.run.directory)
+def _run(world: World, experiment: Experiment, start: Start) -> Outcome:
+    trainer = experiment.trainer
+    trainer.reporter = open_reporter(world.rank, trainer.plan.total, trainer.plan.start)
+    try:
+        for text in _opening(world, experiment, start):
+            trainer.reporter.line(text)
+        # a loss that is not finite is noticed and named by the trainer
+        with np.errstate(all="ignore"):
+            return trainer.run()
+    finally:
+        trainer.reporter.close()
 
-    def look() -> bytes:
-        if start.checkpoint is None or not directory.summary.exists():
-            return b""
-        summary = json.loads(directory.summary.read_text())
-        with Checkpoint(start.checkpoint) as checkpoint:
-            done = checkpoint.step == summary["steps"] and start.config.train.epochs == summary["epochs"]
-        return json.dumps(summary).encode() if done else b""
 
-    told = world.verdict(look)
-    if not told:
-        return None
-    if world.rank == 0:
-        print(f"{directory.path} is a finished run; --fresh starts it anew, a longer train.epochs continues it")
-        print("\n".join(lines(json.loads(told))), flush=True)
-    return 0
+def _tell_again(world: World, start: Start) -> None:
+    if world.rank == 0 and start.summary is not None:
+        place = start.config.run.directory
+        said = f"{place} is a finished run; --fresh starts it anew, a longer train.epochs continues it"
+        print("\n".join([*start.notes, said, *lines(start.summary)]), flush=True)
 
 
 def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
@@ -70,7 +72,7 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
         f"{config.names['model']} with {part.layout.count:,} parameters on {config.data.name}, "
         f"consensus {_choice(config, 'consensus')}, {config.names['optimizer']}, {config.run.dtype}",
         *start.notes,
-        *experiment.resumed,
+        *experiment.notes,
     ]
     if start.checkpoint is not None:
         said.append(f"resumed from {start.checkpoint} at step {trainer.plan.start}")
@@ -83,23 +85,20 @@ def _choice(config: Config, table: str) -> str:
     return config.names[table] + (f" by {score}" if score else "")
 
 
-def _close(world: World, experiment: Experiment, outcome: Outcome, signals: Signals) -> int:
-    directory = experiment.keeper.directory
-    if outcome is Outcome.STOPPED:
-        experiment.keeper.close()
-        world.control.barrier()
-        if world.rank == 0:
-            write_text(directory.requeue, "")
-            print(f"stopped with the state saved; the same command goes on from {directory.latest}", flush=True)
-        return STOPPED
+def _stop(world: World, experiment: Experiment) -> int:
+    directory: RunDirectory = experiment.keeper.directory
+    experiment.keeper.close()
+    world.control.barrier()
+    if world.rank == 0:
+        write_text(directory.requeue, "")
+        print(f"stopped with the state saved; the same command goes on from {directory.latest}", flush=True)
+    return STOPPED
+
+
+def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     summary = collect(experiment, outcome.value)
     experiment.keeper.close()
     if world.rank == 0:
-        write_text(directory.summary, json.dumps(summary, indent=1) + "\n")
+        write_text(experiment.keeper.directory.summary, json.dumps(summary, indent=1) + "\n")
         print("\n".join(lines(summary)), flush=True)
     return 0
-
-
-def exit_with(code: int) -> None:
-    """End the rank with an agreed code."""
-    leave(code)

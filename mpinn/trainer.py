@@ -4,18 +4,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from mpinn.agreement import Agreement, Signals
+from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
-from mpinn.consensus.consensus import Consensus, Meeting, Quality
+from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.datasets.batches import Batches
+from mpinn.errors import FatalError
 from mpinn.measure import ReplicaMeasure, RunMeasure
+from mpinn.nn.layout import Entry
 from mpinn.nn.part import Part
-from mpinn.reporter import Reporter
+from mpinn.reporter import Reporter, Silent
 from mpinn.schedules.schedule import Schedule, Update
 from mpinn.tally import NEVER, Stopwatch, Tally
 
@@ -27,18 +30,19 @@ class Outcome(Enum):
     STOPPED = "stopped"
 
 
-class DivergedError(Exception):
+class DivergedError(FatalError):
     """A loss, or every replica, stopped being finite. Raised on all ranks together."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What a checkpoint says besides the state of the ranks: the step, the last validation accuracy, totals so far.
+    """What a checkpoint says besides the state of the ranks: the step, the last validation, totals so far.
 
-    ``merge`` (R,) are the weights with which replicas that differ are merged to one model.
+    ``score`` is higher for a better model; ``merge`` (R,) are the weights with which replicas that differ are merged.
     """
 
     step: int
+    quality: Quality | None
     score: float | None
     merge: Array
     samples: int
@@ -96,19 +100,21 @@ class Trainer:
     tally: Tally
     stopwatch: Stopwatch
     keeper: Keeper
-    reporter: Reporter
+    classes: int
+    """Of the data; 0 for a regression, which has no accuracy."""
+    reporter: Reporter = field(default_factory=Silent)
     samples: int = 0
     """Samples that the replicas together have been trained on since the run began."""
     seconds: float = 0.0
     """Of training before this start."""
     quality: Quality | None = None
-    meeting: Meeting | None = None
+    """On the validation split, when it was last measured."""
     _saved_at: float = field(default_factory=monotonic)
 
     def run(self) -> Outcome:
         """Train; raises `DivergedError` after saving a file for inspection."""
         step = self.plan.start
-        self.stopwatch.other()
+        self.stopwatch.start()
         while step < self.plan.total:
             batch = self.batches.batch(step)
             self.tally.add(step, self.schedule.step(batch, self.update), batch.count)
@@ -120,6 +126,8 @@ class Trainer:
             if self._agreed(step, last):
                 return Outcome.STOPPED
         self.agreement.close()
+        if not self.plan.total:
+            self._save(0)
         self.keeper.wait()
         return Outcome.FINISHED
 
@@ -132,8 +140,8 @@ class Trainer:
         if meeting is None:
             return
         if meeting.weights is None:
-            self._diverge(step, step - 1, 0, "no replica is finite")
-        self.meeting = meeting
+            self._check_weights(step)
+            return
         weights, scores = np.asarray(meeting.weights).tolist(), meeting.scores.tolist()
         self.keeper.record({"step": step, "meeting_weights": weights, "meeting_scores": scores})
         for replica in meeting.reseeded:
@@ -148,18 +156,15 @@ class Trainer:
         self.stopwatch.training()
         status = self._log(step) if log else ""
         if evaluate:
-            self.quality = self.measure.quality("validation")
-            loss, accuracy = self.quality.loss, self.quality.accuracy
-            self.keeper.record({"step": step, "validation_loss": loss, "validation_accuracy": accuracy})
+            self._evaluate(step)
         if log:
-            validated = f"  validation {self.quality.accuracy:.4f}" if self.quality else ""
-            self.reporter.progress(step, status + validated)
+            self.reporter.progress(step, status + self._validated())
         self.stopwatch.other()
 
     def _log(self, step: int) -> str:
         sums = self.tally.gather(self.control)
         self.stopwatch.settle()
-        self._check(step, sums)
+        self._check_losses(step, sums)
         self.tally.clear()
         finite = np.isfinite(sums[:, 0])
         loss = float(sums[finite, 0].sum() / max(1.0, sums[finite, 1].sum()))
@@ -170,25 +175,17 @@ class Trainer:
         speed = self.samples / seconds if seconds else 0.0
         return f"epoch {epoch:.1f}  {speed:,.0f}/s  loss {loss:.4f}"
 
-    def _check(self, step: int, sums: Array) -> None:
-        bad = sums[:, 2] < NEVER
-        if bad.any() and not self.consensus.masks:
-            rank = int(np.argmin(sums[:, 2]))
-            self._diverge(step, int(sums[rank, 2]), rank, "the loss is not finite")
+    def _evaluate(self, step: int) -> None:
+        self.quality = self.measure.quality("validation")
+        record = {"step": step, "validation_loss": self.quality.loss}
+        if self.classes:
+            record["validation_accuracy"] = self.quality.accuracy
+        self.keeper.record(record)
 
-    def _diverge(self, step: int, first: int, rank: int, what: str) -> None:
-        layers = np.empty((self.control.size, 1))
-        names = [name for part in self.schedule.parts.values() for name in part.weight_views]
-        own = [i for part in self.schedule.parts.values() for i in bad_layers(part, names)]
-        self.control.all_gather(np.array([own[0] if own else -1.0]), layers).wait()
-        index = int(layers[rank, 0])
-        layer = f"layer {names[index]} is the first whose weights are not" if index >= 0 else "all weights still are"
-        path = self.keeper.inspection(self._moment(step))
-        raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {layer}. The state is in {path}")
-
-    def _moment(self, step: int) -> Moment:
-        score = self.quality.accuracy if self.quality else None
-        return Moment(step, score, self.measure.merge_weights(), self.samples, self.elapsed())
+    def _validated(self) -> str:
+        if self.quality is None:
+            return ""
+        return f"  validation {self.quality.accuracy if self.classes else self.quality.loss:.4f}"
 
     def _agreed(self, step: int, last: bool) -> bool:
         """Save if it is time; whether all ranks stop here."""
@@ -196,22 +193,57 @@ class Trainer:
         overdue = bool(every) and monotonic() - self._saved_at >= every
         pace = self.stopwatch.pace(step - self.plan.start)
         stop, save = self.agreement.at(step, self.signals.received is not None, overdue, pace)
-        stop = stop or step == self.plan.stop_after
+        stop = (stop or step == self.plan.stop_after) and not last
         save = save or (bool(self.plan.save) and step % self.plan.save == 0)
         if not (last or stop or save):
             return False
         self.stopwatch.training()
-        self._saved_at = monotonic()
-        self.tally.settle()
-        self.keeper.save(self._moment(step))
-        if stop and not last:
+        self._save(step)
+        if stop:
             self.agreement.close()
             self.keeper.wait()
         self.stopwatch.other()
-        return stop and not last
+        return stop
+
+    def _save(self, step: int) -> None:
+        """Save what a run can go on from: nothing is saved, and the run ends, if that would not be finite."""
+        self._saved_at = monotonic()
+        self._check_losses(step, self.tally.gather(self.control))
+        self._check_weights(step)
+        self.keeper.save(self._moment(step))
+
+    def _check_losses(self, step: int, sums: Array) -> None:
+        rank = int(np.argmin(sums[:, 2]))
+        if sums[rank, 2] < NEVER and not self.consensus.masks:
+            self._diverge(step, int(sums[rank, 2]), rank, "the loss is not finite", self._bad_layers()[rank])
+
+    def _check_weights(self, step: int) -> None:
+        layers = self._bad_layers()
+        bad = [rank for rank, layer in enumerate(layers) if layer]
+        if len(bad) == len(layers) or (bad and not self.consensus.masks):
+            what = "no replica is finite" if self.consensus.masks else "the weights are not finite"
+            self._diverge(step, step - 1, bad[0], what, layers[bad[0]])
+
+    def _bad_layers(self) -> list[str]:
+        """For every rank the name of its first layer that is not finite, or nothing; called by all ranks."""
+        entries = [pair for part in self.schedule.parts.values() for pair in part_entries(part)]
+        own = (index for index, (_, values) in enumerate(entries) if not ops.all_finite(values))
+        found = np.empty((self.control.size, 1))
+        self.control.all_gather(np.array([float(next(own, -1))]), found).wait()
+        return [entries[int(index)][0].path[0] if index >= 0 else "" for index in found[:, 0]]
+
+    def _diverge(self, step: int, first: int, rank: int, what: str, layer: str) -> NoReturn:
+        where = f"the first layer that is not finite is {layer}" if layer else "all weights are still finite"
+        path = self.keeper.inspection(self._moment(step))
+        raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {where}. The state is in {path}")
+
+    def _moment(self, step: int) -> Moment:
+        quality = self.quality
+        score = None if quality is None else quality.accuracy if self.classes else -quality.loss
+        return Moment(step, quality, score, self.measure.merge_weights(), self.samples, self.elapsed())
 
 
-def bad_layers(part: Part, names: list[str]) -> list[int]:
-    """Indices in ``names`` of the layers of ``part`` with a weight that is not finite."""
-    views = {name: part.layout.span((name,)) for name in part.weight_views}
-    return [names.index(name) for name, span in views.items() if not np.isfinite(part.weights[span]).all()]
+def part_entries(part: Part) -> list[tuple[Entry, Array]]:
+    """Every weight and running statistic of a part, with its values."""
+    pairs = ((part.layout, part.weights), (part.state_layout, part.state))
+    return [(entry, vector[entry.slice]) for layout, vector in pairs for entry in layout]

@@ -1,0 +1,187 @@
+"""What the user gave, checked by one rank before the first step and before anything is written."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
+from mpinn.comm.grid import World, shape_of
+from mpinn.config import MAY_CHANGE, Config, difference, load
+from mpinn.datasets.source import check_source
+from mpinn.errors import InputError
+from mpinn.models.model import Model
+from mpinn.nn.layout import Layout
+from mpinn.storage.directory import RunDirectory, move_aside, write_text
+from mpinn.storage.history import read
+from mpinn.storage.reader import Checkpoint
+from mpinn.storage.restore import newest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: a configuration file or none, overrides, and what becomes of a run that is there."""
+
+    file: str | None = None
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+    fresh: bool = False
+    stop_after: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one rank has found, and all ranks begin with; ``summary`` is that of a run with nothing left to do."""
+
+    config: Config
+    checkpoint: Path | None
+    fresh: bool
+    notes: tuple[str, ...]
+    summary: Mapping[str, Any] | None
+
+    def encode(self) -> bytes:
+        """As bytes, for the other ranks."""
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        return json.dumps([self.config.tables(), checkpoint, self.fresh, self.notes, self.summary]).encode()
+
+    @classmethod
+    def decode(cls, told: bytes) -> "Start":
+        """The inverse of `encode`."""
+        tables, checkpoint, fresh, notes, summary = json.loads(told)
+        path = None if checkpoint is None else Path(checkpoint)
+        return cls(load(tables, (), CHOICES, DEFAULTS), path, fresh, tuple(notes), summary)
+
+
+def check(request: Request, ranks: int) -> Start:
+    """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing."""
+    config = read_config(request.file, request.overrides)
+    check_grid(config, ranks)
+    data = check_source(config.data)
+    check_together(config, data)
+    model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
+    notes = [data["note"]] if data["note"] else []
+    directory = RunDirectory(config.run.directory)
+    if request.fresh:
+        check_fresh(request, directory)
+        return Start(config, None, True, tuple(notes), None)
+    checkpoint = look_back(directory, notes)
+    if checkpoint is None:
+        if request.resume:
+            raise InputError("--resume", f"there is no checkpoint in {directory.path}")
+        return Start(config, None, False, tuple(notes), None)
+    notes += check_resume(checkpoint, config, model)
+    return Start(config, checkpoint, False, tuple(notes), finished(directory, checkpoint, config))
+
+
+def check_grid(config: Config, ranks: int) -> None:
+    """The grid must fit the ranks, and the choices must be able to use each of its axes."""
+    grid, names = config.grid, config.names
+    shape_of(ranks, grid.replicas, grid.stages, grid.shards)
+    if grid.stages > 1:
+        only = f"the schedule {names['schedule']} keeps the whole depth on one rank"
+        raise InputError("grid.stages", f"{only}, so this can only be 1, got {grid.stages}")
+    if grid.shards > 1:
+        only = f"the model {names['model']} is not a population"
+        raise InputError("grid.shards", f"{only}, so this can only be 1, got {grid.shards}")
+
+
+def check_together(config: Config, data: Mapping[str, Any]) -> None:
+    """Choices that are each right but do not fit each other."""
+    if data["classes"]:
+        return
+    values = "needs class numbers, but the targets are values"
+    if config.names["loss"] == "cross_entropy":
+        raise InputError("loss.name", f"cross_entropy {values}: use squared_error")
+    score = getattr(config.consensus, "score", "")
+    if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
+        raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+
+
+def look_back(directory: RunDirectory, notes: list[str]) -> Path | None:
+    """The checkpoint from which the run goes on, if there is one; the metrics so far must be readable too."""
+    if not directory.path.is_dir():
+        return None
+    read(directory.metrics)
+    return newest(directory.path, notes.append)
+
+
+def check_fresh(request: Request, directory: RunDirectory) -> None:
+    """Only a run is moved aside, never a directory that holds something else."""
+    if request.resume:
+        raise InputError("--fresh", "start anew or --resume, not both")
+    path = directory.path
+    if path.is_dir() and any(path.iterdir()) and not directory.config.exists():
+        raise InputError("--fresh", f"{path} is not moved aside: it has no {directory.config.name}, so it is no run")
+
+
+def check_resume(path: Path, config: Config, model: Model) -> list[str]:
+    """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
+    with Checkpoint(path) as checkpoint:
+        changes = difference(checkpoint.configuration, config.tables())
+        forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if key not in MAY_CHANGE]
+        if forbidden:
+            hint = "go back to the old values, choose another run.directory, or start anew with --fresh"
+            raise InputError(
+                str(path.parent), f"this run was started with other values: {', '.join(forbidden)}; {hint}"
+            )
+        layout = Layout(model.network.parameters(model.shape), np.dtype(config.run.dtype))
+        checkpoint.check(layout, "model/network")
+    said = [f"{key} was {old} and is {new}" for key, old, new in changes if key != "run.directory"]
+    if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
+        said.append("with the length of the run the course of the cosine rate has changed")
+    return said
+
+
+def finished(directory: RunDirectory, checkpoint: Path, config: Config) -> Mapping[str, Any] | None:
+    """The summary of a run with nothing left to do; None where there is something."""
+    try:
+        summary: dict[str, Any] = json.loads(directory.summary.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(str(directory.summary), f"is not JSON: {error}") from None
+    whole = directory.checkpoint(summary["steps"]).name == checkpoint.name
+    return summary if whole and summary["epochs"] == config.train.epochs else None
+
+
+def prepare(start: Start) -> bytes:
+    """The first that is written, by one rank: an old run moves aside, config.toml says what is about to run.
+
+    Returns a sentence for the log, or nothing. Raises InputError where the directory cannot be written.
+    """
+    directory, moved = RunDirectory(start.config.run.directory), None
+    try:
+        if start.fresh:
+            moved = move_aside(directory.path)
+        directory.create()
+        write_text(directory.config, start.config.toml())
+        directory.requeue.unlink(missing_ok=True)
+        directory.summary.unlink(missing_ok=True)
+    except OSError as error:
+        where = error.filename or directory.path
+        raise InputError("run.directory", f"{str(where)!r} cannot be written: {error.strerror}") from error
+    return f"the run that was in {directory.path} is now in {moved}".encode() if moved else b""
+
+
+def everywhere(world: World, action: Callable[[], T]) -> T:
+    """What ``action`` returns on this rank; called by all ranks, it sends no messages.
+
+    An InputError on any rank, which another machine's files may cause, is raised on all of them.
+    """
+    found: list[T] = []
+    told = ""
+    try:
+        found.append(action())
+    except InputError as error:
+        told = json.dumps([error.path, str(error).removeprefix(f"{error.path}: ")])
+    failures = [(rank, text) for rank, text in enumerate(world.gather_text(told)) if text]
+    if failures:
+        path, message = json.loads(failures[0][1])
+        alone = f" (on rank {failures[0][0]})" if len(failures) < world.size else ""
+        raise InputError(path, message + alone)
+    return found[0]

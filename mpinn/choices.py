@@ -1,0 +1,49 @@
+"""What a configuration may name, and the model that it describes."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from mpinn.config import Config, load, read_toml
+from mpinn.consensus.registry import CONSENSUSES
+from mpinn.errors import InputError
+from mpinn.models.model import Model
+from mpinn.models.registry import MODELS
+from mpinn.nn.loss import LOSSES
+from mpinn.nn.optimizer import OPTIMIZERS
+from mpinn.schedules.registry import SCHEDULES
+
+CHOICES: Mapping[str, Mapping[str, type]] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "consensus": CONSENSUSES,
+}
+DEFAULTS = {
+    "model": "mlp",
+    "loss": "cross_entropy",
+    "optimizer": "sgd",
+    "schedule": "serial",
+    "consensus": "averaging",
+}
+
+
+def read_config(file: str | None, overrides: tuple[str, ...]) -> Config:
+    """The configuration of a file, or the default one, with overrides; raises InputError."""
+    return load({} if file is None else read_toml(file), overrides, CHOICES, DEFAULTS)
+
+
+def build_model(config: Config, sample_shape: tuple[int, ...], outputs: int) -> Model:
+    """The model that the configuration describes; InputError if it can't take such samples."""
+    model: Model = config.model.build(sample_shape, outputs)
+    try:
+        model.network.output_shape(sample_shape)
+    except ValueError as problem:
+        raise InputError("model", str(problem)) from None
+    return model
+
+
+def outputs_of(summary: Mapping[str, Any]) -> int:
+    """How many outputs a model needs for data with this summary."""
+    return int(summary["classes"]) or prod(summary["target_shape"])

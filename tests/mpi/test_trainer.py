@@ -1,0 +1,171 @@
+"""The loop: what it logs, and what becomes of a loss or a replica that is not finite."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from training import SMALL, datasets, records, summary
+
+from mpinn.checks import Request
+from mpinn.comm.grid import World
+from mpinn.errors import FatalError
+from mpinn.schedules.serial import Serial
+from mpinn.storage.history import Metrics
+from mpinn.storage.restore import newest
+from mpinn.train import train
+from mpinn.trainer import DivergedError
+
+pytestmark = pytest.mark.mpi
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(world: World, mpi_tmp_path: Path) -> Run:
+    """Train in this process, in the run directory ``run``; returns when the files are there for all ranks."""
+
+    def start(*settings: str, **request: Any) -> int:
+        overrides = (f"run.directory={mpi_tmp_path / 'run'}", *SMALL, *settings)
+        try:
+            return train(world, Request(overrides=overrides, **request))
+        finally:
+            world.control.barrier()
+
+    return start
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, here: bool) -> None:
+    """Make a weight of the second layer NaN before batch ``at`` is trained on, if ``here``."""
+    step = Serial.step
+
+    def poisoned(self: Serial, batch: Any, update: Any) -> Any:
+        if here and batch.index == at:
+            (part,) = self.parts.values()
+            part.weight_views["output"]["weight"][...] = np.nan
+        return step(self, batch, update)
+
+    monkeypatch.setattr(Serial, "step", poisoned)
+
+
+def test_the_loss_in_the_log_is_the_mean_over_all_samples_of_all_ranks(
+    world: World, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, losses = Serial.step, []
+
+    def noted(self: Serial, batch: Any, update: Any) -> Any:
+        loss = step(self, batch, update)
+        losses.append((0.0 if loss is None else float(loss), float(batch.count)))
+        return loss
+
+    monkeypatch.setattr(Serial, "step", noted)
+    assert run() == 0
+    sums = np.array(losses)
+    world.control.all_sum(sums).wait()
+    logged = [line for line in records(mpi_tmp_path / "run") if "loss" in line]
+    begin = 0
+    for line in logged:
+        loss, samples = sums[begin : line["step"]].sum(axis=0)
+        assert line["loss"] == pytest.approx(loss / samples, rel=1e-9)
+        begin = line["step"]
+    assert begin == 18
+
+
+@pytest.mark.parametrize("consensus", ["gradients", "none"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
+    consensus: str, world: World, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = world.size - 1
+    poison(monkeypatch, 9, world.rank == where)
+    with pytest.raises(DivergedError) as caught:
+        run(f"consensus.name={consensus}", "checkpoint.every=3 steps")
+    told = str(caught.value)
+    # the replica whose weights were poisoned is the first whose loss is not finite
+    assert told.startswith(f"step 10, rank {where}: the loss is not finite; ")
+    assert "the first layer that is not finite is " in told
+    file = Path(told.rpartition("The state is in ")[2])
+    assert file.is_file()
+    assert any(np.isnan(values).any() for path, values in datasets(file).items() if "output/weight" in path)
+    if world.rank == 0:
+        assert newest(mpi_tmp_path / "run", pytest.fail) == mpi_tmp_path / "run" / "checkpoint-00000009.h5"
+
+
+def test_a_state_that_is_not_finite_is_never_a_checkpoint(world: World, run: Run, mpi_tmp_path: Path) -> None:
+    """With a rate far too large the weights overflow before any loss is logged: saving at each step must notice."""
+    settings = ("optimizer.rate=1e38", "optimizer.warmup=0 steps", "consensus.name=gradients", "train.log=1 epoch")
+    with pytest.raises(DivergedError, match=r"(is|are) not finite; "):
+        run(*settings, "checkpoint.every=1 step", "checkpoint.keep=20")
+    for file in (mpi_tmp_path / "run").glob("checkpoint-*.h5"):
+        for path, values in datasets(file).items():
+            assert not path.startswith("model/") or np.isfinite(values).all(), path
+
+
+def test_one_poisoned_replica_is_left_out_and_starts_again_from_the_others(
+    world: World, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = world.size - 1
+    poison(monkeypatch, 9, world.rank == where)
+    if world.size == 1:
+        with pytest.raises(DivergedError, match="step 10, rank 0: the loss is not finite"):
+            run()
+        return
+    # a save falls between the step that is poisoned and the meeting after it
+    assert run("checkpoint.every=10 steps", "checkpoint.keep=9") == 0
+    lines = records(mpi_tmp_path / "run")
+    meeting = next(line for line in lines if line["step"] == 12 and "meeting_weights" in line)
+    assert meeting["meeting_weights"][where] == 0
+    assert meeting["meeting_scores"][where] is None
+    assert sum(meeting["meeting_weights"]) == pytest.approx(1)
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    last = next(line for line in reversed(lines) if "meeting_weights" in line)
+    assert min(last["meeting_weights"]) > 0
+    assert np.isfinite(summary(mpi_tmp_path / "run")["test"]["loss"])
+    between = datasets(mpi_tmp_path / "run" / "checkpoint-00000010.h5")
+    assert np.isnan(between[f"replica/{where}/model/network/output/weight"]).all()
+    assert np.isfinite(between["model/network/output/weight"]).all()
+    if world.rank == 0:
+        told = f"step 12: replica {where} is not finite; it goes on from the mean of the others"
+        assert capfd.readouterr().out.count(told) == 1
+
+
+@pytest.mark.parametrize("every", ["10 steps", "10 epochs"])
+def test_when_no_replica_is_finite_the_run_stops(
+    every: str, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 9, True)
+    with pytest.raises(
+        DivergedError, match=r"^step \d+, rank 0: (no replica is finite|the loss is not finite); "
+    ) as it:
+        run(f"checkpoint.every={every}")
+    assert Path(str(it.value).rpartition("The state is in ")[2]).is_file()
+    assert list((mpi_tmp_path / "run").glob("checkpoint-*.h5")) == []
+
+
+def test_metrics_that_cannot_be_written_end_the_run_on_all_ranks_at_the_next_save(
+    run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Metrics.append
+
+    def full(self: Metrics, record: Any) -> None:
+        if record["step"] > 8:
+            raise OSError(28, "No space left on device")
+        append(self, record)
+
+    monkeypatch.setattr(Metrics, "append", full)
+    with pytest.raises(FatalError, match="the metrics were not written"):
+        run("checkpoint.every=5 steps")
+    monkeypatch.undo()
+    assert [path.name for path in (mpi_tmp_path / "run").glob("checkpoint-*.h5")] == ["checkpoint-00000005.h5"]
+    assert run() == 0
+    assert [line["step"] for line in records(mpi_tmp_path / "run") if "loss" in line] == [4, 8, 12, 16, 18]
+
+
+def test_the_summary_counts_what_this_rank_sent(world: World, run: Run, mpi_tmp_path: Path) -> None:
+    """Under averaging a meeting is one gather of a number and one sum of the vector, and nothing else is sent."""
+    assert run("consensus.score=uniform", "consensus.period=6 steps") == 0
+    found = json.loads((mpi_tmp_path / "run" / "summary.json").read_text())
+    meetings = 3 if world.size > 1 else 0
+    # two layers of 64 x 12 and 12 x 10 weights and their biases in float32, each padded to 256 bytes
+    vector = 64 * 12 * 4 + 256 + 512 + 256
+    assert [rank["bytes"] for rank in found["ranks"]] == [meetings * (vector + 8)] * world.size

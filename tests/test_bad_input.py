@@ -1,0 +1,217 @@
+"""What is wrong with the user's input is said once, in one message with its path, before anything is written."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from training import contents, here, train, world
+
+from mpinn.checks import Request, check, everywhere
+from mpinn.comm.grid import World
+from mpinn.errors import InputError
+
+SETTINGS = {
+    "data.bach=64": "data.bach: unknown key (did you mean batch?)",
+    "dta.batch=64": "dta: unknown table (did you mean data?)",
+    "data.batch=-1": "data.batch: expected an integer of at least 1, got -1",
+    "data.batch=many": "data.batch: expected an integer of at least 1, got 'many'",
+    "data.batch=1.5": "data.batch: expected an integer of at least 1, got 1.5",
+    "data.batch=1198": "data.batch: 1198 is more than the 1197 samples of the training split",
+    "data.batch": "--set data.batch: expected table.key=value",
+    "model.widths=[64,": "--set model.widths=[64,: the value is not TOML",
+    "data.name=digts": "data.name: 'digts' is not one of digits, hdf5 (did you mean digits?)",
+    "data.name=hdf5": 'data.path: data.name = "hdf5" needs the path of a file',
+    "consensus.name=gossp": "consensus.name: 'gossp' is not one of averaging, gradients, none",
+    "consensus.score=bst": "consensus.score: 'bst' is not one of",
+    "model.activation=rel": "model.activation: 'rel' is not one of",
+    "optimizer.rate=0": "optimizer.rate: expected a number above 0, got 0",
+    "optimizer.warmup=5": "optimizer.warmup: expected a length",
+    "train.epochs=-1": "train.epochs: expected an integer of at least 0, got -1",
+    "checkpoint.every=0 epochs": "checkpoint.every: expected a length above zero",
+    "grid.replicas=2": "grid.replicas: 2 replicas x 1 stages x 1 shards need 2 ranks, 1 rank started",
+    "run.dtype=float16": "run.dtype: 'float16' is not one of float32, float64",
+    "run.transport=pigeon": "run.transport: 'pigeon' is not one of",
+}
+
+
+def refused(directory: Path, *settings: str, **request: object) -> str:
+    """The message with which a run on one rank is refused; nothing is written."""
+    before = contents(directory.parent)
+    with pytest.raises(InputError) as caught:
+        here(directory, *settings, **request)
+    assert contents(directory.parent) == before
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting(setting: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / "run", setting).startswith(SETTINGS[setting])
+
+
+def test_several_mistakes_are_all_told(tmp_path: Path) -> None:
+    told = refused(tmp_path / "run", "data.bach=64", "train.epochs=-1").splitlines()
+    assert [line.split(":")[0] for line in told] == ["data.bach", "train.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "message"),
+    [
+        (4, ("grid.replicas=3",), r"grid.replicas: 3 replicas .* need 3 ranks, 4 ranks started; replicas can be 4"),
+        (4, ("grid.stages=3",), r"grid.stages: .* need a multiple of 3 ranks, 4 ranks started"),
+        (4, ("grid.stages=2",), r"grid.stages: the schedule serial keeps the whole depth on one rank, .* 1, got 2"),
+        (4, ("grid.shards=4",), r"grid.shards: the model mlp is not a population, .* 1, got 4"),
+        (2, ("grid.replicas=1",), r"grid.replicas: 1 replicas .* need 1 ranks, 2 ranks started"),
+    ],
+)
+def test_a_grid(ranks: int, settings: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(Request(overrides=settings), ranks)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no such file"),
+        (b"[data\nbatch = 1", "is not TOML"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"batch = 64", "batch: unknown table (did you mean data.batch?)"),
+        (b"data = 64", "data: expected a table, got 64"),
+    ],
+)
+def test_a_configuration_file(text: bytes | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    if text is not None:
+        file.write_bytes(text)
+    assert message in refused(tmp_path / "run", file=str(file))
+
+
+def samples(file: h5py.File, shape: tuple[int, ...] = (20, 3), target: object = None) -> None:
+    """Data that is right, but for what a test makes wrong."""
+    for split in ("train", "validation", "test"):
+        file[f"{split}/x"] = np.linspace(0, 1, int(np.prod(shape))).reshape(shape)
+        file[f"{split}/target"] = np.arange(shape[0]) % 4 if target is None else target
+
+
+def labels_out_of_range(file: h5py.File) -> None:
+    samples(file)
+    file.attrs["classes"] = 3
+
+
+def not_finite(file: h5py.File) -> None:
+    samples(file)
+    file["validation/x"][3, 1] = np.nan
+
+
+def uneven(file: h5py.File) -> None:
+    samples(file)
+    del file["test/target"]
+    file["test/target"] = np.zeros(19, np.int64)
+
+
+def without_test(file: h5py.File) -> None:
+    samples(file)
+    del file["test"]
+
+
+DATA: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "three axes": (lambda file: samples(file, (20, 3, 2)), "/train/x: expected the shape"),
+    "labels out of range": (labels_out_of_range, "/train/target: labels must lie in 0 to 2, these lie in 0 to 3"),
+    "negative labels": (lambda file: samples(file, target=np.arange(20) - 1), "/train/target: labels must lie in 0 to"),
+    "broken labels": (lambda file: samples(file, target=np.full(20, 0.5)), "/train/target: labels must be whole"),
+    "not finite": (not_finite, "/validation/x: there are values that are not finite"),
+    "uneven": (uneven, "/test/target: 19 targets for 20 samples of x"),
+    "a split is missing": (without_test, "/test/x: this data set is missing"),
+    "empty": (lambda file: None, "/train/x: this data set is missing"),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_a_data_file(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.h5"
+    make, message = DATA[case]
+    with h5py.File(path, "w") as file:
+        make(file)
+    assert message in refused(tmp_path / "run", "data.name=hdf5", f"data.path={path}", "data.batch=10")
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"), [(None, "there is no file"), (b"P1 1 1 0", "is not an HDF5 file"), (b"", "is not an HDF5")]
+)
+def test_a_file_that_is_no_data(contents: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.h5"
+    if contents is not None:
+        path.write_bytes(contents)
+    told = refused(tmp_path / "run", "data.name=hdf5", f"data.path={path}")
+    assert told.startswith("data.path: ")
+    assert message in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((), "loss.name: cross_entropy needs class numbers"),
+        (("loss.name=squared_error",), "consensus.score: accuracy needs class numbers"),
+        (("loss.name=squared_error", "consensus.score=best"), "consensus.score: best needs class numbers"),
+        (("loss.name=squared_error", "consensus.name=none", "data.deal=skewed"), "data.deal: 'skewed' sorts by label"),
+    ],
+)
+def test_a_choice_that_needs_classes(settings: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.h5"
+    with h5py.File(path, "w") as file:
+        samples(file, target=np.zeros((20, 2)))
+    told = refused(tmp_path / "run", "data.name=hdf5", f"data.path={path}", "data.batch=10", *settings)
+    assert told.startswith(message)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = refused(tmp_path / "file" / "run")
+    assert re.fullmatch(r"run.directory: '.*/file/run' cannot be written: Not a directory", told)
+    with pytest.raises(InputError, match=r"^run.directory: '/proc/mpinn' cannot be written: "):
+        here(Path("/proc/mpinn/run"))
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert refused(tmp_path / "run", resume=True) == f"--resume: there is no checkpoint in {tmp_path / 'run'}"
+    assert refused(tmp_path / "run", resume=True, fresh=True).startswith("--fresh: start anew or --resume, not both")
+
+
+def test_a_directory_that_holds_something_else_is_not_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("")
+    assert "it is no run" in refused(tmp_path / "thesis", fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("train.epoch=1",), "mpinn: train.epoch: unknown key (did you mean epochs?); [train] knows: "),
+        (("data.deal=same", "data.batch=127"), "mpinn: data.batch: 127 cannot be divided by 2 replicas"),
+        (("--fresh", "--bogus"), "No such option: --bogus"),
+    ],
+)
+def test_the_program_says_it_once_on_several_ranks_and_leaves_with_2(
+    settings: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    job = train(2, tmp_path / "run", *settings)
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr.count(message) == 1
+    assert "Traceback" not in job.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_one_machine_sees_is_told_by_all() -> None:
+    def fail() -> None:
+        raise InputError("data.path", "there is no file 'x'")
+
+    class Pair(World):
+        def gather_text(self, text: str) -> list[str]:
+            return ["", text]
+
+    pair = Pair(**{**world().__dict__, "size": 2})
+    with pytest.raises(InputError, match=r"^data.path: there is no file 'x' \(on rank 1\)$"):
+        everywhere(pair, fail)
+    assert everywhere(world(), lambda: 7) == 7

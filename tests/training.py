@@ -1,0 +1,84 @@
+"""Training jobs for the tests: how they are started, and what they leave in their run directories."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from launch import alone, mpirun
+
+from mpinn.array.typing import Array
+from mpinn.checks import Request
+from mpinn.comm.grid import World, _alone
+from mpinn.train import train as train_here
+
+SMALL = ("model.widths=[12]", "data.batch=200", "train.epochs=3", "train.log=4 steps", "train.evaluate=5 steps")
+"""18 steps, 6 an epoch, in which no two cadences coincide before the last step."""
+
+
+def arguments(directory: Path, *settings: str) -> list[str]:
+    """The command line of a run in ``directory``; what begins with a dash is passed on as it is."""
+    line = ["-m", "mpinn"]
+    for setting in (f"run.directory={directory}", *settings):
+        line += [setting] if setting.startswith("-") or setting.isdecimal() else ["--set", setting]
+    return line
+
+
+def train(
+    ranks: int, directory: Path, *settings: str, timeout: float = 60, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Train on ``ranks`` ranks; 0: without a launcher."""
+    line = arguments(directory, *settings)
+    return mpirun(ranks, *line, timeout=timeout, env=env) if ranks else alone(*line, timeout=timeout, env=env)
+
+
+def world() -> World:
+    """One rank without MPI, which the process of the tests does not start."""
+    return _alone("")
+
+
+def here(directory: Path, *settings: str, **request: Any) -> int:
+    """Train on one rank in this process; the code with which the program would leave."""
+    return train_here(world(), Request(overrides=(f"run.directory={directory}", *settings), **request))
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """The summary that a finished run has left."""
+    found: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    return found
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    """The lines of the metrics."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def datasets(path: Path) -> dict[str, Array]:
+    """Every data set of a checkpoint by its path, and the attributes of the file, as arrays."""
+    found: dict[str, Array] = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda name, item: found.update({name: np.asarray(item[()])}) if isinstance(item, h5py.Dataset) else None
+        )
+        found |= {f"@{name}": np.asarray(value) for name, value in file.attrs.items()}
+    return found
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """The data sets in which two checkpoints differ in any bit, times of the clock aside."""
+    first, second = datasets(one), datasets(other)
+    names = [name for name in {**first, **second} if "seconds" not in name]
+    return [name for name in names if name not in first or name not in second or not _same(first[name], second[name])]
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def contents(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every file below ``directory`` with its size and the time of its last change."""
+    found = [path for path in directory.rglob("*") if not path.is_symlink()]
+    return {str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
