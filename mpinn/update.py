@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from math import sqrt
 
-from mpinn.array import ops
 from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
@@ -47,4 +46,4 @@ class OptimizerUpdate:
 
 def gradient_norm(part: Part) -> float:
     """The norm of the summed gradient: the root of the sum of per-layer sums of squares, in layer order."""
-    return sqrt(sum(float(ops.sum_of_squares(part.grads[entry.slice])) for entry in part.layout))
+    return sqrt(sum(float(part.ops.sum_of_squares(part.grads[entry.slice])) for entry in part.layout))
