@@ -92,6 +92,7 @@ class Run:
     dtype: Literal["float32", "float64"] = "float32"
     transport: Literal["auto", "direct", "staged"] = "auto"
     deterministic: bool = False
+    kernels: Literal["auto", "plain", "compiled"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.directory.strip():

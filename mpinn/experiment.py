@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.agreement import Agreement, Signals
+from mpinn.array.device import choose_kernels
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import Grid, World, shape_of
 from mpinn.comm.transport import choose_transport
@@ -33,6 +34,7 @@ from mpinn.storage.restore import newest
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trainer import Plan, Trainer
 from mpinn.update import OptimizerUpdate
+from mpinn.warm import warm
 
 CHOICES: Mapping[str, Mapping[str, type]] = {
     "model": MODELS,
@@ -111,6 +113,7 @@ def check(request: Request, ranks: int) -> Start:
     shape_of(ranks, config.grid.replicas, config.grid.stages, config.grid.shards)
     summary = check_source(config.data)
     check_together(config, summary)
+    check_kernels(config)
     model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
     notes = [summary["note"]] if summary["note"] else []
     directory = RunDirectory(config.run.directory)
@@ -142,6 +145,14 @@ def check_together(config: Config, summary: Mapping[str, Any]) -> None:
         raise InputError("consensus.score", f"{score} needs classes, but the targets are values: use inverse_loss")
 
 
+def check_kernels(config: Config) -> None:
+    """Kernels that were asked for must be there."""
+    try:
+        choose_kernels(config.run.kernels)
+    except ImportError as error:
+        raise InputError("run.kernels", f"numba can't be imported ({error}); auto goes on without") from None
+
+
 def check_resume(path: Path, config: Config, model: Model) -> list[str]:
     """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
     with Checkpoint(path) as checkpoint:
@@ -170,6 +181,7 @@ class Experiment:
     keeper: RunKeeper
     measure: RunMeasure
     transport: str
+    kernels: str
     resumed: tuple[str, ...]
 
     @property
@@ -188,8 +200,11 @@ def build(world: World, start: Start, reporter: Reporter, signals: Signals, stop
     batches = _batches(config, source, grid)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     dtype = np.dtype(config.run.dtype)
-    model = build_model(config, source.sample_shape, outputs_of(source.summary()))
-    part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots)
+    summary = source.summary()
+    model = build_model(config, source.sample_shape, outputs_of(summary))
+    ops, kernels = choose_kernels(config.run.kernels)
+    warm(world, ops, config, model, tuple(summary["target_shape"]))
+    part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
     part.initialize(config.run.seed)
     schedule = config.schedule.build(part, config.loss, config.run.seed)
     tally = Tally()
@@ -228,7 +243,7 @@ def build(world: World, start: Start, reporter: Reporter, signals: Signals, stop
         samples=samples,
         seconds=seconds,
     )
-    return Experiment(config, grid, trainer, keeper, measure, f"{config.run.transport}: {reason}", notes)
+    return Experiment(config, grid, trainer, keeper, measure, f"{config.run.transport}: {reason}", kernels, notes)
 
 
 def _batches(config: Config, source: Source, grid: Grid) -> Batches:
