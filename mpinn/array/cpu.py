@@ -1,6 +1,7 @@
 """The kernels compiled for the CPU: faster twins of those in `mpinn.array.ops`; what has none here is the plain one."""
 
 from math import prod, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,15 @@ from mpinn.array.cpu_vectors import (
     none_has,
     squares,
 )
-from mpinn.array.ops import *  # noqa: F403
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
 
-__all__ = [*plain.__all__]
-
 _BITS = {4: (np.dtype(np.int32), 0x7F800000), 8: (np.dtype(np.int64), 0x7FF0000000000000)}
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(plain, name)
 
 
 def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:

@@ -21,7 +21,8 @@ Function = Callable[..., Any]
 class Compiled(NamedTuple):
     """The loops of one activation.
 
-    ``forward(z, bias, y)``: y = f(z + bias), z and y: (N, O), bias: (O,), z is left with the bias added if ``keeps_input``.
+    ``forward(z, bias, y)``: y = f(z + bias), z and y: (N, O), bias: (O,); where the derivative is computed from the
+    input, the bias is added to z as well.
     ``activate(z, y)`` and ``backward(kept, dy, dz)``: vectors.
     """
 
@@ -31,77 +32,77 @@ class Compiled(NamedTuple):
 
 
 @register_jitable
-def identity(z: Any) -> Any:
+def _identity(z: Any) -> Any:
     return z
 
 
 @register_jitable
-def identity_backward(y: Any, dy: Any) -> Any:
+def _identity_backward(y: Any, dy: Any) -> Any:
     return dy
 
 
 @register_jitable
-def sigmoid_backward(y: Any, dy: Any) -> Any:
+def _sigmoid_backward(y: Any, dy: Any) -> Any:
     return dy * ((type(y)(1) - y) * y)
 
 
 @register_jitable
-def tanh_backward(y: Any, dy: Any) -> Any:
+def _tanh_backward(y: Any, dy: Any) -> Any:
     return dy * (type(y)(1) - y * y)
 
 
 @register_jitable
-def relu(z: Any) -> Any:
+def _relu(z: Any) -> Any:
     return type(z)(0) if z < 0 else z
 
 
 @register_jitable
-def relu_backward(y: Any, dy: Any) -> Any:
+def _relu_backward(y: Any, dy: Any) -> Any:
     return dy * (type(y)(1) if y > 0 else type(y)(0))
 
 
 @register_jitable
-def leaky_relu(z: Any) -> Any:
+def _leaky_relu(z: Any) -> Any:
     return z if z > 0 else z * type(z)(LEAK)
 
 
 @register_jitable
-def leaky_relu_backward(y: Any, dy: Any) -> Any:
+def _leaky_relu_backward(y: Any, dy: Any) -> Any:
     return dy * (type(y)(1) if y > 0 else type(y)(LEAK))
 
 
 @register_jitable
-def elu(z: Any) -> Any:
+def _elu(z: Any) -> Any:
     return z if z > 0 else expm1(z)
 
 
 @register_jitable
-def elu_backward(y: Any, dy: Any) -> Any:
+def _elu_backward(y: Any, dy: Any) -> Any:
     return dy * (type(y)(1) if y > 0 else y + type(y)(1))
 
 
 @register_jitable
-def selu(z: Any) -> Any:
+def _selu(z: Any) -> Any:
     return z * type(z)(SELU_SCALE) if z > 0 else expm1(z) * type(z)(SELU_FLOOR)
 
 
 @register_jitable
-def selu_backward(y: Any, dy: Any) -> Any:
+def _selu_backward(y: Any, dy: Any) -> Any:
     return dy * (type(y)(SELU_SCALE) if y > 0 else y + type(y)(SELU_FLOOR))
 
 
 @register_jitable
-def hardshrink(z: Any) -> Any:
+def _hardshrink(z: Any) -> Any:
     return z * (type(z)(1) if abs(z) > type(z)(SHRINK) else type(z)(0))
 
 
 @register_jitable
-def hardshrink_backward(y: Any, dy: Any) -> Any:
+def _hardshrink_backward(y: Any, dy: Any) -> Any:
     return dy * (type(y)(1) if y != 0 else type(y)(0))
 
 
 @register_jitable
-def mish(z: Any) -> Any:
+def _mish(z: Any) -> Any:
     # tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2), which is 1 long before e overflows
     e = exp(type(z)(20) if z > 20 else z)
     n = e * (e + type(z)(2))
@@ -109,7 +110,7 @@ def mish(z: Any) -> Any:
 
 
 @register_jitable
-def mish_backward(z: Any, dy: Any) -> Any:
+def _mish_backward(z: Any, dy: Any) -> Any:
     # t + z (1 - t^2) sigmoid(z)
     e = exp(type(z)(20) if z > 20 else z)
     n = e * (e + type(z)(2))
@@ -153,13 +154,13 @@ def _compiled(function: Function, derivative: Function, keeps_input: bool = Fals
 
 
 ACTIVATIONS: dict[str, Compiled] = {
-    "identity": _compiled(identity, identity_backward),
-    "sigmoid": _compiled(sigmoid, sigmoid_backward),
-    "tanh": _compiled(tanh, tanh_backward),
-    "relu": _compiled(relu, relu_backward),
-    "leaky_relu": _compiled(leaky_relu, leaky_relu_backward),
-    "elu": _compiled(elu, elu_backward),
-    "selu": _compiled(selu, selu_backward),
-    "hardshrink": _compiled(hardshrink, hardshrink_backward),
-    "mish": _compiled(mish, mish_backward, keeps_input=True),
+    "identity": _compiled(_identity, _identity_backward),
+    "sigmoid": _compiled(sigmoid, _sigmoid_backward),
+    "tanh": _compiled(tanh, _tanh_backward),
+    "relu": _compiled(_relu, _relu_backward),
+    "leaky_relu": _compiled(_leaky_relu, _leaky_relu_backward),
+    "elu": _compiled(_elu, _elu_backward),
+    "selu": _compiled(_selu, _selu_backward),
+    "hardshrink": _compiled(_hardshrink, _hardshrink_backward),
+    "mish": _compiled(_mish, _mish_backward, keeps_input=True),
 }

@@ -193,7 +193,10 @@ def _peers(work: Work, torch: Any, batch: Batch, name: str) -> dict[str, Operati
     if name not in OPTIMIZERS:
         network = _network(work, torch, _part(work, plain))
         return {PEER: _torch_step(torch, network, batch, None)}
-    options = {"SGD step": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}), "Adam step": (torch.optim.Adam, {"lr": 1e-5})}
+    options = {
+        "SGD step": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+        "Adam step": (torch.optim.Adam, {"lr": 1e-5}),
+    }
     kind, given = options[name]
     peers = {}
     for program, fused in ((PEER, {}), ("PyTorch, fused optimizer", {"fused": True})):
