@@ -113,7 +113,7 @@ def masked(x: Any, keep: Any, factor: float, y: Any) -> None:
 
 
 @register_jitable
-def mix(bits: Any) -> Any:
+def _mix(bits: Any) -> Any:
     # the 32-bit finaliser "lowbias32" of C. Wellons' hash prospector
     bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
     bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
@@ -127,6 +127,6 @@ def draw(keep: Any, limit: int, low: int, high: int, row: int, step: int) -> Non
     for i in range(keep.shape[0]):
         start = np.uint32((row + i * step) * width)
         for j in range(width):
-            bits = mix(np.uint32(np.uint32(start + j) ^ np.uint32(low)))
-            bits = mix(np.uint32(bits ^ np.uint32(high)))
+            bits = _mix(np.uint32(np.uint32(start + j) ^ np.uint32(low)))
+            bits = _mix(np.uint32(bits ^ np.uint32(high)))
             keep[i, j] = bits >= np.uint32(limit)

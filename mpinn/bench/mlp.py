@@ -1,6 +1,6 @@
-"""Time of a perceptron's training step on one core, beside PyTorch's where PyTorch is installed, and what is left of it.
+"""Time of a perceptron's training step on one core, beside PyTorch's where that is installed, and what is left of it.
 
-Processor time of one thread, all in turns. The floor is the matrix products alone: no order of doing the rest is faster.
+Processor time of one thread, all in turns. The floor is the matrix products alone: nothing is faster that does them.
 """
 
 from collections.abc import Mapping
