@@ -85,7 +85,10 @@ Deal = Literal["redealt", "fixed", "same", "skewed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """[run]: where the run is kept and how its arithmetic is done."""
+    """[run]: where the run is kept and how its arithmetic is done.
+
+    ``kernels = "auto"`` is compiled where numba can be imported; the two kinds round differently, so a run keeps its own.
+    """
 
     directory: str = "runs/digits"
     seed: Seed = 0

@@ -15,12 +15,16 @@ REORDERED = {"reassoc", "contract"}
 
 
 def kernel(function: Function) -> Function:
-    """``function`` compiled at its first call for each combination of types."""
+    """``function`` compiled at its first call for each combination of types.
+
+    The cache notices that the kernel's own file has changed, but not that one it imports has: after a change of
+    `mpinn.array.cpu_math`, remove the cache (__pycache__/*.nb?).
+    """
     return _compile(function, False)
 
 
 def sums(function: Function) -> Function:
-    """The same for a function that adds up and so may add in any order."""
+    """The same for a function that adds up and so may add in any order; not for one that relies on how sums round."""
     return _compile(function, REORDERED)
 
 
