@@ -87,7 +87,7 @@ Deal = Literal["redealt", "fixed", "same", "skewed"]
 class Run:
     """[run]: where the run is kept and how its arithmetic is done.
 
-    ``kernels = "auto"`` is compiled where numba can be imported; the two kinds round differently, so a run keeps its own.
+    ``kernels = "auto"`` is compiled where numba can be imported. Both kinds round differently: a run keeps its own.
     """
 
     directory: str = "runs/digits"

@@ -27,6 +27,8 @@ from mpinn.update import OptimizerUpdate
 
 PEER = "PyTorch eager"
 FLOOR = "matrix products alone"
+OVERHEAD = "mpinn, 1 unit a layer, 1 sample"
+"""What a step costs that computes next to nothing: Python."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,16 @@ def run(works: tuple[Work, ...] = WORKS, rounds: int = ROUNDS, sample: float = S
     for work in works:
         for name, programs in _programs(work, torch).items():
             samples = alternate(programs, rounds=rounds, sample=sample)
-            peer = samples.get(PEER)
             rows += [
-                Row(f"{work.name}: {name}", program, Spread.of(own), None if peer is None else Spread.of(peer / own))
+                Row(f"{work.name}: {name}", program, Spread.of(own), _ratio(program, own, samples.get(PEER)))
                 for program, own in samples.items()
             ]
         rows += [Errors(f"{work.name}: gradient", program, error) for program, error in _errors(work, torch)]
     return rows
+
+
+def _ratio(program: str, own: Array, peer: Array | None) -> Spread | None:
+    return None if peer is None or program == OVERHEAD else Spread.of(peer / own)
 
 
 def print_rows(rows: list[Row | Errors]) -> None:
@@ -121,7 +126,7 @@ def _programs(work: Work, torch: Any) -> dict[str, dict[str, Operation]]:
             table[name][program] = _step(work, ops, batch, optimizer)
     for name, optimizer in OPTIMIZERS.items():
         small = Work((1,) * len(work.widths), 1)
-        table[name]["mpinn, 1 unit a layer, 1 sample"] = _step(small, _kernels()["mpinn"], small.data(), optimizer)
+        table[name][OVERHEAD] = _step(small, _kernels()["mpinn"], small.data(), optimizer)
     table["forward and backward"][FLOOR] = _products(work, batch.x)
     if torch is not None:
         for name, programs in table.items():
