@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from math import inf, sqrt
 
-from mpinn.array import ops
 from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
@@ -52,4 +51,4 @@ class OptimizerUpdate:
 
     def _norm(self, part: Part) -> float:
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model
-        return sqrt(sum(float(ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]))
+        return sqrt(sum(float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]))
