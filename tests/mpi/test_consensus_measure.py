@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from oracles import Average, Problem, averaging, judge, serial
-from replicated import averaging as build
+from replicated import averaging_of as build
 from replicated import train
 
 from mpinn.comm.channel import Channel

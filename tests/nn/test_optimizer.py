@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import formulas
 import numpy as np
-import oracles
 import pytest
 
 from mpinn.array.pool import SMALL
@@ -60,10 +60,10 @@ def train(part: Part, optimizer: Optimizer, means: Sequence[np.ndarray]) -> None
 def expected(optimizer: Optimizer, start: np.ndarray, means: list[np.ndarray], decay: float) -> np.ndarray:
     match optimizer:
         case SGD():
-            return oracles.sgd(start, means, RATES, optimizer.momentum, decay, optimizer.nesterov)
+            return formulas.sgd(start, means, RATES, optimizer.momentum, decay, optimizer.nesterov)
         case Adam() | AdamW():
             decoupled = isinstance(optimizer, AdamW)
-            return oracles.adam(start, means, RATES, optimizer.betas, optimizer.epsilon, decay, decoupled)
+            return formulas.adam(start, means, RATES, optimizer.betas, optimizer.epsilon, decay, decoupled)
     raise AssertionError(f"no oracle for {optimizer}")
 
 

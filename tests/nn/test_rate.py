@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-import oracles
+import formulas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,5 +53,5 @@ def test_rises_then_falls_like_the_oracle(decay: Decay, total: int, warmup: int,
     assert all(a < b for a, b in pairwise(values[:warmup]))
     assert all(a >= b for a, b in pairwise(values[warmup:]))
     assert all(0 <= value <= 1 for value in values)
-    wanted = [oracles.learning_rate(decay, s, total, warmup, (total // 2,), 0.1, floor) for s in range(total)]
+    wanted = [formulas.learning_rate(decay, s, total, warmup, (total // 2,), 0.1, floor) for s in range(total)]
     assert values == pytest.approx(wanted, abs=1e-14)
