@@ -32,6 +32,13 @@ def mpirun_program() -> str:
     return found
 
 
+def open_mpi() -> Path | None:
+    """The folder of an Open MPI: that of MPINN_TEST_OPENMPI, or the one on PATH; None where there is none."""
+    info = shutil.which("ompi_info")
+    prefix = os.environ.get("MPINN_TEST_OPENMPI") or (Path(info).resolve().parents[1] if info else None)
+    return Path(prefix) if prefix and (Path(prefix) / "bin/mpirun").exists() else None
+
+
 def start(
     n: int,
     *args: str,

@@ -3,13 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from launch import alive, alone, finish, mpirun, ranks_of, start, start_alone
-from training import SMALL, arguments, datasets, here, records, train
+from training import SMALL, arguments, datasets, here, records, train, wait_for
 
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
@@ -21,15 +20,6 @@ PROGRAM = "import sys; from mpinn.cli import main; main(sys.argv[1:])"
 LIMIT = "from mpinn.comm import mpi; import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))"
 LIMITED = f"{LIMIT}; {PROGRAM}"
 """No file may grow beyond LARGEST bytes, from when MPI has made its own."""
-
-
-def wait_for(path: Path, job: subprocess.Popen[str], limit: float = 30) -> None:
-    """Return when there is a file or folder ``path``."""
-    deadline = time.monotonic() + limit
-    while not path.exists():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline, f"there is no {path} after {limit} s"
-        time.sleep(0.01)
 
 
 def step_of(run: Path) -> int:

@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from launch import alone, mpirun
+from launch import alone, kill, mpirun
 
 from mpinn.array.typing import Array
 from mpinn.checks import Request
@@ -33,6 +34,16 @@ def train(
     """Train on ``ranks`` ranks; 0: without a launcher."""
     line = arguments(directory, *settings)
     return mpirun(ranks, *line, timeout=timeout, env=env) if ranks else alone(*line, timeout=timeout, env=env)
+
+
+def wait_for(path: Path, job: subprocess.Popen[str], limit: float = 30) -> None:
+    """Return when there is a file or folder ``path``; if there is none after ``limit`` seconds the job is killed."""
+    deadline = time.monotonic() + limit
+    while not path.exists():
+        if job.poll() is not None or time.monotonic() > deadline:
+            kill(job)
+            raise AssertionError(f"{path} has not come: {job.communicate()}")
+        time.sleep(0.01)
 
 
 def world() -> World:
