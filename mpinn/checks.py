@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mpinn.array.device import choose_kernels
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
 from mpinn.comm.grid import World, shape_of
 from mpinn.config import MAY_CHANGE, Config, difference, load
@@ -63,6 +64,7 @@ def check(request: Request, ranks: int) -> Start:
     check_grid(config, ranks)
     data = check_source(config.data)
     check_together(config, data)
+    check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
     notes = [data["note"]] if data["note"] else []
     directory = RunDirectory(config.run.directory)
@@ -100,6 +102,14 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
     score = getattr(config.consensus, "score", "")
     if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
         raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+
+
+def check_kernels(config: Config) -> None:
+    """Kernels that were asked for must be there."""
+    try:
+        choose_kernels(config.run.kernels)
+    except ImportError as error:
+        raise InputError("run.kernels", f"numba can't be imported ({error}); auto goes on without") from None
 
 
 def look_back(directory: RunDirectory, notes: list[str]) -> Path | None:

@@ -130,6 +130,7 @@ def doctor() -> None:
     \b
     mpirun -n 4 python -m mpinn doctor
     """
+    from mpinn.array.device import describe_devices
     from mpinn.comm.grid import connect
     from mpinn.comm.transport import choose_transport
     from mpinn.doctor import doctor as run
@@ -137,7 +138,7 @@ def doctor() -> None:
 
     world = connect()
     _, reason = choose_transport("auto", world.library)
-    run(world, transport=f"direct: {reason}", versions=versions())
+    run(world, transport=f"direct: {reason}", describe_devices=describe_devices, versions=versions())
 
 
 @app.command()

@@ -85,13 +85,17 @@ Deal = Literal["redealt", "fixed", "same", "skewed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """[run]: where the run is kept and how its arithmetic is done."""
+    """[run]: where the run is kept and how its arithmetic is done.
+
+    ``kernels = "auto"`` is compiled where numba can be imported. Both kinds round differently: a run keeps its own.
+    """
 
     directory: str = "runs/digits"
     seed: Seed = 0
     dtype: Literal["float32", "float64"] = "float32"
     transport: Literal["auto", "direct", "staged"] = "auto"
     deterministic: bool = False
+    kernels: Literal["auto", "plain", "compiled"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.directory.strip():

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mpinn.bench.messages import Spread, measure, ping_pong
+from mpinn.bench.messages import measure, ping_pong
+from mpinn.bench.timing import Spread
 from mpinn.comm.grid import World
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

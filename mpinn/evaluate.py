@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Array
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of
 from mpinn.comm.grid import World
@@ -71,7 +72,8 @@ def _sums(world: World, file: Path, config: Config, split: str) -> Array:
     source = open_source(config.data)
     dtype = np.dtype(config.run.dtype)
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
-    part = build_part("network", model.network, model.shape, dtype, ())
+    ops, _ = choose_kernels(config.run.kernels)
+    part = build_part("network", model.network, model.shape, dtype, (), ops=ops)
     with Checkpoint(file) as checkpoint:
         checkpoint.fill(part.layout, part.weights, "model/network")
         checkpoint.fill(part.state_layout, part.state, "state/network")

@@ -1,10 +1,13 @@
 """The composition root: from a configuration to the objects that train it. The only file that knows them all."""
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from mpinn.agreement import Agreement, Signals
+from mpinn.array.device import choose_kernels
+from mpinn.array.typing import Shape
 from mpinn.checks import Request as Request
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
@@ -17,12 +20,14 @@ from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.keeper import Resumed, RunKeeper, grid_vectors, model_vectors, resume
 from mpinn.measure import ReplicaMeasure, RunMeasure
+from mpinn.models.model import Model
 from mpinn.nn.part import build_part
 from mpinn.schedules.schedule import Schedule
 from mpinn.storage.directory import RunDirectory
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trainer import Plan, Trainer
 from mpinn.update import OptimizerUpdate
+from mpinn.warm import warm
 
 
 @dataclass(eq=False)
@@ -35,6 +40,7 @@ class Experiment:
     keeper: RunKeeper
     measure: RunMeasure
     transport: str
+    kernels: str
     notes: tuple[str, ...]
 
     @property
@@ -52,7 +58,10 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     transport, reason = choose_transport(run.transport, world.library)
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transport, ordered=run.deterministic)
-    schedule, batches, classes = everywhere(world, lambda: _load(config, grid))
+    ops, kernels = choose_kernels(run.kernels)
+    loaded = everywhere(world, lambda: _load(config, grid, ops))
+    schedule, batches = loaded.schedule, loaded.batches
+    warm(world, ops, config, loaded.model, loaded.target_shape)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     tally = Tally()
     model_kinds, grid_kinds = model_vectors(schedule.parts), grid_vectors(consensus, tally)
@@ -83,25 +92,36 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         tally=tally,
         stopwatch=Stopwatch([grid.replicas], grid.control),
         keeper=keeper,
-        classes=classes,
+        classes=loaded.classes,
         samples=begin.samples,
         seconds=begin.seconds,
         quality=begin.quality,
     )
     notes = (*begin.notes, *_past(stop_after, plan), *([moved] if moved else []))
-    return Experiment(config, grid, trainer, keeper, measure, f"{run.transport}: {reason}", notes)
+    return Experiment(config, grid, trainer, keeper, measure, f"{run.transport}: {reason}", kernels, notes)
 
 
-def _load(config: Config, grid: Grid) -> tuple[Schedule, Batches, int]:
+@dataclass(frozen=True)
+class _Loaded:
+    schedule: Schedule
+    batches: Batches
+    model: Model
+    classes: int
+    target_shape: Shape
+
+
+def _load(config: Config, grid: Grid, ops: ModuleType) -> _Loaded:
     """The data and the model, without any message."""
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
     batches = Batches(source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype)
-    model = build_model(config, source.sample_shape, outputs_of(source.summary()))
-    part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots)
+    summary = source.summary()
+    model = build_model(config, source.sample_shape, outputs_of(summary))
+    part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
     part.initialize(config.run.seed)
-    return config.schedule.build(part, config.loss, config.run.seed), batches, source.classes
+    schedule = config.schedule.build(part, config.loss, config.run.seed)
+    return _Loaded(schedule, batches, model, source.classes, tuple(summary["target_shape"]))
 
 
 def plan_of(config: Config, steps_per_epoch: int, start: int, stop_after: int) -> Plan:

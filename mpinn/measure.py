@@ -71,12 +71,11 @@ class ReplicaMeasure:
         rng = default_rng(self._key)
         out.fill(0)
         done = 0
-        square = np.empty_like(out)
         for sample in self._singles(samples):
             y = self._schedule.predict(sample.x)
             self._schedule.gradient(replace(sample, target=self._loss.draw(y, rng)))
-            np.multiply(part.grads, part.grads, out=square)
-            np.add(out, square, out=out)
+            np.multiply(part.grads, part.grads, out=part.grads)
+            np.add(out, part.grads, out=out)
             done += 1
         np.divide(out, max(1, done), out=out)
 
@@ -120,7 +119,7 @@ class RunMeasure:
         """The weights (R,) of the merge: the consensus's own, without replicas that are not finite."""
         if self._control.size == 1:
             return np.ones(1)
-        vectors = (vector for part in self._schedule.parts.values() for vector in (part.weights, part.state))
+        vectors = [vector for part in self._schedule.parts.values() for vector in (part.weights, part.state)]
         own = np.array([all(map(ops.all_finite, vectors))], np.float64)
         finite = np.empty((self._control.size, 1))
         self._control.all_gather(own, finite).wait()
@@ -131,19 +130,19 @@ class RunMeasure:
         return weights
 
     def _merged(self, part: Part, weights: Array) -> Views:
-        if self._control.size == 1 or not weights.any():
+        shared = self._consensus.agreed
+        if self._control.size == 1 or not weights.any() or (shared and not part.state.size):
             return part.weight_views, part.state_views
-        packing = self._packings.setdefault(part.name, Packing(part, slots=False))
+        if part.name not in self._packings:
+            self._packings[part.name] = Packing(part, slots=False)
+        packing = self._packings[part.name]
+        summed = packing.statistics if shared else packing.buffer
         if weights.max() == 1:
             packing.copy()
-            self._control.broadcast(packing.buffer, int(weights.argmax())).wait()
-        elif self._consensus.agreed:
-            packing.share(float(weights[self._control.rank]))
-            self._control.all_sum(packing.state).wait()
-            packing.merged()
-            np.copyto(packing.weights, part.weights)
+            self._control.broadcast(summed, int(weights.argmax())).wait()
         else:
             packing.share(float(weights[self._control.rank]))
-            self._control.all_sum(packing.buffer).wait()
+            self._control.all_sum(summed).wait()
             packing.merged()
-        return part.layout.views(packing.weights), part.state_layout.views(packing.state)
+        merged = part.layout.views(packing.weights), part.state_layout.views(packing.state)
+        return (part.weight_views, merged[1]) if shared else merged

@@ -69,6 +69,7 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
         f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), messages {experiment.transport}",
+        f"kernels {experiment.kernels}",
         f"{config.names['model']} with {part.layout.count:,} parameters on {config.data.name}, "
         f"consensus {_choice(config, 'consensus')}, {config.names['optimizer']}, {config.run.dtype}",
         *start.notes,

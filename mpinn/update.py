@@ -1,9 +1,8 @@
 """From a complete gradient to new weights: consensus, clipping, combining, optimizer."""
 
 from collections.abc import Callable, Mapping
-from math import sqrt
+from math import inf, sqrt
 
-from mpinn.array import ops
 from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
@@ -11,7 +10,11 @@ from mpinn.nn.part import Part
 
 
 class OptimizerUpdate:
-    """The update that a schedule calls; ``rate`` is the learning rate by batch index, ``clip`` 0 leaves norms alone."""
+    """The update that a schedule calls.
+
+    ``rate`` is the learning rate by batch index; a mean gradient whose norm exceeds ``clip`` is shortened to it, unless
+    ``clip`` is 0.
+    """
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class OptimizerUpdate:
         self._rate = rate
         self._clip = clip
         self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
+        self._layers = {name: [part.layout.span((n,)) for n in part.weight_views] for name, part in parts.items()}
 
     def ready(self, part: Part, span: slice) -> None:
         """A slice of the gradient is complete."""
@@ -38,13 +42,13 @@ class OptimizerUpdate:
             return
         scale = 1 / samples
         if self._clip:
-            norm = gradient_norm(part) * scale
+            norm = self._norm(part) * scale
             # a norm that is not finite is left alone, so that it shows
-            scale *= min(1.0, self._clip / norm) if norm > 0 else 1.0
+            if self._clip < norm < inf:
+                scale *= self._clip / norm
         self._consensus.combine(part)
         self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
 
-
-def gradient_norm(part: Part) -> float:
-    """The norm of the summed gradient: the root of the sum of per-layer sums of squares, in layer order."""
-    return sqrt(sum(float(ops.sum_of_squares(part.grads[entry.slice])) for entry in part.layout))
+    def _norm(self, part: Part) -> float:
+        # sums of layers are added up in layer order, as across the ranks that hold the layers of one model
+        return sqrt(sum(float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]))

@@ -132,7 +132,10 @@ REFUSED = [
     ),
     ("[grid]\nranks = 4", "grid.ranks: unknown key; [grid] knows: replicas, stages, shards"),
     ("[loss]\nsmoothing = 0.1", "loss.smoothing: unknown key; [loss] cross_entropy has no options"),
-    ('[run]\nname = "x"', "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic"),
+    (
+        '[run]\nname = "x"',
+        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, kernels",
+    ),
     (
         '[consensus]\nname = "average"',
         "consensus.name: 'average' is not one of averaging, none (did you mean averaging?)",

@@ -13,12 +13,16 @@ from mpinn.array.im2col import conv, conv_backward_input, conv_backward_weight
 from mpinn.array.norms import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
 from mpinn.array.pool import Pool
 from mpinn.array.pooling import average_pool, average_pool_backward, max_pool, max_pool_backward
+from mpinn.array.steps import adam, sgd
 from mpinn.array.sums import BLOCK, column_moments, column_sums, spread
 from mpinn.array.typing import Array
 
 __all__ = [
+    "activate",
     "activation_backward",
+    "adam",
     "add",
+    "all_finite",
     "average_pool",
     "average_pool_backward",
     "batch_norm",
@@ -37,6 +41,7 @@ __all__ = [
     "layer_norm_backward",
     "max_pool",
     "max_pool_backward",
+    "sgd",
     "squared_error",
     "sum_of_squares",
 ]
@@ -50,6 +55,13 @@ def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tupl
     y = pool.empty(z.shape, z.dtype) if activation.keeps_input else z
     activation.forward(z, y, pool)
     return y, (z if activation.keeps_input else y)
+
+
+def activate(name: str, x: Array, pool: Pool) -> Array:
+    """The activation alone: y = f(x)."""
+    y = pool.empty(x.shape, x.dtype)
+    ACTIVATIONS[name].forward(x, y, pool)
+    return y
 
 
 def activation_backward(name: str, kept: Array, dy: Array, pool: Pool) -> Array:

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.bench.timing import Operation, Spread, ratio_text, seconds_text
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
 
@@ -19,23 +19,6 @@ SIZES = {"4 KB": 2**12, "1 MB": 2**20, "10 MB": 10 * 2**20}
 ROUNDS = 30
 SECONDS = 3.0
 """Least number of measurements of each kind, and about how long they may take."""
-
-Operation = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median and quartiles of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, samples: Array) -> "Spread":
-        """samples: (N,)."""
-        low, median, high = np.percentile(samples, [25, 50, 75])
-        return cls(float(median), float(low), float(high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +54,9 @@ def print_rows(rows: list[Row]) -> None:
         return
     print(f"{'median (25-75 %)':24}  {'ours':>28}  {'PyTorch gloo':>28}  {'gloo / ours':>18}")
     for row in rows:
-        peer = _seconds(row.gloo) if row.gloo else "not installed"
-        ratio = f"{row.ratio.median:.1f} ({row.ratio.low:.1f}-{row.ratio.high:.1f})" if row.ratio else ""
-        print(f"{row.name:24}  {_seconds(row.ours):>28}  {peer:>28}  {ratio:>18}")
-
-
-def _seconds(spread: Spread) -> str:
-    unit, scale = ("ms", 1e3) if spread.median >= 1e-3 else ("us", 1e6)
-    return f"{spread.median * scale:.3g} {unit} ({spread.low * scale:.3g}-{spread.high * scale:.3g})"
+        peer = seconds_text(row.gloo) if row.gloo else "not installed"
+        ratio = ratio_text(row.ratio) if row.ratio else ""
+        print(f"{row.name:24}  {seconds_text(row.ours):>28}  {peer:>28}  {ratio:>18}")
 
 
 def _compare(name: str, channel: Channel, ours: Operation, gloo: Operation | None) -> Row:

@@ -26,6 +26,8 @@ from mpinn.nn.part import Part
 
 FISHER_FLOOR = 1e-6
 """The smallest Fisher information that an element is given, so that no denominator is zero."""
+MEMORY = {"samples": (1,), "squares": (1,), "steps": (1,), "agreed": (1,)}
+"""Counted since the last meeting: samples, squared norms of mean gradients, how many of those; and `agreed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class AveragingOptions:
 
     ``score`` says what a replica's weight is proportional to; ``sharpness`` is the factor a of ``boltzmann``, and
     ``epsilon`` keeps inverses finite. ``mix`` b moves a replica to theta + b (mean - theta). ``slots``: the optimizer
-    keeps what it remembers, forgets it, or averages it with the same weights.
+    keeps what it remembers, forgets it, or averages it with the same weights. ``fisher`` estimates its information with
+    ``fisher_samples`` samples of a replica.
     """
 
     score: ScoreName = "accuracy"
@@ -53,7 +56,11 @@ class AveragingOptions:
 
 
 class Averaging:
-    """Replicas that meet every ``period`` steps, and after the last one. One replica never meets."""
+    """Replicas that meet every ``period`` steps, and after the last one. One replica never meets.
+
+    A replica is left out of a meeting when something that it would contribute, or its score, is not finite. It goes on
+    from the mean, and its optimizer starts anew, or from the mean too if slots are averaged.
+    """
 
     def __init__(self, channel: Channel, options: AveragingOptions, period: int):
         self.masks = channel.size > 1
@@ -62,13 +69,14 @@ class Averaging:
         self._period = period
         self._score = SCORES[options.score]
         self._packings: dict[str, Packing] = {}
+        self._information: dict[str, Array] = {}
         self._numbers = np.empty((channel.size, 1))
-        layout = Layout({"merge": (channel.size,), "samples": (1,), "batch": (1,), "agreed": (1,)}, np.float64)
+        layout = Layout({"merge": (channel.size,), **MEMORY}, np.float64)
         vector = np.zeros(layout.size)
         self.memory: Mapping[str, tuple[Layout, Array]] = {"averaging": (layout, vector)}
         views = layout.views(vector)
         self.merge: Array = views["merge"]
-        self._samples, self._batch, self._agreed = views["samples"], views["batch"], views["agreed"]
+        self._samples, self._squares, self._steps, self._agreed = (views[name] for name in MEMORY)
         self.merge.fill(1 / channel.size)
         self._agreed.fill(1)
 
@@ -82,8 +90,11 @@ class Averaging:
 
     def gradients(self, part: Part, batch: Batch) -> int:
         """The replica's own samples are all there are."""
-        self._samples += batch.count
-        self._batch.fill(batch.count)
+        if batch.count:
+            self._samples += batch.count
+            if self._options.score == "inverse_gradient_norm":
+                self._squares += ops.sum_of_squares(part.grads) / batch.count**2
+                self._steps += 1
         self._agreed.fill(self._channel.size == 1)
         return batch.count
 
@@ -94,36 +105,35 @@ class Averaging:
         """Meet when ``step`` is a multiple of the period, and after the last step."""
         if self._channel.size == 1 or not (step % self._period == 0 or last):
             return None
-        numbers = self._gather(parts, measure)
+        for name in parts.keys() - self._packings.keys():
+            self._packings[name] = Packing(parts[name], self._options.slots == "average")
+        numbers = self._gather(measure)
         weights = mean_weights(self._score, numbers, self._options.sharpness, self._options.epsilon)
         if weights is None:
             return Meeting(numbers, None)
         masked = not np.isfinite(numbers[self._channel.rank])
-        for part in parts.values():
-            self._average(part, weights, measure)
-            self._packings[part.name].move(1.0 if masked else self._options.mix)
-            if masked or self._options.slots == "reset":
+        for name, part in parts.items():
+            self._average(part, self._packings[name], weights, measure)
+            self._packings[name].move(1.0 if masked else self._options.mix)
+            if self._options.slots == "reset" or (masked and self._options.slots == "keep"):
                 part.reset_slots()
         self.merge[...] = weights
-        self._samples.fill(0)
+        for count in (self._samples, self._squares, self._steps):
+            count.fill(0)
         self._agreed.fill(self._options.mix == 1)
         return Meeting(numbers, weights, tuple(int(r) for r in np.flatnonzero(~np.isfinite(numbers))))
 
-    def _gather(self, parts: Mapping[str, Part], measure: Measure) -> Array:
+    def _gather(self, measure: Measure) -> Array:
         own = np.full(1, np.nan)
-        if all(ops.all_finite(vector) for part in parts.values() for vector in (part.weights, part.state)):
-            own[0] = self._score.ask(measure, self._local(parts))
+        if all(packing.finite() for packing in self._packings.values()):
+            own[0] = self._score.ask(measure, self._local())
         self._channel.all_gather(own, self._numbers).wait()
         return self._numbers[:, 0].copy()
 
-    def _local(self, parts: Mapping[str, Part]) -> Local:
-        squares = sum(ops.sum_of_squares(part.grads) for part in parts.values())
-        return Local(sqrt(squares) / max(1.0, self._batch[0]), float(self._samples[0]))
+    def _local(self) -> Local:
+        return Local(sqrt(self._squares[0] / max(1.0, self._steps[0])), float(self._samples[0]))
 
-    def _average(self, part: Part, weights: Array, measure: Measure) -> None:
-        packing = self._packings.get(part.name)
-        if packing is None:
-            packing = self._packings[part.name] = Packing(part, self._options.slots == "average")
+    def _average(self, part: Part, packing: Packing, weights: Array, measure: Measure) -> None:
         own = float(weights[self._channel.rank])
         if weights.max() == 1:
             # the best replica is copied, not summed: it stays what it is to the last bit
@@ -138,14 +148,24 @@ class Averaging:
 
     def _fisher(self, part: Part, packing: Packing, own: float, measure: Measure) -> None:
         # sum_p w_p F_p theta_p / sum_p w_p F_p, elementwise (Matena & Raffel 2021)
-        information = np.zeros_like(part.weights)
-        if own:
-            measure.fisher(part, information, self._options.fisher_samples)
-            np.maximum(information, FISHER_FLOOR, out=information)
+        if part.name not in self._information:
+            self._information[part.name] = np.zeros_like(part.weights)
+        information = self._information[part.name]
         packing.share(own)
-        np.multiply(packing.weights, information, out=packing.weights)
-        np.multiply(information, own, out=information)
+        if own:
+            self._inform(part, information, measure)
+            np.multiply(packing.weights, information, out=packing.weights)
+            np.multiply(information, own, out=information)
+        else:
+            information.fill(0)
         for vector in (packing.buffer, information):
             self._channel.all_sum(vector).wait()
         packing.merged()
         np.divide(packing.weights, information, out=packing.weights)
+
+    def _inform(self, part: Part, information: Array, measure: Measure) -> None:
+        measure.fisher(part, information, self._options.fisher_samples)
+        if not ops.all_finite(information):
+            # an estimate that overflowed says nothing about this replica, and must not spread to the others
+            information.fill(0)
+        np.maximum(information, FISHER_FLOOR, out=information)

@@ -1,7 +1,7 @@
 """Synchronous data parallelism: one mean gradient, all-reduced in buckets while the backward pass still runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from mpinn.nn.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class GradientsOptions:
-    """``bucket`` is the size, in MiB, from which a finished stretch of the gradient leaves."""
+    """``bucket`` is the size, in MiB, of the pieces in which the gradient leaves."""
 
     bucket: Annotated[float, Meta(gt=0)] = 4.0
 
@@ -29,13 +29,23 @@ class GradientsOptions:
         return Gradients(channel, int(self.bucket * 2**20))
 
 
+@dataclass(slots=True)
+class _Flight:
+    """What has happened to a gradient of ``size`` elements: from ``complete`` on it is there, from ``sent`` on away."""
+
+    complete: int
+    sent: int
+    pending: list[Pending] = field(default_factory=list)
+
+
 class Gradients:
     """All replicas apply the same gradient: the sum over the global batch, divided once by its samples.
 
     The sum over replicas is divided by the samples of the global batch, so uneven shares and ragged last batches weigh
     as they do on one rank, and a replica without samples takes part with a zero gradient. The backward pass completes
-    the vector from its end; whenever ``bucket`` bytes are complete, their sum is started. All weights stay equal;
-    running statistics of batch norms are each replica's own.
+    the vector from its end, and from there it is cut into buckets of ``bucket`` bytes, each of which leaves as soon as
+    it is complete. The cuts depend on the size of the vector alone, so that ranks agree about every message however the
+    gradient came to them. All weights stay equal; running statistics of batch norms are each replica's own.
     """
 
     masks = False
@@ -46,37 +56,41 @@ class Gradients:
         self.memory: Mapping[str, tuple[Layout, Array]] = {}
         self._channel = channel
         self._bucket = bucket
-        self._open: dict[str, slice] = {}
-        self._pending: list[Pending] = []
+        self._flights: dict[str, _Flight] = {}
 
     def ready(self, part: Part, span: slice) -> None:
-        """Join the span to the open bucket, which leaves when it is large enough; poke what is on its way."""
+        """Let every bucket leave that ``span`` completes; poke what is on its way."""
         if self._channel.size == 1:
             return
-        stretch = self._open.get(part.name)
-        if stretch is not None and span.stop != stretch.start:
-            raise ValueError(f"the gradient is completed from its end: {span} does not lie below {stretch}")
-        stretch = span if stretch is None else slice(span.start, stretch.stop)
-        if (stretch.stop - stretch.start) * part.grads.itemsize >= self._bucket:
-            self._leave(part, stretch)
-        else:
-            self._open[part.name] = stretch
-        for pending in self._pending:
+        flight = self._flight(part)
+        if span.stop != flight.complete:
+            raise ValueError(f"the gradient is completed from its end: {span} does not end at {flight.complete}")
+        flight.complete = span.start
+        step = max(1, self._bucket // part.grads.itemsize)
+        while flight.sent - flight.complete >= step:
+            self._leave(part, flight, flight.sent - step)
+        for pending in flight.pending:
             pending.test()
 
-    def _leave(self, part: Part, stretch: slice) -> None:
-        self._pending.append(self._channel.all_sum(part.grads[stretch]))
-        self._open[part.name] = slice(stretch.start, stretch.start)
+    def _flight(self, part: Part) -> _Flight:
+        return self._flights.setdefault(part.name, _Flight(part.grads.size, part.grads.size))
+
+    def _leave(self, part: Part, flight: _Flight, start: int) -> None:
+        flight.pending.append(self._channel.all_sum(part.grads[start : flight.sent]))
+        flight.sent = start
 
     def gradients(self, part: Part, batch: Batch) -> int:
         """Send the rest, wait for all of it; the samples of the global batch."""
-        stretch = self._open.pop(part.name, slice(0, 0))
-        if stretch.stop > stretch.start:
-            self._leave(part, stretch)
-            del self._open[part.name]
-        for pending in self._pending:
+        if self._channel.size == 1:
+            return batch.total
+        flight = self._flight(part)
+        del self._flights[part.name]
+        if flight.complete:
+            raise ValueError(f"the gradient of {part.name} is incomplete below element {flight.complete}")
+        if flight.sent:
+            self._leave(part, flight, 0)
+        for pending in flight.pending:
             pending.wait()
-        self._pending.clear()
         return batch.total
 
     def combine(self, part: Part) -> None:

@@ -1,24 +1,35 @@
 """Everything of a part that replicas average, concatenated to one vector, so that one message carries it."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
+from mpinn.array import ops
 from mpinn.array.typing import Array
-from mpinn.consensus.statistics import from_moments, to_moments
+from mpinn.consensus.statistics import extra_size, from_terms, to_terms
 from mpinn.nn.part import Part
 
 
 class Packing:
-    """The buffer [weights, running statistics, slots if they are averaged] of a part, kept between meetings."""
+    """The buffer [weights, running statistics, their extra terms, slots if they are averaged] of a part.
+
+    It is kept between meetings. ``statistics`` is the stretch of it that merges the running statistics alone.
+    """
 
     def __init__(self, part: Part, slots: bool):
-        self._part = part
+        self._layout = part.state_layout
         self._vectors = [part.weights, part.state, *(part.slots.values() if slots else ())]
-        self.buffer: Array = np.zeros(sum(vector.size for vector in self._vectors), part.weights.dtype)
-        bounds = np.cumsum([0, *(vector.size for vector in self._vectors)])
-        self._pieces = [self.buffer[a:b] for a, b in pairwise(bounds)]
+        sizes = [vector.size for vector in self._vectors]
+        sizes.insert(2, extra_size(part.state_layout))
+        self.buffer: Array = np.zeros(sum(sizes), part.weights.dtype)
+        self._pieces = [self.buffer[a:b] for a, b in pairwise(accumulate(sizes, initial=0))]
         self.weights, self.state = self._pieces[:2]
+        self._extra = self._pieces.pop(2)
+        self.statistics = self.buffer[sizes[0] : sum(sizes[:3])]
+
+    def finite(self) -> bool:
+        """Whether all that this replica would contribute is finite."""
+        return all(map(ops.all_finite, self._vectors))
 
     def copy(self) -> None:
         """Fill the buffer with the part's own vectors as they are."""
@@ -30,13 +41,14 @@ class Packing:
         if weight == 0:
             self.buffer.fill(0)
             return
-        self.copy()
-        to_moments(self._part.state_layout, self.state)
-        np.multiply(self.buffer, weight, out=self.buffer)
+        for piece, vector in zip(self._pieces, self._vectors, strict=True):
+            np.multiply(vector, weight, out=piece)
+        np.copyto(self.state, self._vectors[1])
+        to_terms(self._layout, self.state, self._extra, weight)
 
     def merged(self) -> None:
-        """The buffer holds the sum of all terms: turn second moments to variances again."""
-        from_moments(self._part.state_layout, self.state)
+        """The buffer holds the sum of all terms: turn those of the running statistics into statistics again."""
+        from_terms(self._layout, self.state, self._extra)
 
     def move(self, mix: float) -> None:
         """Move the part's vectors towards the buffer: theta + mix (mean - theta)."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import fsum, isfinite, nan
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from mpinn.array.typing import Array
-from mpinn.consensus.consensus import Measure
+from mpinn.consensus.consensus import Measure, Quality
 
 ScoreName: TypeAlias = Literal[
     "uniform",
@@ -25,7 +26,10 @@ ScoreName: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """What a replica knows without measuring: the norm of its last gradient, and its samples since the last meeting."""
+    """What a replica knows without measuring: the root mean square of the norms of its gradients, and its samples.
+
+    Both since the last meeting; one batch's norm would be too noisy to rank replicas, and an empty batch has none.
+    """
 
     gradient_norm: float
     samples: float
@@ -63,6 +67,11 @@ def _inverse_error(accuracies: Array, sharpness: float, epsilon: float) -> Array
     return _inverse(1 - accuracies, sharpness, epsilon)
 
 
+def _inverse_norm(norms: Array, sharpness: float, epsilon: float) -> Array:
+    # without any gradient, because of no samples or a dead network, a replica has nothing to bring
+    return np.where(norms > 0, _inverse(norms, sharpness, epsilon), 0)
+
+
 def _best(numbers: Array, sharpness: float, epsilon: float) -> Array:
     weights: Array = np.eye(1, len(numbers), int(numbers.argmax()))[0]
     return weights
@@ -72,12 +81,17 @@ def _one(measure: Measure, local: Local) -> float:
     return 1.0
 
 
+def _trusted(quality: Quality) -> float:
+    # finite weights can be so large that outputs are not; what is then counted as right is chance
+    return quality.accuracy if isfinite(quality.loss) else nan
+
+
 def _accuracy(measure: Measure, local: Local) -> float:
-    return measure.validation().accuracy
+    return _trusted(measure.validation())
 
 
 def _accuracy_shard(measure: Measure, local: Local) -> float:
-    return measure.shard().accuracy
+    return _trusted(measure.shard())
 
 
 def _loss(measure: Measure, local: Local) -> float:
@@ -99,7 +113,7 @@ SCORES: Mapping[str, Score] = {
     "inverse_loss": Score(_loss, _inverse),
     "boltzmann": Score(_loss, _boltzmann),
     "inverse_error": Score(_accuracy, _inverse_error),
-    "inverse_gradient_norm": Score(_gradient_norm, _inverse),
+    "inverse_gradient_norm": Score(_gradient_norm, _inverse_norm),
     "samples": Score(_samples, _proportional),
     "fisher": Score(_one, _proportional),
     "best": Score(_accuracy, _best),
@@ -116,6 +130,6 @@ def mean_weights(score: Score, numbers: Array, sharpness: float, epsilon: float)
         return None
     weights = np.zeros(len(numbers))
     shares = score.rule(numbers[finite].astype(np.float64), sharpness, epsilon)
-    total = shares.sum()
+    total = fsum(shares)
     weights[finite] = shares / total if total > 0 else 1 / finite.sum()
     return weights

@@ -32,10 +32,8 @@ class Activation:
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
         if self.name == "identity":
             return x, (x,)
-        activation = ACTIVATIONS[self.name]
-        y = context.pool.empty(x.shape, x.dtype)
-        activation.forward(x, y, context.pool)
-        return y, (x if activation.keeps_input else y,)
+        y = context.ops.activate(self.name, x, context.pool)
+        return y, (x if ACTIVATIONS[self.name].keeps_input else y,)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:

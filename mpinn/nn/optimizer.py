@@ -7,7 +7,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from mpinn.array import steps
 from mpinn.array.steps import Segments
 from mpinn.config import Length
 from mpinn.nn import rate as rates
@@ -82,7 +81,7 @@ class SGD(Optimizer):
     def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
         velocity = part.slots.get("momentum")
         part.count_update()
-        steps.sgd(
+        part.ops.sgd(
             part.weights, part.grads, velocity, segments, scale, rate, self.momentum, self.nesterov, pool=part.pool
         )
 
@@ -121,7 +120,7 @@ class AdamW(Optimizer):
 
 
 def _adam(options: Adam | AdamW, part: Part, segments: Segments, rate: float, scale: float, decoupled: bool) -> None:
-    steps.adam(
+    part.ops.adam(
         part.weights,
         part.grads,
         part.slots["first_moment"],

@@ -1,10 +1,12 @@
 """What one rank owns of a model: a network and the flat vectors that belong to it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, default_rng
 
+from mpinn.array import ops as plain
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.nn.layer import Tree
@@ -35,6 +37,8 @@ class Part:
     slots: dict[str, Array]
     counters: Array
     pool: Pool
+    ops: Any = plain
+    """The kernels that the network and the optimizer compute with."""
     weight_views: Tree = field(init=False)
     grad_views: Tree = field(init=False)
     state_views: Tree = field(init=False)
@@ -66,7 +70,13 @@ def weight_numbers(seed: int, path: tuple[int, ...]) -> Generator:
 
 
 def build_part(
-    name: str, network: Network, shape: Shape, dtype: Dtype, slots: tuple[str, ...], pool: Pool | None = None
+    name: str,
+    network: Network,
+    shape: Shape,
+    dtype: Dtype,
+    slots: tuple[str, ...],
+    pool: Pool | None = None,
+    ops: Any = plain,
 ) -> Part:
     """A part with zero vectors for a network whose input samples have ``shape``; one slot vector for each name."""
     layout = Layout(network.parameters(shape), dtype)
@@ -82,4 +92,5 @@ def build_part(
         slots={slot: np.zeros(layout.size, dtype) for slot in slots},
         counters=np.zeros(COUNTERS.size, np.int64),
         pool=pool or Pool(),
+        ops=ops,
     )

@@ -34,7 +34,7 @@ class Serial:
         """Forward, loss, backward layer by layer, update; None for a batch without samples on this rank."""
         loss = None
         if batch.count:
-            context = Pass(self._part.pool, seed=self._seed, batch=batch.index, rows=batch.rows)
+            context = Pass(self._part.pool, self._part.ops, seed=self._seed, batch=batch.index, rows=batch.rows)
             loss = self._backpropagate(batch, context, update.ready)
         else:
             self._part.grads.fill(0)
@@ -44,7 +44,7 @@ class Serial:
 
     def gradient(self, batch: Batch) -> Array:
         """Write the gradient of the summed loss to the part, with running statistics and no update; the loss."""
-        context = Pass(self._part.pool, training=False, gradients=True)
+        context = Pass(self._part.pool, self._part.ops, training=False, gradients=True)
         return self._backpropagate(batch, context, lambda part, span: None)
 
     def _backpropagate(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:
@@ -64,5 +64,5 @@ class Serial:
     def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array:
         """Forward only, on x: (B, *shape), with the part's own weights and statistics unless others are given."""
         part = self._part
-        context = Pass(part.pool, training=False)
+        context = Pass(part.pool, part.ops, training=False)
         return part.network.forward(weights or part.weight_views, state or part.state_views, x, context)[0]
