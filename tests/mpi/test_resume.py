@@ -89,6 +89,8 @@ def test_one_signal_to_one_rank_stops_all_at_the_same_step(
     called: list[int] = []
 
     def step_and_signal(self: Serial, batch: object, update: object) -> object:
+        if "network" not in self.parts:  # the rehearsal that compiles kernels
+            return step(self, batch, update)
         called.append(0)
         if len(called) == 10 and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
