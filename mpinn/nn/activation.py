@@ -10,12 +10,12 @@ from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree, nothing
 
 @dataclass(frozen=True)
 class Activation:
-    """y = f(x), elementwise; ``name`` is one of `mpinn.array.activations.ACTIVATIONS`."""
+    """y = f(x), elementwise; ``activation`` is one of `mpinn.array.activations.ACTIVATIONS`."""
 
-    name: str = "relu"
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
-        known("name", self.name, ACTIVATIONS)
+        known("activation", self.activation, ACTIVATIONS)
 
     def parameters(self, shape: Shape) -> Shapes:
         return {}
@@ -30,14 +30,14 @@ class Activation:
         pass
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        if self.name == "identity":
+        if self.activation == "identity":
             return x, (x,)
-        activation = ACTIVATIONS[self.name]
+        function = ACTIVATIONS[self.activation]
         y = context.pool.empty(x.shape, x.dtype)
-        activation.forward(x, y, context.pool)
-        return y, (x if activation.keeps_input else y,)
+        function.forward(x, y, context.pool)
+        return y, (x if function.keeps_input else y,)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:
             return None, nothing
-        return context.ops.activation_backward(self.name, saved[0], dy, context.pool), nothing
+        return context.ops.activation_backward(self.activation, saved[0], dy, context.pool), nothing
