@@ -82,7 +82,7 @@ def _names(path: str, tables: list[Mapping[str, Any]], problems: list[InputError
         kind = str(table.get("kind"))
         counts[kind] += 1
         name = table.get("name", f"{kind}{counts[kind]}")
-        if not (isinstance(name, str) and name.isidentifier()):
+        if "name" in table and not (isinstance(name, str) and name.isidentifier()):
             expected = f"expected a name of letters, digits and underscores, got {show(name)}"
             problems.append(InputError(f"{path}[{index}].name", expected))
         elif name in names:

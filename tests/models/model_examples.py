@@ -68,6 +68,6 @@ def noise(*shape, seed=1):
 
 def forward(network, part, x, **options):
     """y, what was kept, and the pass."""
-    context = Pass(update_state=False, wants_dx=True, **options)
+    context = Pass(pool=part.pool, update_state=False, wants_dx=True, **options)
     y, saved = network.forward(part.weight_views, part.state_views, x, context)
     return y, saved, context

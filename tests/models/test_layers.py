@@ -187,7 +187,10 @@ WAY = "expected a list of tables, one for each layer, got "
             ],
         ),
         ([{**CONV, "kernel": 4}], ["model.layers[0]: padding 'same' needs an odd kernel, not 4x4"]),
-        ([{**CONV, "initial": "hee"}], ["model.layers[0].initial: 'hee' is not one of he, lecun, uniform"]),
+        (
+            [{**CONV, "initial": "hee"}],
+            ["model.layers[0].initial: 'hee' is not one of he, lecun, uniform (did you mean he?)"],
+        ),
         (
             [{**CONV, "width": 3}],
             [
