@@ -182,7 +182,7 @@ WAY = "expected a list of tables, one for each layer, got "
         (
             [{**CONV, "padding": "some"}],
             [
-                "model.layers[0].padding: expected an integer or one of same, valid or a list of 2: an integer, an "
+                "model.layers[0].padding: expected one of same, valid or an integer or a list of 2: an integer, an "
                 "integer, got 'some'",
             ],
         ),
