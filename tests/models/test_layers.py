@@ -199,6 +199,10 @@ WAY = "expected a list of tables, one for each layer, got "
             ],
         ),
         ([{"kind": "flatten", "x": 1}], ["model.layers[0].x: unknown key; a layer of kind flatten has no options"]),
+        (
+            [{"kind": "max_pool", "stride": "x"}],
+            ["model.layers[0].stride: expected an integer or a list of 2: an integer, an integer, got 'x'"],
+        ),
         ([{"kind": "dropout", "rate": 1.5}], ["model.layers[0]: rate is 1.5, it must be at least 0 and less than 1"]),
         (
             [{"kind": "dropout", "rate": float("nan")}],
