@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from model_examples import OUTPUTS, WRITTEN, built, forward, noise
 
+from mpinn.checks import Start
+from mpinn.choices import CHOICES, DEFAULTS, build_model
 from mpinn.config import InputError, difference, load
-from mpinn.experiment import CHOICES, DEFAULTS, Start, build_model
 from mpinn.models.layers import Chain, Layers
 from mpinn.nn.dense import Dense
 from mpinn.nn.flatten import Flatten
@@ -100,7 +101,7 @@ def test_it_is_written_with_every_option_and_read_again():
     tables = config.tables()
     assert tomllib.loads(config.toml()) == tables
     assert read(config.toml()) == config
-    assert Start.decode(Start(config, None, ()).encode()).config == config
+    assert Start.decode(Start(config, None, False, (), None).encode()).config == config
     written = tables["model"]["layers"]
     assert written[0] == {
         "kind": "conv", "name": "conv1", "outputs": 4, "kernel": 3, "stride": 1, "padding": "same", "bias": False,

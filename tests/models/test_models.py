@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from model_examples import OUTPUTS, SMALL, built, forward, noise
 
+from mpinn.choices import build_model, read_config
 from mpinn.errors import InputError
-from mpinn.experiment import build_model, read_config
 from mpinn.models.cnn import CNN
 from mpinn.models.registry import MODELS
 from mpinn.models.resnet import ResNet
