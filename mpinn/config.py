@@ -6,74 +6,34 @@ table's ``name``.
 """
 
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from fractions import Fraction
-from math import ceil, isfinite
+from dataclasses import MISSING, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, inspect
 
 from mpinn.errors import InputError as InputError
+from mpinn.length import Cadence as Cadence
+from mpinn.length import Length as Length
+from mpinn.length import Period as Period
 from mpinn.words import expected, nearest, show
 
 
-class Length(str):
-    """A length of training, "100 steps" or "2 epochs"; zero is allowed, and so is a fraction of an epoch."""
-
-    __slots__ = ()
-    units: ClassVar[tuple[str, ...]] = ("step", "epoch")
-    positive: ClassVar[bool] = False
-
-    def __new__(cls, text: str) -> Self:
-        """Bring ``text`` to its one spelling; ValueError if it is not a length of this type."""
-        count, _, unit = text.strip().partition(" ")
-        unit = unit.strip().removesuffix("s")
-        if unit not in cls.units or not count.replace(".", "", 1).isdecimal() or not count.isascii():
-            raise ValueError(f"expected {cls.expected()}")
-        number = Fraction(count)
-        if (cls.positive and number == 0) or (unit == "step" and number.denominator > 1):
-            raise ValueError(f"expected {cls.expected()}")
-        shown = str(number) if number.denominator == 1 else count
-        return super().__new__(cls, f"{shown} {unit}{'' if number == 1 else 's'}")
+class Nested(ABC):
+    """The value of a key that holds tables of its own: its type reads them and writes them again."""
 
     @classmethod
-    def expected(cls) -> str:
-        """What a user may write, for messages."""
-        examples = {"step": '"100 steps"', "epoch": '"2 epochs"', "minute": '"15 minutes"'}
-        return f"a length{' above zero' if cls.positive else ''} such as {' or '.join(examples[u] for u in cls.units)}"
+    @abstractmethod
+    def read(cls, path: str, value: Any, problems: list[InputError]) -> Self | None:
+        """From what TOML gives; None if there was a problem, which is then among the ``problems``."""
 
-    @property
-    def number(self) -> Fraction:
-        """How many of its unit."""
-        return Fraction(self.split()[0])
-
-    @property
-    def unit(self) -> str:
-        """``step``, ``epoch`` or ``minute``."""
-        return self.split()[1].removesuffix("s")
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """The length in steps, rounded up; ValueError for minutes, which no count of steps can express."""
-        if self.unit == "minute":
-            raise ValueError(f"{self!r} is not a number of steps")
-        return ceil(self.number * (steps_per_epoch if self.unit == "epoch" else 1))
-
-
-class Period(Length):
-    """A `Length` above zero: what happens again and again."""
-
-    __slots__ = ()
-    positive = True
-
-
-class Cadence(Period):
-    """A `Period` that may also be counted in minutes."""
-
-    __slots__ = ()
-    units = ("step", "epoch", "minute")
+    @abstractmethod
+    def tables(self) -> Any:
+        """What `read` makes the same value of: tables, lists, strings and numbers."""
 
 
 Natural = Annotated[int, Meta(ge=0)]
@@ -221,7 +181,7 @@ def load(
     for table, type_ in types.items():
         values = {key: value for key, value in given.get(table, {}).items() if table in FIXED or key != "name"}
         title = f"[{table}]" if table in FIXED else f"[{table}] {names[table]}"
-        options[table] = _options(table, title, values, type_, problems)
+        options[table] = read_options(table, title, values, type_, problems)
     if problems:
         raise problems[0] if len(problems) == 1 else InputError("", "\n".join(map(str, problems)))
     return Config(**options, names=names)
@@ -301,28 +261,38 @@ def _names(
             problems.append(not_one_of(f"{table}.name", name, tuple(choices[table])))
 
 
-def _options(table: str, title: str, values: Mapping[str, Any], type_: type, problems: list[InputError]) -> Any:
-    """The options object, or None if there was a problem."""
+def read_options(path: str, title: str, values: Mapping[str, Any], type_: type, problems: list[InputError]) -> Any:
+    """The options object of a table, or None if there was a problem; ``title`` is the table's in messages."""
     hints = get_type_hints(type_, include_extras=True)
     known = {entry.name: hints[entry.name] for entry in fields(type_)}
     before, content = len(problems), {}
+    problems += [
+        InputError(f"{path}.{entry.name}", f"is missing, and {title} needs it")
+        for entry in fields(type_)
+        if entry.name not in values and entry.default is entry.default_factory is MISSING
+    ]
     for key, value in values.items():
-        path = f"{table}.{key}"
         if key not in known:
             knows = f"{title} knows: {', '.join(known)}" if known else f"{title} has no options"
-            problems.append(InputError(path, f"unknown key{nearest(key, tuple(known))}; {knows}"))
+            problems.append(InputError(f"{path}.{key}", f"unknown key{nearest(key, tuple(known))}; {knows}"))
             continue
         try:
-            content[key] = _convert(path, value, known[key])
+            content[key] = _read(f"{path}.{key}", value, known[key], problems)
         except InputError as error:
             problems.append(error)
     try:
         return type_(**content) if len(problems) == before else None
     except ValueError as error:
-        problems.append(InputError(table, str(error)))
+        problems.append(InputError(path, str(error)))
     except InputError as error:
         problems.append(error)
     return None
+
+
+def _read(path: str, value: Any, type_: Any, problems: list[InputError]) -> Any:
+    if isinstance(type_, type) and issubclass(type_, Nested):
+        return type_.read(path, value, problems)
+    return _convert(path, value, type_)
 
 
 def _convert(path: str, value: Any, type_: Any) -> Any:
@@ -348,11 +318,23 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or isfinite(value)
 
 
-def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{table}.{key}": value for table, content in tables.items() for key, value in content.items()}
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The keys of tables, and of tables in lists, by their path."""
+    inside: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        inside = {f"{path}.{key}" if path else key: content for key, content in value.items()}
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        inside = {f"{path}[{index}]": item for index, item in enumerate(value)}
+    if not inside:
+        return {path: value}
+    return {deeper: leaf for place, content in inside.items() for deeper, leaf in _flat(content, place).items()}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Nested):
+        return _plain(value.tables())
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, str) else value

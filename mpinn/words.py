@@ -32,7 +32,7 @@ def expected(kind: Any) -> str:
         case inspect.TupleType(item_types=items):
             return f"a list of {len(items)}: {', '.join(map(expected, items))}"
         case inspect.UnionType(types=types):
-            return " or ".join(map(expected, types))
+            return " or ".join(expected(type_) for type_ in types if not isinstance(type_, inspect.NoneType))
         case inspect.CustomType(cls=cls):
             return _own(cls)
     raise TypeError(f"a key of the configuration cannot have the type {kind}")

@@ -24,6 +24,7 @@ WALLS = {
 
 ORDER = [
     {"errors", "words"},
+    {"length"},
     {"config", "array"},
     {"nn", "comm", "datasets"},
     {"models", "storage"},
@@ -31,7 +32,7 @@ ORDER = [
     {"choices", "measure", "update", "tally", "agreement", "reporter"},
     {"trainer", "warm"},
     {"keeper"},
-    {"checks"},
+    {"checks", "warm"},
     {"experiment"},
     {"summary"},
     {"train", "evaluate", "bench"},

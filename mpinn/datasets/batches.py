@@ -34,11 +34,7 @@ class Batch:
 class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
-    <<<<<<< HEAD
-        ``batch`` is the global batch. Arrays are kept and used again: a `Batch` is valid until the one after next.
-    =======
-        ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for.
-    >>>>>>> data
+    ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for.
     """
 
     def __init__(

@@ -10,12 +10,12 @@ from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree, nothing
 
 @dataclass(frozen=True)
 class Activation:
-    """y = f(x), elementwise; ``name`` is one of `mpinn.array.activations.ACTIVATIONS`."""
+    """y = f(x), elementwise; ``activation`` is one of `mpinn.array.activations.ACTIVATIONS`."""
 
-    name: str = "relu"
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
-        known("name", self.name, ACTIVATIONS)
+        known("activation", self.activation, ACTIVATIONS)
 
     def parameters(self, shape: Shape) -> Shapes:
         return {}
@@ -30,12 +30,12 @@ class Activation:
         pass
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        if self.name == "identity":
+        if self.activation == "identity":
             return x, (x,)
-        y = context.ops.activate(self.name, x, context.pool)
-        return y, (x if ACTIVATIONS[self.name].keeps_input else y,)
+        y = context.ops.activate(self.activation, x, context.pool)
+        return y, (x if ACTIVATIONS[self.activation].keeps_input else y,)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:
             return None, nothing
-        return context.ops.activation_backward(self.name, saved[0], dy, context.pool), nothing
+        return context.ops.activation_backward(self.activation, saved[0], dy, context.pool), nothing

@@ -7,6 +7,7 @@ from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
 from mpinn.nn.dropout import Dropout
 from mpinn.nn.flatten import Flatten
+from mpinn.nn.identity import PaddedIdentity
 from mpinn.nn.norm import BatchNorm, LayerNorm
 from mpinn.nn.pool import AveragePool2d, GlobalAveragePool, MaxPool2d
 from mpinn.nn.residual import Residual
@@ -22,5 +23,6 @@ LAYERS: dict[str, type[Any]] = {
     "global_average_pool": GlobalAveragePool,
     "layer_norm": LayerNorm,
     "max_pool": MaxPool2d,
+    "padded_identity": PaddedIdentity,
     "residual": Residual,
 }

@@ -10,6 +10,7 @@ from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
 from mpinn.nn.dropout import Dropout
 from mpinn.nn.flatten import Flatten
+from mpinn.nn.identity import PaddedIdentity
 from mpinn.nn.layer import Pass
 from mpinn.nn.layers import LAYERS
 from mpinn.nn.layout import Layout
@@ -65,6 +66,11 @@ EXAMPLES = {
     ],
     "global_average_pool": [(GlobalAveragePool(), IMAGE), (GlobalAveragePool(), (1, 1, 3))],
     "flatten": [(Flatten(), IMAGE), (Flatten(), (4,))],
+    "padded_identity": [
+        (PaddedIdentity(2), IMAGE),
+        (PaddedIdentity(5, 2), IMAGE),
+        (PaddedIdentity(3, (3, 2)), (4, 7, 1)),
+    ],
     "dropout": [(Dropout(0.3), IMAGE), (Dropout(0.0), (5,))],
     "residual": [
         (Residual(Network([("dense", Dense(4, "tanh")), ("out", Dense(4))])), (4,)),

@@ -6,6 +6,7 @@ from mpinn.nn.activation import Activation
 from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
 from mpinn.nn.dropout import Dropout
+from mpinn.nn.identity import PaddedIdentity
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.norm import BatchNorm, LayerNorm
 from mpinn.nn.pool import AveragePool2d, MaxPool2d
@@ -16,7 +17,7 @@ from mpinn.nn.pool import AveragePool2d, MaxPool2d
     [
         (Dense, {"outputs": 0}, "outputs is 0, it must be at least 1"),
         (Dense, {"outputs": 3, "activation": "rely"}, "activation is 'rely', it must be one of identity, sigmoid"),
-        (Activation, {"name": "swish"}, "name is 'swish', it must be one of"),
+        (Activation, {"activation": "swish"}, "activation is 'swish', it must be one of"),
         (Conv2d, {"outputs": -1}, "outputs is -1"),
         (Conv2d, {"outputs": 1, "kernel": 0}, "kernel is 0"),
         (Conv2d, {"outputs": 1, "kernel": (3, 4)}, "padding 'same' needs an odd kernel, not 3x4"),
@@ -27,6 +28,8 @@ from mpinn.nn.pool import AveragePool2d, MaxPool2d
         (MaxPool2d, {"kernel": 0}, "kernel is 0"),
         (MaxPool2d, {"kernel": 2, "padding": 2}, "padding is 2, it must be at most half the kernel"),
         (AveragePool2d, {"stride": 0}, "stride is 0"),
+        (PaddedIdentity, {"outputs": 0}, "outputs is 0"),
+        (PaddedIdentity, {"outputs": 4, "stride": 0}, "stride is 0"),
         (Dropout, {"rate": 1.0}, "rate is 1.0, it must be at least 0 and less than 1"),
         (Dropout, {"rate": -0.1}, "rate is -0.1"),
         (Dropout, {"rate": float("nan")}, "rate is nan"),

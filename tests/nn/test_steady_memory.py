@@ -14,6 +14,7 @@ from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
 from mpinn.nn.dropout import Dropout
 from mpinn.nn.flatten import Flatten
+from mpinn.nn.identity import PaddedIdentity
 from mpinn.nn.layer import Pass
 from mpinn.nn.layers import LAYERS
 from mpinn.nn.loss import CrossEntropy, SquaredError
@@ -40,6 +41,7 @@ CONVS = [
     ("max", MaxPool2d(3, 1, 1)),
     ("average", AveragePool2d(2, 1)),
     ("block", Residual(WAY, Network([("conv", Conv2d(24, 1, 2))]))),
+    ("pad", PaddedIdentity(24)),
     ("same", Residual(Network([("conv", Conv2d(24, 1))]))),
     ("last", Conv2d(600, 1)),
     ("global", GlobalAveragePool()),
