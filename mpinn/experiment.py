@@ -233,7 +233,9 @@ def build(world: World, start: Start, reporter: Reporter, signals: Signals, stop
 
 def _batches(config: Config, source: Source, grid: Grid) -> Batches:
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
-    return Batches(source, config.run.seed, config.data.batch, grid.replicas.size, grid.replica, deal, config.run.dtype)
+    return Batches(
+        source, config.run.seed, config.data.batch, grid.replicas.size, grid.replica, deal, config.run.dtype, ahead
+    )
 
 
 def _plan(config: Config, steps_per_epoch: int, start: int, stop_after: int) -> Plan:
