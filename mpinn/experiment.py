@@ -185,7 +185,7 @@ def build(world: World, start: Start, reporter: Reporter, signals: Signals, stop
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transport, ordered=config.run.deterministic)
     source = open_source(config.data)
-    batches = _batches(config, source, grid)
+    batches = _batches(config, source, grid, ahead=world.cores > world.local_size)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     dtype = np.dtype(config.run.dtype)
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
@@ -231,7 +231,7 @@ def build(world: World, start: Start, reporter: Reporter, signals: Signals, stop
     return Experiment(config, grid, trainer, keeper, measure, f"{config.run.transport}: {reason}", notes)
 
 
-def _batches(config: Config, source: Source, grid: Grid) -> Batches:
+def _batches(config: Config, source: Source, grid: Grid, ahead: bool) -> Batches:
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     return Batches(
         source, config.run.seed, config.data.batch, grid.replicas.size, grid.replica, deal, config.run.dtype, ahead

@@ -11,9 +11,13 @@ from mpinn.config import Deal, InputError
 from mpinn.datasets.ahead import Ahead
 from mpinn.datasets.deal import Order, share
 from mpinn.datasets.samples import Gather, Samples, Source, Split
+from mpinn.datasets.stored import Stored
 
 SLOTS = 4
 """Sets of arrays for training: two batches that are in use, one being prepared, one prepared but not asked for."""
+
+COSTLY = 2**20
+"""Bytes of a batch in memory from which on it takes longer to prepare than to hand over from a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
     ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for. With
-    ``ahead`` the next batch is prepared in a thread: the same batches, sooner.
+    ``ahead`` a batch that is costly to prepare is prepared in a thread while the one before it is in use.
     """
 
     def __init__(
@@ -69,7 +73,8 @@ class Batches:
         self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS)
         self._evaluation: dict[tuple[str, int], _Ring] = {}
         self.steps_per_epoch = -(-self._n // self._size)
-        self.batch: Callable[[int], Batch] = Ahead(self._make) if ahead else self._make
+        costly = self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored)
+        self.batch: Callable[[int], Batch] = Ahead(self._make) if ahead and costly else self._make
         """The share of this replica in a global batch, by its step, which counts from 0 over all epochs."""
 
     def _make(self, step: int) -> Batch:
@@ -120,6 +125,7 @@ class _Ring:
             )
             for _ in range(slots)
         ]
+        self.bytes = self._slots[0][0].nbytes
         self._turn = 0
 
     def fill(

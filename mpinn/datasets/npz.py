@@ -1,7 +1,7 @@
 """Data sets in NumPy's own files, .npz."""
 
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -38,10 +38,12 @@ def npz(data: Data, read: int) -> Source:
 def _load(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError("data.path", f"there is no file {str(path)!r}")
+    if not is_zipfile(path):
+        raise InputError("data.path", f"{str(path)!r} is not a .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, BadZipFile, AttributeError) as error:
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise InputError("data.path", f"{str(path)!r} cannot be read as .npz: {error}") from error
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpinn.config import Data, InputError
@@ -60,6 +60,7 @@ def test_redealt_makes_the_serial_batches_on_any_number_of_replicas(replicas: in
         assert expected.total == (4 if step % 4 == 3 else 32)
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 70),
     batch=st.integers(1, 70),
