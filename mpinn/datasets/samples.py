@@ -87,8 +87,9 @@ class Gather:
         self._raw = None if x.dtype == dtype else np.empty(shape, x.dtype)
         # Spread over a row of pixels, since NumPy's inner loop is slow if it ends after the few channels of one pixel.
         row = source.sample_shape[-2:] if len(source.mean) > 1 else (1,)
-        self._mean = np.broadcast_to(source.mean, row).astype(dtype)
-        self._std = np.broadcast_to(source.std, row).astype(dtype)
+        # In C order, which astype would not choose for what has been broadcast.
+        self._mean = np.broadcast_to(source.mean, row).astype(dtype, order="C")
+        self._std = np.broadcast_to(source.std, row).astype(dtype, order="C")
 
     def plain(self, rows: Array, out: Array) -> None:
         """Write the samples at ``rows`` (count,) of x into ``out`` (count, ...)."""
