@@ -1,5 +1,6 @@
 """Data sets in HDF5 files: /train/x, /train/target, as much of validation and test; attributes mean, std, classes."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 import mpinn
 from mpinn.config import Data, InputError
-from mpinn.datasets.samples import Samples, Source
+from mpinn.datasets.samples import Samples, Source, Split
 from mpinn.datasets.sound import Contents
 from mpinn.datasets.stored import Stored
 
@@ -63,16 +64,20 @@ def _arrays(path: Path, file: h5py.File) -> Mapping[str, Samples]:
 
 
 def write_hdf5(path: Path, source: Source, attributes: Mapping[str, str | Sequence[str]]) -> None:
-    """Write a data set, so that there is either the whole file or none."""
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w", libver="v110") as file:
-        for name, split in source.splits.items():
-            x = split.x[:]
-            rows = max(1, CHUNK * len(x) // x.nbytes)
-            file.create_dataset(
-                f"{name}/x", data=x, chunks=(min(rows, len(x)), *x.shape[1:]), fletcher32=True, track_times=False
-            )
-            target = split.target.astype(np.min_scalar_type(int(split.target.max())))
-            file.create_dataset(f"{name}/target", data=target, chunks=target.shape, fletcher32=True, track_times=False)
-        file.attrs.update({"mean": source.mean, "std": source.std, "classes": source.classes, **attributes})
-    part.replace(path)
+    """Write a data set whose targets are labels, so that there is either the whole file or none."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with h5py.File(part, "w", libver="v110") as file:
+            for name, split in source.splits.items():
+                _write_split(file, name, split)
+            file.attrs.update({"mean": source.mean, "std": source.std, "classes": source.classes, **attributes})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_split(file: h5py.File, name: str, split: Split) -> None:
+    x, labels = split.x[:], split.target.astype(np.min_scalar_type(int(split.target.max())))
+    rows = min(len(x), max(1, CHUNK * len(x) // x.nbytes))
+    for kind, values, chunks in (("x", x, (rows, *x.shape[1:])), ("target", labels, labels.shape)):
+        file.create_dataset(f"{name}/{kind}", data=values, chunks=chunks, fletcher32=True, track_times=False)

@@ -67,6 +67,14 @@ def test_what_cannot_be_prepared(tmp_path):
         command.prepare("mnist", tmp_path / "m", tmp_path / "file" / "a.h5")
 
 
+def test_a_file_that_cannot_be_finished_leaves_nothing(directory, tmp_path):
+    write_mnist(tmp_path / "m")
+    (directory / "mnist.h5").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"mnist\.h5: cannot be written: "):
+        command.prepare("mnist", tmp_path / "m", None)
+    assert [path.name for path in directory.iterdir()] == ["mnist.h5"]
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
