@@ -32,11 +32,15 @@ CASES = {
     "accuracy_shard": ("consensus.score=accuracy_shard", "data.deal=redealt", "train.clip=0.1"),
     "fisher": ("consensus.score=fisher", "consensus.period=4 steps", "consensus.fisher_samples=8", *NOISY),
     "best": ("consensus.score=best", "consensus.period=4 steps", "optimizer.name=adam", *NOISY),
-    "samples": ("consensus.score=samples", "consensus.period=5 steps", "data.deal=skewed"),
-    "gradient norm": ("consensus.score=inverse_gradient_norm", "consensus.period=4 steps"),
-    "slots averaged": ("consensus.slots=average", "consensus.period=4 steps", "optimizer.name=adamw"),
+    "samples, slots averaged": (
+        *("consensus.score=samples", "consensus.slots=average", "consensus.period=5 steps"),
+        *("optimizer.name=adamw", "data.deal=skewed"),
+    ),
     "slots reset": ("consensus.slots=reset", "consensus.period=4 steps", "optimizer.name=adam", *NOISY),
-    "mix": ("consensus.mix=0.5", "consensus.period=4 steps", "optimizer.name=adamw", "model.norm=layer"),
+    "gradient norm, mix": (
+        *("consensus.score=inverse_gradient_norm", "consensus.mix=0.5", "consensus.period=4 steps"),
+        *("optimizer.name=adamw", "model.norm=layer"),
+    ),
 }
 Run = Callable[..., int]
 
