@@ -82,7 +82,7 @@ def train(
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
     from mpinn.comm.grid import connect
-    from mpinn.experiment import Request
+    from mpinn.checks import Request
     from mpinn.train import train as run
 
     request = Request(config, tuple(settings or ()), resume, fresh, stop_after)

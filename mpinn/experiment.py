@@ -8,7 +8,6 @@ import numpy as np
 from mpinn.agreement import Agreement, Signals
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Shape
-from mpinn.checks import Request as Request
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
 from mpinn.comm.channel import Channel
