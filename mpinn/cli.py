@@ -81,8 +81,8 @@ def train(
     mpirun -n 4 python -m mpinn train jobs/digits.toml --set train.epochs=100
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
-    from mpinn.comm.grid import connect
     from mpinn.checks import Request
+    from mpinn.comm.grid import connect
     from mpinn.train import train as run
 
     request = Request(config, tuple(settings or ()), resume, fresh, stop_after)
