@@ -34,7 +34,7 @@ def widened(arguments: Arguments, dtype: str) -> Arguments:
 
 
 def excess(found: np.ndarray, twin: np.ndarray, reference: np.ndarray, terms: np.ndarray, dtype: str) -> float:
-    """The largest error in units of its bound: at most 1 is right. Elements that the twin has as infinite are exempt."""
+    """The largest error in units of its bound: at most 1 is right. What the twin has as infinite is exempt."""
     finite = np.isfinite(twin) & np.isfinite(reference)
     if not finite.any():
         return 0.0
