@@ -1,5 +1,6 @@
 """The command line. What a command needs is imported inside it."""
 
+import gc
 import os
 import sys
 from enum import StrEnum
@@ -81,6 +82,7 @@ def train(
     mpirun -n 4 python -m mpinn train jobs/digits.toml --set train.epochs=100
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
+    gc.disable()  # until the run is built: modules and kernels are many objects and no garbage
     from mpinn.checks import Request
     from mpinn.comm.grid import connect
     from mpinn.train import train as run

@@ -60,7 +60,8 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     ops, kernels = choose_kernels(run.kernels)
     loaded = everywhere(world, lambda: _load(world, config, grid, ops))
     schedule, batches = loaded.schedule, loaded.batches
-    warm(world, ops, config, loaded.model, loaded.target_shape)
+    (part,) = schedule.parts.values()
+    warm(world, config, part, loaded.model.shape, loaded.target_shape)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     tally = Tally()
     model_kinds, grid_kinds = model_vectors(schedule.parts), grid_vectors(consensus, tally)

@@ -1,5 +1,6 @@
 """The command ``train``: check, build or resume, train, sum up."""
 
+import gc
 import json
 
 import numpy as np
@@ -33,6 +34,7 @@ def train(world: World, request: Request) -> int:
         _tell_again(world, start)
         return 0
     experiment = build(world, start, signals, request.stop_after)
+    gc.enable()
     try:
         outcome = _run(world, experiment, start)
         return _stop(world, experiment) if outcome is Outcome.STOPPED else _finish(world, experiment, outcome)

@@ -1,41 +1,75 @@
 """Compiled kernels before the first step: one rank of each machine compiles, the others load what it has compiled."""
 
-from types import ModuleType
+from dataclasses import replace
 
 import numpy as np
 
 from mpinn.array import ops as plain
+from mpinn.array.pool import Pool
+from mpinn.array.typing import Shape
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
-from mpinn.models.model import Model
-from mpinn.nn.part import build_part
+from mpinn.nn.layout import Layout
+from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
 from mpinn.update import OptimizerUpdate
 
 
-def warm(world: World, ops: ModuleType, config: Config, model: Model, target_shape: tuple[int, ...]) -> None:
+def warm(world: World, config: Config, part: Part, shape: Shape, target_shape: Shape) -> None:
     """Rehearse a step, on the first rank of each machine before the others; called by all ranks.
 
-    target_shape: of one sample's target, () for class numbers.
+    shape: of one sample, target_shape: of its target, () for class numbers. The part is as it was, but for its
+    gradients, which are zero.
     """
-    if ops is plain:
+    if part.ops is plain:
         return
     if world.local_rank == 0:
-        rehearse(ops, config, model, target_shape)
+        rehearse(config, part, shape, target_shape)
     world.control.barrier()
     if world.local_rank != 0:
-        rehearse(ops, config, model, target_shape)
+        rehearse(config, part, shape, target_shape)
 
 
-def rehearse(ops: ModuleType, config: Config, model: Model, target_shape: tuple[int, ...]) -> None:
-    """One step of a copy of the model, thrown away afterwards: it calls every kernel that a step calls."""
-    dtype = np.dtype(config.run.dtype)
-    part = build_part("rehearsal", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
-    schedule = Serial(part, config.loss, config.run.seed)
-    alone = Independent(NullChannel("rehearsal"))
-    update = OptimizerUpdate(alone, config.optimizer, lambda step: 0.0, config.train.clip, schedule.parts)
-    target = np.zeros((2, *target_shape), dtype if target_shape else np.int64)
-    schedule.step(Batch(0, 0, np.zeros((2, *model.shape), dtype), target, 2, 2, (0, 1), np.arange(2)), update)
+def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape) -> None:
+    """A step on two samples, which calls every kernel that a step calls and needs no second copy of the model.
+
+    Forward and backward read the part's own weights and write its gradients, the statistics are a copy, and the
+    optimizer moves the few weights of a part of its own.
+    """
+    actor = replace(part, name="rehearsal", state=part.state.copy(), pool=Pool())
+    target = np.zeros((2, *target_shape), part.layout.dtype if target_shape else np.int64)
+    x = np.zeros((2, *shape), part.layout.dtype)
+    with np.errstate(all="ignore"):
+        Serial(actor, config.loss, config.run.seed).step(
+            Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), _UpdateElsewhere(config, part)
+        )
+    part.grads.fill(0)
+
+
+class _UpdateElsewhere:
+    """The update of a part of one parameter, in place of the part whose gradient is complete."""
+
+    def __init__(self, config: Config, part: Part):
+        layout = Layout({"rehearsal": {"weight": (1,)}}, part.layout.dtype)
+        weights, grads, *slots = np.zeros((2 + len(part.slots), layout.size), layout.dtype)
+        self._part = replace(
+            part,
+            layout=layout,
+            weights=weights,
+            grads=grads,
+            slots=dict(zip(part.slots, slots, strict=True)),
+            counters=part.counters.copy(),
+            pool=Pool(),
+        )
+        alone = Independent(NullChannel("rehearsal"))
+        parts = {part.name: self._part}
+        self._update = OptimizerUpdate(alone, config.optimizer, lambda step: 0.0, config.train.clip, parts)
+
+    def ready(self, part: Part, span: slice) -> None:
+        """Nobody waits for a slice of the gradient."""
+
+    def __call__(self, part: Part, batch: Batch) -> None:
+        self._update(self._part, batch)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS as PLAIN
-from mpinn.array.cpu_activations import ACTIVATIONS
+from mpinn.array.cpu_activations import ACTIVATIONS, loops
 from mpinn.array.cpu_losses import half_square, half_square_of_classes, softmax_cross_entropy
 from mpinn.array.cpu_vectors import (
     adapt,
@@ -37,9 +37,9 @@ def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tupl
     keeps_input = PLAIN[name].keeps_input
     y = pool.empty(z.shape, z.dtype) if keeps_input else z
     if bias is None:
-        ACTIVATIONS[name].activate(z.reshape(-1), y.reshape(-1))
+        loops(name).activate(z.reshape(-1), y.reshape(-1))
     else:
-        ACTIVATIONS[name].forward(_rows(z), bias, _rows(y))
+        loops(name).forward(_rows(z), bias, _rows(y))
     return y, (z if keeps_input else y)
 
 
@@ -48,7 +48,7 @@ def activate(name: str, x: Array, pool: Pool) -> Array:
     if name not in ACTIVATIONS:
         return plain.activate(name, x, pool)
     y = pool.empty(x.shape, x.dtype)
-    ACTIVATIONS[name].activate(x.reshape(-1), y.reshape(-1))
+    loops(name).activate(x.reshape(-1), y.reshape(-1))
     return y
 
 
@@ -57,7 +57,7 @@ def activation_backward(name: str, kept: Array, dy: Array, pool: Pool) -> Array:
     if name == "identity" or name not in ACTIVATIONS:
         return plain.activation_backward(name, kept, dy, pool)
     dz = pool.empty(dy.shape, dy.dtype)
-    ACTIVATIONS[name].backward(kept.reshape(-1), dy.reshape(-1), dz.reshape(-1))
+    loops(name).backward(kept.reshape(-1), dy.reshape(-1), dz.reshape(-1))
     return dz
 
 

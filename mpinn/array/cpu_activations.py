@@ -1,10 +1,12 @@
 """The activations compiled: bias and activation in one pass over the array, and so the derivative.
 
-Each activation is a pair of functions of numbers; `ACTIVATIONS` has loops around them. GELU is missing: the error
-function is not one that a loop computes in vector registers, and NumPy's passes around it cost little beside it.
+Each activation is a pair of functions of numbers; `loops` writes the loops around those that a model has. GELU is
+missing: the error function is not one that a loop computes in vector registers, and NumPy's passes around it cost
+little beside it.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
@@ -149,18 +151,29 @@ def _backward(function: Function) -> Function:
     return backward
 
 
-def _compiled(function: Function, derivative: Function, keeps_input: bool = False) -> Compiled:
-    return Compiled(_forward(function, keeps_input), _activate(function), _backward(derivative))
+class Pair(NamedTuple):
+    """The functions of an activation: of a number, and of what is kept and of dy."""
+
+    function: Function
+    derivative: Function
+    keeps_input: bool = False
 
 
-ACTIVATIONS: dict[str, Compiled] = {
-    "identity": _compiled(_identity, _identity_backward),
-    "sigmoid": _compiled(sigmoid, _sigmoid_backward),
-    "tanh": _compiled(tanh, _tanh_backward),
-    "relu": _compiled(_relu, _relu_backward),
-    "leaky_relu": _compiled(_leaky_relu, _leaky_relu_backward),
-    "elu": _compiled(_elu, _elu_backward),
-    "selu": _compiled(_selu, _selu_backward),
-    "hardshrink": _compiled(_hardshrink, _hardshrink_backward),
-    "mish": _compiled(_mish, _mish_backward, keeps_input=True),
+ACTIVATIONS: dict[str, Pair] = {
+    "identity": Pair(_identity, _identity_backward),
+    "sigmoid": Pair(sigmoid, _sigmoid_backward),
+    "tanh": Pair(tanh, _tanh_backward),
+    "relu": Pair(_relu, _relu_backward),
+    "leaky_relu": Pair(_leaky_relu, _leaky_relu_backward),
+    "elu": Pair(_elu, _elu_backward),
+    "selu": Pair(_selu, _selu_backward),
+    "hardshrink": Pair(_hardshrink, _hardshrink_backward),
+    "mish": Pair(_mish, _mish_backward, keeps_input=True),
 }
+
+
+@cache
+def loops(name: str) -> Compiled:
+    """The loops of one of `ACTIVATIONS`, made at its first use: each costs a look for its cache."""
+    function, derivative, keeps_input = ACTIVATIONS[name]
+    return Compiled(_forward(function, keeps_input), _activate(function), _backward(derivative))

@@ -22,16 +22,17 @@ def softmax_cross_entropy(logits: Any, target: Any, smoothing: float, dy: Any) -
         most = logits[i, 0]
         for j in range(1, classes):
             most = max(most, logits[i, j])
-        total = number(0)
         for j in range(classes):
             dy[i, j] = exp(logits[i, j] - most)
+        total = 0.0
+        for j in range(classes):
             total += dy[i, j]
         loss += np.log(total) - (1 - smoothing) * np.float64(logits[i, wanted] - most)
         if smoothing:
             for j in range(classes):
                 loss -= np.float64(logits[i, j] - most) * (smoothing / classes)
         for j in range(classes):
-            dy[i, j] = dy[i, j] / total - share
+            dy[i, j] = dy[i, j] / number(total) - share
         dy[i, wanted] -= chosen
     return loss
 

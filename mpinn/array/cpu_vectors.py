@@ -96,7 +96,8 @@ def add_rows(x: Any, total: Any) -> None:
     """Add the columns of x: (N, C) up to total: (C,), float64."""
     part = np.empty(x.shape[1], x.dtype)
     for top in range(0, x.shape[0], ROWS):
-        part[:] = x[top]
+        for j in range(x.shape[1]):  # a slice would make the compiler compile the text of an error as well
+            part[j] = x[top, j]
         for i in range(top + 1, min(top + ROWS, x.shape[0])):
             for j in range(x.shape[1]):
                 part[j] += x[i, j]

@@ -9,14 +9,20 @@ from mpinn.config import Data, InputError, not_one_of
 from mpinn.datasets.augment import Augmentation
 from mpinn.datasets.hdf5 import digits, hdf5
 from mpinn.datasets.npz import npz
-from mpinn.datasets.official import OFFICIAL, official
 from mpinn.datasets.samples import GIB, Source, Split
 
 __all__ = ["SOURCES", "Source", "Split", "check_source", "open_source"]
 
+
+def _official(data: Data, read: int) -> Source:
+    from mpinn.datasets.official import official
+
+    return official(data, read)
+
+
 SOURCES: Mapping[str, Callable[[Data, int], Source]] = {
     "digits": digits,
-    **dict.fromkeys(OFFICIAL, official),
+    **dict.fromkeys(("mnist", "cifar10", "cifar100"), _official),
     "hdf5": hdf5,
     "npz": npz,
 }
