@@ -140,8 +140,8 @@ def doctor() -> None:
     from mpinn.storage.versions import versions
 
     world = connect()
-    _, reason = choose_transport("auto", world.library)
-    run(world, transport=f"direct: {reason}", describe_devices=describe_devices, versions=versions())
+    transport, reason = choose_transport("auto", world.library)
+    run(world, transport=f"{transport.name}: {reason}", describe_devices=describe_devices, versions=versions())
 
 
 @app.command()

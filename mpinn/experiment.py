@@ -98,7 +98,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         quality=begin.quality,
     )
     notes = (*begin.notes, *_past(stop_after, plan), *([moved] if moved else []))
-    return Experiment(config, grid, trainer, keeper, measure, f"{run.transport}: {reason}", kernels, notes)
+    return Experiment(config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, notes)
 
 
 @dataclass(frozen=True)

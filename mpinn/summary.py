@@ -26,6 +26,7 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
         "score": getattr(config.consensus, "score", None),
         "grid": list(experiment.grid.shape),
         "epochs": config.train.epochs,
+        "start": trainer.plan.start,
         "steps": trainer.plan.total,
         "samples": trainer.samples,
         "seconds": seconds,
@@ -34,9 +35,19 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
         "validation": _numbers(validation, trainer.classes),
         "ranks": [_rank(row) for row in everyone],
         "weights": experiment.keeper.last_meeting(),
+        "meetings": _meetings(experiment.keeper.records),
         "checkpoint": str(experiment.keeper.directory.checkpoint(trainer.plan.total)),
         "directory": str(experiment.keeper.directory.path),
     }
+
+
+def _meetings(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """How many meetings there were, and the lowest and highest weight that a replica had at one."""
+    weights = [weight for record in records for weight in record.get("meeting_weights", ())]
+    if not weights:
+        return None
+    count = sum("meeting_weights" in record for record in records)
+    return {"count": count, "lowest": min(weights), "highest": max(weights)}
 
 
 def _numbers(quality: Quality, classes: int) -> dict[str, float]:
@@ -67,15 +78,22 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "test": _quality(summary["test"]),
         "validation": _quality(summary["validation"]),
         "trained": f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['samples']:,} samples "
-        f"in {summary['seconds']:.2f} s: {summary['samples_per_second']:,.0f} samples/s",
+        f"in {summary['seconds']:.2f} s of training: {summary['samples_per_second']:,.0f} samples/s",
     }
+    if meetings := summary["meetings"]:
+        span = f"weights from {meetings['lowest']:.4f} to {meetings['highest']:.4f}"
+        facts["meetings"] = f"{meetings['count']:,}, {span}"
+    if summary["consensus"] == "none" and replicas > 1:
+        facts["model"] = "replica 0: nothing joins the replicas"
     place = summary["directory"]
     where = {
         "checkpoint": summary["checkpoint"],
         "look at it": f"python -m mpinn inspect {place}",
         "use it": f"python -m mpinn evaluate {place}",
     }
-    return ["", *_aligned(facts), "", *_table(summary["ranks"], summary["weights"]), "", *_aligned(where)]
+    since = [f"since step {summary['start']}:"] if summary["start"] else []
+    table = _table(summary["ranks"], summary["weights"])
+    return ["", *_aligned(facts), "", *since, *table, "", *_aligned(where)]
 
 
 def _quality(numbers: Mapping[str, float]) -> str:

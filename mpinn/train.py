@@ -74,12 +74,25 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
         f"kernels {experiment.kernels}",
         f"{config.names['model']} with {part.layout.count:,} parameters on {config.data.name}, "
         f"consensus {_choice(config, 'consensus')}, {config.names['optimizer']}, {config.run.dtype}",
+        *_remarks(config, experiment.grid.replicas.size),
         *start.notes,
         *experiment.notes,
     ]
     if start.checkpoint is not None:
         said.append(f"resumed from {start.checkpoint} at step {trainer.plan.start}")
     said.append(f"run directory {config.run.directory}")
+    return said
+
+
+def _remarks(config: Config, replicas: int) -> list[str]:
+    """What follows from the choices and may surprise."""
+    said = []
+    if replicas == 1 and config.names["consensus"] == "averaging":
+        said.append("one replica never meets: this is plain training on one rank")
+    if replicas > 1 and config.names["consensus"] == "none":
+        said.append("replicas train alone and are never joined: the model of the run is replica 0")
+    if config.data.batch < replicas:
+        said.append(f"warning: the batch of {config.data.batch} leaves some of the {replicas} replicas without samples")
     return said
 
 

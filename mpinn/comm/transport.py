@@ -115,7 +115,7 @@ def choose_transport(setting: str, library: str, memory: Memory | None = None) -
         return Direct(), "arrays are in host memory"
     probed = read_probe(library)
     if probed is None:
-        return Staged(memory), "no probe has shown that this MPI library reads device memory (doctor --probe)"
+        return Staged(memory), "no probe has shown that this MPI library reads device memory"
     if probed:
         return Direct(memory), "a probe has shown that this MPI library reads device memory"
     return Staged(memory), "a probe has shown that this MPI library cannot read device memory"

@@ -14,7 +14,7 @@ from mpinn.nn.network import Network
 class MLP:
     """Dense layers of ``widths``, each followed by a norm, an activation and dropout as chosen, then a dense head."""
 
-    widths: tuple[Width, ...] = (64, 64)
+    widths: tuple[Width, ...] = (128, 128)
     activation: ActivationName = "relu"
     norm: Norm = "none"
     dropout: Rate = 0.0

@@ -20,7 +20,6 @@ class RunDirectory:
         self.latest = self.path / "latest"
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
-        self.trace = self.path / "trace.json"
 
     def create(self) -> None:
         """Make the directory and its parents, durably; one that exists is left as it is."""
