@@ -1,0 +1,79 @@
+"""Products of many matrices so small that a call of BLAS costs more than the product."""
+
+from typing import Any
+
+from mpinn.array.cpu_vector import lanes, load, spread, store
+from mpinn.array.jit import kernel
+
+ROWS = 6
+"""Rows that `products` handles at once: with two registers each they fill the sixteen of AVX."""
+
+
+@kernel
+def products(a: Any, b: Any, count: int, rows: int, inner: int, outputs: int, c: Any) -> None:
+    """c = a b for each of ``count`` matrices, a: (rows, inner), b: (inner, outputs).
+
+    Rows are a multiple of `ROWS`, outputs of two registers.
+    """
+    width = lanes(a)
+    zero = spread(a.dtype.type(0))
+    for p in range(count):
+        for o in range(0, outputs, 2 * width):
+            for t in range(0, rows, ROWS):
+                r = (p * rows + t) * inner
+                a0 = b0 = c0 = d0 = e0 = f0 = a1 = b1 = c1 = d1 = e1 = f1 = zero
+                at = p * inner * outputs + o
+                for k in range(r, r + inner):
+                    w0, w1 = load(b, at), load(b, at + width)
+                    at += outputs
+                    x = spread(a[k])
+                    a0, a1 = a0 + x * w0, a1 + x * w1
+                    x = spread(a[k + inner])
+                    b0, b1 = b0 + x * w0, b1 + x * w1
+                    x = spread(a[k + 2 * inner])
+                    c0, c1 = c0 + x * w0, c1 + x * w1
+                    x = spread(a[k + 3 * inner])
+                    d0, d1 = d0 + x * w0, d1 + x * w1
+                    x = spread(a[k + 4 * inner])
+                    e0, e1 = e0 + x * w0, e1 + x * w1
+                    x = spread(a[k + 5 * inner])
+                    f0, f1 = f0 + x * w0, f1 + x * w1
+                at = (p * rows + t) * outputs + o
+                for pair in ((a0, a1), (b0, b1), (c0, c1), (d0, d1), (e0, e1), (f0, f1)):
+                    store(c, at, pair[0])
+                    store(c, at + width, pair[1])
+                    at += outputs
+
+
+@kernel
+def add_products(a: Any, b: Any, count: int, rows: int, used: int, left: int, right: int, c: Any) -> None:
+    """c += a' b for each of ``count`` matrices, a: (rows, left), b: (rows, right), of which ``used`` rows count.
+
+    left is a multiple of 4, right of two registers.
+    """
+    width = lanes(a)
+    for p in range(count):
+        for i in range(0, left, 4):
+            for j in range(0, right, 2 * width):
+                at = (p * left + i) * right + j
+                a0, a1 = load(c, at), load(c, at + width)
+                b0, b1 = load(c, at + right), load(c, at + right + width)
+                c0, c1 = load(c, at + 2 * right), load(c, at + 2 * right + width)
+                d0, d1 = load(c, at + 3 * right), load(c, at + 3 * right + width)
+                m, n = p * rows * left + i, p * rows * right + j
+                for _ in range(used):
+                    w0, w1 = load(b, n), load(b, n + width)
+                    x = spread(a[m])
+                    a0, a1 = a0 + x * w0, a1 + x * w1
+                    x = spread(a[m + 1])
+                    b0, b1 = b0 + x * w0, b1 + x * w1
+                    x = spread(a[m + 2])
+                    c0, c1 = c0 + x * w0, c1 + x * w1
+                    x = spread(a[m + 3])
+                    d0, d1 = d0 + x * w0, d1 + x * w1
+                    m += left
+                    n += right
+                for pair in ((a0, a1), (b0, b1), (c0, c1), (d0, d1)):
+                    store(c, at, pair[0])
+                    store(c, at + width, pair[1])
+                    at += right
