@@ -17,7 +17,7 @@ from mpinn.array.im2col import Pair
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 
-SMALL_CHANNELS = 32
+SMALL_CHANNELS = 64
 """Up to so many channels, matrices are multiplied by a kernel of ours, not by BLAS."""
 BLOCK_BYTES = 400_000
 

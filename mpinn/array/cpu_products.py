@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mpinn.array.cpu_vector import lanes, load, spread, store
+from mpinn.array.cpu_vector import lanes, load, spread, spread_from, store
 from mpinn.array.jit import kernel
 
 ROWS = 6
@@ -26,23 +26,31 @@ def products(a: Any, b: Any, count: int, rows: int, inner: int, outputs: int, c:
                 for k in range(r, r + inner):
                     w0, w1 = load(b, at), load(b, at + width)
                     at += outputs
-                    x = spread(a[k])
+                    x = spread_from(a, k)
                     a0, a1 = a0 + x * w0, a1 + x * w1
-                    x = spread(a[k + inner])
+                    x = spread_from(a, k + inner)
                     b0, b1 = b0 + x * w0, b1 + x * w1
-                    x = spread(a[k + 2 * inner])
+                    x = spread_from(a, k + 2 * inner)
                     c0, c1 = c0 + x * w0, c1 + x * w1
-                    x = spread(a[k + 3 * inner])
+                    x = spread_from(a, k + 3 * inner)
                     d0, d1 = d0 + x * w0, d1 + x * w1
-                    x = spread(a[k + 4 * inner])
+                    x = spread_from(a, k + 4 * inner)
                     e0, e1 = e0 + x * w0, e1 + x * w1
-                    x = spread(a[k + 5 * inner])
+                    x = spread_from(a, k + 5 * inner)
                     f0, f1 = f0 + x * w0, f1 + x * w1
                 at = (p * rows + t) * outputs + o
-                for pair in ((a0, a1), (b0, b1), (c0, c1), (d0, d1), (e0, e1), (f0, f1)):
-                    store(c, at, pair[0])
-                    store(c, at + width, pair[1])
-                    at += outputs
+                store(c, at, a0)
+                store(c, at + width, a1)
+                store(c, at + outputs, b0)
+                store(c, at + outputs + width, b1)
+                store(c, at + 2 * outputs, c0)
+                store(c, at + 2 * outputs + width, c1)
+                store(c, at + 3 * outputs, d0)
+                store(c, at + 3 * outputs + width, d1)
+                store(c, at + 4 * outputs, e0)
+                store(c, at + 4 * outputs + width, e1)
+                store(c, at + 5 * outputs, f0)
+                store(c, at + 5 * outputs + width, f1)
 
 
 @kernel
@@ -63,17 +71,21 @@ def add_products(a: Any, b: Any, count: int, rows: int, used: int, left: int, ri
                 m, n = p * rows * left + i, p * rows * right + j
                 for _ in range(used):
                     w0, w1 = load(b, n), load(b, n + width)
-                    x = spread(a[m])
+                    x = spread_from(a, m)
                     a0, a1 = a0 + x * w0, a1 + x * w1
-                    x = spread(a[m + 1])
+                    x = spread_from(a, m + 1)
                     b0, b1 = b0 + x * w0, b1 + x * w1
-                    x = spread(a[m + 2])
+                    x = spread_from(a, m + 2)
                     c0, c1 = c0 + x * w0, c1 + x * w1
-                    x = spread(a[m + 3])
+                    x = spread_from(a, m + 3)
                     d0, d1 = d0 + x * w0, d1 + x * w1
                     m += left
                     n += right
-                for pair in ((a0, a1), (b0, b1), (c0, c1), (d0, d1)):
-                    store(c, at, pair[0])
-                    store(c, at + width, pair[1])
-                    at += right
+                store(c, at, a0)
+                store(c, at + width, a1)
+                store(c, at + right, b0)
+                store(c, at + right + width, b1)
+                store(c, at + 2 * right, c0)
+                store(c, at + 2 * right + width, c1)
+                store(c, at + 3 * right, d0)
+                store(c, at + 3 * right + width, d1)

@@ -85,6 +85,17 @@ def spread(typing: Any, number: Any) -> Any:
 
 
 @intrinsic
+def spread_from(typing: Any, array: Any, place: Any) -> Any:
+    """A register full of the number of a vector at ``place``, which is not negative."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        return _spread(builder, builder.load(builder.gep(data, [arguments[1]])), _count(array))
+
+    return Lanes(array.dtype)(array, types.intp), generate
+
+
+@intrinsic
 def rectified(typing: Any, value: Any) -> Any:
     """Zero in place of negative numbers; NaN stays."""
 

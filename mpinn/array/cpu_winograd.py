@@ -86,6 +86,17 @@ def _weight_from_points(u0: Any, u1: Any, u2: Any, u3: Any, u4: Any, u5: Any, nu
     )
 
 
+@register_jitable
+def _store_6(into: Any, at: int, step: int, u: Any) -> None:
+    # written out: a loop over a tuple would keep it in memory
+    store(into, at, u[0])
+    store(into, at + step, u[1])
+    store(into, at + 2 * step, u[2])
+    store(into, at + 3 * step, u[3])
+    store(into, at + 4 * step, u[4])
+    store(into, at + 5 * step, u[5])
+
+
 @kernel
 def weight_into_points(w: Any, turned: bool, channels: int, outputs: int, points: Any) -> None:
     """w: (3, 3, C, O) to points: (36, C, O); ``turned`` round for the gradient by the input."""
@@ -100,13 +111,11 @@ def weight_into_points(w: Any, turned: bool, channels: int, outputs: int, points
                 load(w, (first + 2 * step) * plane + e),
                 number,
             )
-            for i, value in enumerate(u):
-                store(half, (i * 3 + j) * width, value)
+            _store_6(half, j * width, 3 * width, u)
         for i in range(6):
             at = i * 3 * width
             u = _weight_into_points(load(half, at), load(half, at + width), load(half, at + 2 * width), number)
-            for j, value in enumerate(u):
-                store(points, (i * 6 + j) * plane + e, value)
+            _store_6(points, i * 6 * plane + e, plane, u)
 
 
 @kernel
@@ -125,8 +134,9 @@ def weight_from_points(points: Any, channels: int, outputs: int, grad: Any) -> N
                 load(points, (j + 30) * plane + e),
                 number,
             )
-            for i, value in enumerate(g):
-                store(half, (i * 6 + j) * width, value)
+            store(half, j * width, g[0])
+            store(half, (6 + j) * width, g[1])
+            store(half, (12 + j) * width, g[2])
         for i in range(3):
             at = i * 6 * width
             g = _weight_from_points(
@@ -138,8 +148,9 @@ def weight_from_points(points: Any, channels: int, outputs: int, grad: Any) -> N
                 load(half, at + 5 * width),
                 number,
             )
-            for j, value in enumerate(g):
-                store(grad, (i * 3 + j) * plane + e, value)
+            store(grad, i * 3 * plane + e, g[0])
+            store(grad, (i * 3 + 1) * plane + e, g[1])
+            store(grad, (i * 3 + 2) * plane + e, g[2])
 
 
 @register_jitable
@@ -183,8 +194,7 @@ def images_into_points(
                     load(source, at + 5 * line),
                     number,
                 )
-                for i, value in enumerate(u):
-                    store(half, (i * 6 + j) * width, value)
+                _store_6(half, j * width, 6 * width, u)
             for i in range(6):
                 at = i * 6 * width
                 u = _into_points(
@@ -196,8 +206,7 @@ def images_into_points(
                     load(half, at + 5 * width),
                     number,
                 )
-                for j, value in enumerate(u):
-                    store(points, ((i * 6 + j) * rows + t) * channels + c, value)
+                _store_6(points, (i * 6 * rows + t) * channels + c, rows * channels, u)
 
 
 @kernel
@@ -225,8 +234,7 @@ def gradients_into_points(
                     load(source, at + 3 * line),
                     number,
                 )
-                for i, value in enumerate(u):
-                    store(half, (i * TILE + j) * width, value)
+                _store_6(half, j * width, TILE * width, u)
             for i in range(6):
                 at = i * TILE * width
                 u = _gradient_into_points(
@@ -236,8 +244,7 @@ def gradients_into_points(
                     load(half, at + 3 * width),
                     number,
                 )
-                for j, value in enumerate(u):
-                    store(points, ((i * 6 + j) * rows + t) * channels + c, value)
+                _store_6(points, (i * 6 * rows + t) * channels + c, rows * channels, u)
 
 
 @kernel
@@ -264,8 +271,10 @@ def images_from_points(
                     load(points, at + 30 * plane),
                     number,
                 )
-                for i, value in enumerate(m):
-                    store(half, (i * 6 + j) * width, value)
+                store(half, j * width, m[0])
+                store(half, (6 + j) * width, m[1])
+                store(half, (12 + j) * width, m[2])
+                store(half, (18 + j) * width, m[3])
             for i in range(lower):
                 at = i * 6 * width
                 m = _from_points(
@@ -277,6 +286,11 @@ def images_from_points(
                     load(half, at + 5 * width),
                     number,
                 )
-                for j, value in enumerate(m):
-                    if j < right:
-                        store(y, start + (i * wide + j) * channels + c, value)
+                at = start + i * wide * channels + c
+                store(y, at, m[0])
+                if right > 1:
+                    store(y, at + channels, m[1])
+                if right > 2:
+                    store(y, at + 2 * channels, m[2])
+                if right > 3:
+                    store(y, at + 3 * channels, m[3])
