@@ -8,7 +8,10 @@ import numpy as np
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS as PLAIN
 from mpinn.array.cpu_activations import ACTIVATIONS
+from mpinn.array.cpu_conv import conv, conv_backward_input, conv_backward_weight
 from mpinn.array.cpu_losses import half_square, half_square_of_classes, softmax_cross_entropy
+from mpinn.array.cpu_norms import batch_norm, batch_norm_backward, column_moments
+from mpinn.array.cpu_pooling import max_pool, max_pool_backward
 from mpinn.array.cpu_vectors import (
     adapt,
     add_rows,
@@ -23,6 +26,29 @@ from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
 
+__all__ = [
+    "activate",
+    "activation_backward",
+    "adam",
+    "all_finite",
+    "batch_norm",
+    "batch_norm_backward",
+    "bias_activation",
+    "column_moments",
+    "column_sums",
+    "conv",
+    "conv_backward_input",
+    "conv_backward_weight",
+    "cross_entropy",
+    "dropout",
+    "dropout_mask",
+    "max_pool",
+    "max_pool_backward",
+    "sgd",
+    "squared_error",
+    "sum_of_squares",
+]
+
 _BITS = {4: (np.dtype(np.int32), 0x7F800000), 8: (np.dtype(np.int64), 0x7FF0000000000000)}
 
 
@@ -32,6 +58,8 @@ def __getattr__(name: str) -> Any:
 
 def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
     """The twin of `ops.bias_activation` in one pass; gelu is the plain one."""
+    if bias is None and name == "identity":
+        return z, z
     if name not in ACTIVATIONS or not z.flags.c_contiguous:
         return plain.bias_activation(z, bias, name, pool)
     keeps_input = PLAIN[name].keeps_input

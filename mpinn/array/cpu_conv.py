@@ -57,12 +57,8 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
     whole.fill(0)
     for first in range(0, total, rows):
         count = min(rows, total - first)
-        images_into_points(
-            x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1)
-        )
-        gradients_into_points(
-            dz.reshape(-1), *dz.shape[1:], down, across, first, count, rows, gradients.reshape(-1)
-        )
+        images_into_points(x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1))
+        gradients_into_points(dz.reshape(-1), *dz.shape[1:], down, across, first, count, rows, gradients.reshape(-1))
         if small:
             add_products(
                 points.reshape(-1), gradients.reshape(-1), POINTS, rows, count, channels, outputs, whole.reshape(-1)
@@ -85,9 +81,7 @@ def _winograd(x: Array, weight: Array, padding: Pair, pool: Pool) -> Array:
     small = weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS
     for first in range(0, total, rows):
         count = min(rows, total - first)
-        images_into_points(
-            x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1)
-        )
+        images_into_points(x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1))
         if small:
             products(points.reshape(-1), weight.reshape(-1), POINTS, rows, channels, outputs, sums.reshape(-1))
         else:

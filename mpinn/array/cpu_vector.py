@@ -8,13 +8,15 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 BYTES = 32
+
+_generated: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
 
 
 class Lanes(types.Type):
@@ -27,10 +29,10 @@ class Lanes(types.Type):
 
 
 @register_model(Lanes)
-class _LanesModel(PrimitiveModel):  # type: ignore[misc]
+class _LanesModel(PrimitiveModel):
     def __init__(self, manager: Any, kind: Lanes):
         number = manager.lookup(kind.number).get_value_type()
-        super().__init__(manager, kind, ir.VectorType(number, kind.count))
+        super().__init__(manager, kind, ir.VectorType(number, kind.count))  # type: ignore[no-untyped-call]
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
@@ -42,7 +44,7 @@ def _count(kind: Any) -> int:
     return BYTES * 8 // int(kind.dtype.bitwidth)
 
 
-@intrinsic
+@_generated
 def lanes(typing: Any, array: Any) -> Any:
     """How many numbers of an array's type a register holds."""
 
@@ -52,7 +54,7 @@ def lanes(typing: Any, array: Any) -> Any:
     return types.intp(array), generate
 
 
-@intrinsic
+@_generated
 def load(typing: Any, array: Any, place: Any) -> Any:
     """The numbers of a vector from ``place`` on."""
 
@@ -63,7 +65,7 @@ def load(typing: Any, array: Any, place: Any) -> Any:
     return Lanes(array.dtype)(array, types.intp), generate
 
 
-@intrinsic
+@_generated
 def store(typing: Any, array: Any, place: Any, value: Any) -> Any:
     """Write them back."""
 
@@ -74,7 +76,7 @@ def store(typing: Any, array: Any, place: Any, value: Any) -> Any:
     return types.void(array, types.intp, value), generate
 
 
-@intrinsic
+@_generated
 def spread(typing: Any, number: Any) -> Any:
     """A register full of one number."""
 
@@ -84,7 +86,7 @@ def spread(typing: Any, number: Any) -> Any:
     return Lanes(number)(number), generate
 
 
-@intrinsic
+@_generated
 def spread_from(typing: Any, array: Any, place: Any) -> Any:
     """A register full of the number of a vector at ``place``, which is not negative."""
 
@@ -95,7 +97,7 @@ def spread_from(typing: Any, array: Any, place: Any) -> Any:
     return Lanes(array.dtype)(array, types.intp), generate
 
 
-@intrinsic
+@_generated
 def rectified(typing: Any, value: Any) -> Any:
     """Zero in place of negative numbers; NaN stays."""
 
@@ -106,7 +108,7 @@ def rectified(typing: Any, value: Any) -> Any:
     return value(value), generate
 
 
-@intrinsic
+@_generated
 def where_positive(typing: Any, chooser: Any, value: Any) -> Any:
     """The value where the chooser is positive, zero elsewhere."""
 
@@ -124,7 +126,7 @@ def _spread(builder: Any, number: Any, count: int) -> Any:
 
 
 def _operator(symbol: Callable[..., Any], instruction: str) -> None:
-    @intrinsic
+    @_generated
     def combine(typing: Any, a: Any, b: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return getattr(builder, instruction)(*arguments, flags=("contract",))

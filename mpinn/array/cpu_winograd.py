@@ -168,8 +168,8 @@ def _patch(x: Any, image: int, high: int, wide: int, channels: int, top: int, le
 
 @kernel
 def images_into_points(
-    x: Any, high: int, wide: int, channels: int, padding: Any, down: int, across: int, first: int, count: int, rows: int,
-    points: Any,
+    x: Any, high: int, wide: int, channels: int, padding: Any, down: int, across: int,
+    first: int, count: int, rows: int, points: Any,
 ) -> None:  # fmt: skip
     """Tiles ``first`` to ``first + count`` of x: (B, H, W, C), ``down * across`` an image, to points: (36, rows, C)."""
     number, width = x.dtype.type, lanes(x)
