@@ -1,7 +1,7 @@
 """Time of a training step of convolutional networks on one core, beside PyTorch's in both of its layouts of images.
 
-Processor time of one thread, all in turns. The error is how far the float32 gradient of all matrices and kernels is from
-our float64 one at the initial weights, as a share of its norm; a deep network with batch norm amplifies rounding.
+Processor time of one thread, all in turns. The error is how far the float32 gradient of matrices and kernels is from our
+float64 one at the initial weights, as a share of its norm; a deep network with batch norm amplifies rounding.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from mpinn.datasets.batches import Batch
 from mpinn.models.model import Model
 from mpinn.models.resnet import ResNet
 from mpinn.models.vgg import VGG
+from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
@@ -66,9 +67,8 @@ def run(
 
 def print_rows(rows: list[Row]) -> None:
     """Print a table."""
-    print(
-        f"{'processor time, median (25-75 %)':34}  {'a step':>24}  {'error':>8}  {'buffers':>8}  PyTorch's / this, by layout"
-    )
+    head = "processor time, median (25-75 %)"
+    print(f"{head:34}  {'a step':>26}  {'error':>8}  {'buffers':>8}  PyTorch's / this: {', '.join(LAYOUTS)}")
     work = ""
     for row in rows:
         if row.work != work:
@@ -76,7 +76,7 @@ def print_rows(rows: list[Row]) -> None:
             print(work)
         buffers = "" if row.pool is None else f"{row.pool / 2**20:.0f} MiB"
         ratios = "   ".join(ratio_text(ratio) for ratio in row.ratios)
-        print(f"  {row.program:32}  {seconds_text(row.seconds):>24}  {row.error:8.1e}  {buffers:>8}  {ratios}")
+        print(f"  {row.program:32}  {seconds_text(row.seconds):>26}  {row.error:8.1e}  {buffers:>8}  {ratios}")
 
 
 def _data(model: Model, samples: int) -> Batch:
@@ -148,7 +148,10 @@ def _gradient(model: Model, ops: ModuleType, batch: Batch, starts: Part) -> Arra
     part = _part(model, ops, str(batch.x.dtype))
     for own, given in zip(part.layout, starts.layout, strict=True):
         part.weights[own.slice] = starts.weights[given.slice]
-    Serial(part, CrossEntropy(), 0).gradient(batch)
+    context = Pass(part.pool, ops)
+    y, saved = part.network.forward(part.weight_views, part.state_views, batch.x, context)
+    _, dy = CrossEntropy()(y, batch.target, context)
+    part.network.backward(part.weight_views, saved, dy, context)[1](part.grad_views)
     return np.concatenate([part.grads[entry.slice] for entry in part.layout if len(entry.shape) > 1])
 
 
