@@ -1,7 +1,7 @@
 """Time of a training step of convolutional networks on one core, beside PyTorch's in both of its layouts of images.
 
-Processor time of one thread, all in turns. The error is how far the float32 gradient of matrices and kernels is from our
-float64 one at the initial weights, as a share of its norm; a deep network with batch norm amplifies rounding.
+Processor time of one thread, all in turns. The error is how far the float32 gradient of matrices and kernels is from
+our float64 one at the initial weights, as a share of its norm; a deep network with batch norm amplifies rounding.
 """
 
 from collections.abc import Mapping
