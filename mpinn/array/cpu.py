@@ -8,10 +8,15 @@ import numpy as np
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS as PLAIN
 from mpinn.array.cpu_activations import ACTIVATIONS
-from mpinn.array.cpu_conv import conv, conv_backward_input, conv_backward_weight
+from mpinn.array.cpu_conv import conv as conv
+from mpinn.array.cpu_conv import conv_backward_input as conv_backward_input
+from mpinn.array.cpu_conv import conv_backward_weight as conv_backward_weight
 from mpinn.array.cpu_losses import half_square, half_square_of_classes, softmax_cross_entropy
-from mpinn.array.cpu_norms import batch_norm, batch_norm_backward, column_moments
-from mpinn.array.cpu_pooling import max_pool, max_pool_backward
+from mpinn.array.cpu_norms import batch_norm as batch_norm
+from mpinn.array.cpu_norms import batch_norm_backward as batch_norm_backward
+from mpinn.array.cpu_norms import column_moments as column_moments
+from mpinn.array.cpu_pooling import max_pool as max_pool
+from mpinn.array.cpu_pooling import max_pool_backward as max_pool_backward
 from mpinn.array.cpu_vectors import (
     adapt,
     add_rows,
@@ -25,29 +30,6 @@ from mpinn.array.cpu_vectors import (
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
-
-__all__ = [
-    "activate",
-    "activation_backward",
-    "adam",
-    "all_finite",
-    "batch_norm",
-    "batch_norm_backward",
-    "bias_activation",
-    "column_moments",
-    "column_sums",
-    "conv",
-    "conv_backward_input",
-    "conv_backward_weight",
-    "cross_entropy",
-    "dropout",
-    "dropout_mask",
-    "max_pool",
-    "max_pool_backward",
-    "sgd",
-    "squared_error",
-    "sum_of_squares",
-]
 
 _BITS = {4: (np.dtype(np.int32), 0x7F800000), 8: (np.dtype(np.int64), 0x7FF0000000000000)}
 
