@@ -99,7 +99,7 @@ def test_the_kernels_of_a_bottleneck_are_1_3_1():
 def test_a_deep_resnet_normalises_and_rectifies_its_last_sum():
     for options, names in (
         (ResNet(depth=8), ("pool", "output")),
-        (ResNet(depth=11, block="bottleneck"), ("norm", "activation", "pool", "output")),
+        (ResNet(depth=11, block="bottleneck"), ("norm", "pool", "output")),
     ):
         model = options.build((8, 8, 3), 4)
         assert model.network[len(model.network) - model.head :].names == names
