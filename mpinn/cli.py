@@ -20,6 +20,7 @@ HELP = """Train neural networks in parallel under mpirun, and look at what came 
   mpirun -n 4 python -m mpinn jobs/digits.toml             train what a file describes
   mpirun -n 4 python -m mpinn --set consensus.score=best   change one key
   python -m mpinn inspect runs/digits                      look at a run or a checkpoint
+  python -m mpinn data mnist                               get or convert a data set
   mpirun -n 4 python -m mpinn doctor                       look at the machine
 
 Without the name of a command it trains. Exit codes: 0 done; 2 what you gave is wrong; 75 stopped with the state saved,
@@ -82,8 +83,8 @@ def train(
     mpirun -n 4 python -m mpinn train jobs/digits.toml --set train.epochs=100
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
+    from mpinn.checks import Request
     from mpinn.comm.grid import connect
-    from mpinn.experiment import Request
     from mpinn.train import train as run
 
     request = Request(config, tuple(settings or ()), resume, fresh, stop_after)
@@ -176,7 +177,28 @@ def bench(
             messages.print_rows(rows)
 
 
-COMMANDS = ("train", "evaluate", "inspect", "doctor", "bench")
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="mnist, cifar10 or cifar100.")],
+    originals: Annotated[
+        Path | None, typer.Option("--from", help="The folder or archive that has its official files; else download.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="The file to write; else one in MPINN_DATA, where it's found.")
+    ] = None,
+) -> None:
+    """Convert a data set to one HDF5 file: official files that are there, or downloaded ones.
+
+    \b
+    python -m mpinn data mnist
+    python -m mpinn data cifar10 --from ~/Downloads/cifar-10-binary.tar.gz
+    """
+    from mpinn.datasets.prepare import prepare
+
+    prepare(name, originals, to)
+
+
+COMMANDS = ("train", "evaluate", "inspect", "data", "doctor", "bench")
 
 
 def main(arguments: list[str] | None = None) -> None:

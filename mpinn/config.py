@@ -67,12 +67,18 @@ class Data:
     """[data]: what is learnt from, and how it is dealt to the replicas.
 
     ``batch`` is the global batch, which does not change with the grid; ``deal = "auto"`` is what the consensus prefers.
+    Training images are cropped at random from an image with ``crop`` pixels of zeros around it, 0 for not at all, and
+    every other one is mirrored if ``flip``. A rank holds up to ``memory`` GiB of a split of an HDF5 file; of a larger
+    one it reads each batch from the file.
     """
 
     name: str = "digits"
     path: str = ""
     batch: Positive = 128
     deal: Literal["auto", "redealt", "fixed", "same", "skewed"] = "auto"
+    crop: Natural = 0
+    flip: bool = False
+    memory: Amount = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,7 @@ CHOSEN = ("model", "loss", "optimizer", "schedule", "consensus")
 ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "consensus", "train", "checkpoint")
 
 MAY_CHANGE = frozenset(
-    {"run.transport", "run.directory", "train.epochs", "train.evaluate", "train.log"}
+    {"run.transport", "run.directory", "data.memory", "train.epochs", "train.evaluate", "train.log"}
     | {f"{table}.{entry.name}" for table in ("grid", "checkpoint") for entry in fields(FIXED[table])}
 )
 """Keys that a resumed run may give another value: its length, its cadences, its grid, and where it runs."""

@@ -8,7 +8,6 @@ import numpy as np
 from mpinn.agreement import Agreement, Signals
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Shape
-from mpinn.checks import Request as Request
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
 from mpinn.comm.channel import Channel
@@ -59,7 +58,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transport, ordered=run.deterministic)
     ops, kernels = choose_kernels(run.kernels)
-    loaded = everywhere(world, lambda: _load(config, grid, ops))
+    loaded = everywhere(world, lambda: _load(world, config, grid, ops))
     schedule, batches = loaded.schedule, loaded.batches
     warm(world, ops, config, loaded.model, loaded.target_shape)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
@@ -110,12 +109,13 @@ class _Loaded:
     target_shape: Shape
 
 
-def _load(config: Config, grid: Grid, ops: ModuleType) -> _Loaded:
+def _load(world: World, config: Config, grid: Grid, ops: ModuleType) -> _Loaded:
     """The data and the model, without any message."""
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
-    batches = Batches(source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype)
+    spare = world.cores > world.local_size
+    batches = Batches(source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare)
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
     part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)

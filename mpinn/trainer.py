@@ -109,12 +109,13 @@ class Trainer:
     """Of training before this start."""
     quality: Quality | None = None
     """On the validation split, when it was last measured."""
-    _saved_at: float = field(default_factory=monotonic)
+    _saved_at: float = 0.0
 
     def run(self) -> Outcome:
         """Train; raises `DivergedError` after saving a file for inspection."""
         step = self.plan.start
         self.stopwatch.start()
+        self._saved_at = monotonic()
         while step < self.plan.total:
             batch = self.batches.batch(step)
             self.tally.add(step, self.schedule.step(batch, self.update), batch.count)

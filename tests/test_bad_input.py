@@ -22,7 +22,7 @@ SETTINGS = {
     "data.batch=1198": "data.batch: 1198 is more than the 1197 samples of the training split",
     "data.batch": "--set data.batch: expected table.key=value",
     "model.widths=[64,": "--set model.widths=[64,: the value is not TOML",
-    "data.name=digts": "data.name: 'digts' is not one of digits, hdf5 (did you mean digits?)",
+    "data.name=digts": "data.name: 'digts' is not one of digits, mnist, cifar10, cifar100, hdf5, npz (did you mean",
     "data.name=hdf5": 'data.path: data.name = "hdf5" needs the path of a file',
     "consensus.name=gossp": "consensus.name: 'gossp' is not one of averaging, gradients, none",
     "consensus.score=bst": "consensus.score: 'bst' is not one of",

@@ -3,14 +3,17 @@
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from training import SMALL, contents, datasets, differences, here, records, summary, train
 
+from mpinn import trainer
 from mpinn.config import ORDER
 from mpinn.errors import InputError
+from mpinn.schedules.serial import Serial
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
@@ -141,11 +144,19 @@ def test_checkpoints_are_saved_kept_and_ranked(tmp_path: Path) -> None:
     assert (run / "latest").resolve() == (run / "checkpoint-00000018.h5").resolve()
 
 
-def test_checkpoints_by_the_clock(tmp_path: Path) -> None:
+def test_checkpoints_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = Serial.step, [0]
+
+    def counted(self: Serial, batch: Any, update: Any) -> Any:
+        steps[0] += 1
+        return step(self, batch, update)
+
+    monkeypatch.setattr(Serial, "step", counted)
+    monkeypatch.setattr(trainer, "monotonic", lambda: 25.0 * steps[0])
     run = tmp_path / "run"
-    every = "checkpoint.every=0.0001 minutes"  # 6 ms: less than a step and a save
-    assert here(run, *SMALL, every, "checkpoint.keep=100") == 0
-    assert 3 <= len(list(run.glob("*.h5"))) <= 18
+    assert here(run, *SMALL, "checkpoint.every=1 minute", "checkpoint.keep=100") == 0
+    saved = [entry["step"] for entry in json.loads((run / "checkpoints.json").read_text())["checkpoints"]]
+    assert saved == [3, 6, 9, 12, 15, 18]
 
 
 def test_a_run_of_no_steps_saves_the_initial_model(tmp_path: Path) -> None:

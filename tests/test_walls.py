@@ -30,7 +30,7 @@ ORDER = [
     {"models", "storage"},
     {"schedules", "consensus", "partition"},
     {"choices", "measure", "update", "tally", "agreement", "reporter"},
-    {"trainer"},
+    {"trainer", "warm"},
     {"keeper"},
     {"checks", "warm"},
     {"experiment"},

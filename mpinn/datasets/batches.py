@@ -1,6 +1,6 @@
 """Batches by step: any batch of a run can be had at any time, so a resumed run sees exactly what it would have seen."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,16 @@ import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.config import Deal, InputError
+from mpinn.datasets.ahead import Ahead
 from mpinn.datasets.deal import Order, share
-from mpinn.datasets.samples import Normalised, Source
+from mpinn.datasets.samples import Gather, Samples, Source, Split
+from mpinn.datasets.stored import Stored
+
+SLOTS = 4
+"""Sets of arrays for training: two batches that are in use, one being prepared, one prepared but not asked for."""
+
+COSTLY = 2**20
+"""Bytes of a batch in memory from which on it takes longer to prepare than to hand over from a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,8 @@ class Batch:
 class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
-    ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for.
+    ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for. With
+    ``ahead`` a batch that is costly to prepare is prepared in a thread while the one before it is in use.
     """
 
     def __init__(
@@ -46,21 +55,29 @@ class Batches:
         replica: int,
         deal: Deal,
         dtype: str | np.dtype[Any],
+        ahead: bool = False,
     ):
         if deal == "same" and batch % replicas:
             raise InputError("data.batch", f"{batch} cannot be divided by {replicas} replicas, as deal = 'same' needs")
         self._source, self._dtype, self._deal = source, np.dtype(dtype), deal
         self._replicas, self._replica = replicas, replica
+        self._seed = seed
         train = source.splits["train"]
         self._n = train.size
         self._size = batch // replicas if deal == "same" else batch
         self._order = Order(train, seed, deal, replicas, replica)
-        self._ring = _Ring(source, "train", -(-batch // replicas), self._dtype)
+        self._whole: dict[str, Samples] = {}
+        # numbers of the samples in the shard, rising, or None where this replica sees all
+        self._shard = np.sort(self._order.shard) if len(self._order.shard) < train.size else None
+        x = self._all("train") if self._shard is None else source.held("train", self._shard)
+        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS)
         self._evaluation: dict[tuple[str, int], _Ring] = {}
         self.steps_per_epoch = -(-self._n // self._size)
+        costly = self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored)
+        self.batch: Callable[[int], Batch] = Ahead(self._make) if ahead and costly else self._make
+        """The share of this replica in a global batch, by its step, which counts from 0 over all epochs."""
 
-    def batch(self, step: int) -> Batch:
-        """The share of this replica in global batch ``step``, counted from 0 over all epochs."""
+    def _make(self, step: int) -> Batch:
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._deal == "same":
             first, last = within * self._size, min((within + 1) * self._size, self._n)
@@ -69,48 +86,66 @@ class Batches:
             first, last, start = share(within, self._size, self._n, self._replicas, self._replica)
             total = min(self._size, self._n - within * self._size)
         samples = self._order.epoch(epoch)[first:last]
-        return self._ring.fill(step, epoch, samples, total, (start, self._replicas))
+        rows = samples if self._shard is None else np.searchsorted(self._shard, samples)
+        key = self._seed, epoch
+        return self._ring.fill(step, epoch, samples, rows, key, total, (start, self._replicas))
 
     def evaluation(self, split: str, batch: int, replica: int = 0, replicas: int = 1) -> Iterator[Batch]:
         """All of ``split`` in its own order in batches of ``batch``, or the share of one of ``replicas``, interleaved.
 
         Every replica gets equally many batches. They have arrays of their own: the batches of training stay valid.
         """
-        n = self._source.splits[split].size
+        chosen = self._source.splits[split]
+        n = chosen.size
         key = (split, -(-min(batch, n) // replicas))
         if key not in self._evaluation:
-            self._evaluation[key] = _Ring(self._source, *key, self._dtype)
+            self._evaluation[key] = _Ring(self._source, chosen, self._all(split), key[1], self._dtype, 2)
         for index in range(-(-n // batch)):
             low, high = index * batch, min((index + 1) * batch, n)
             samples = np.arange(low + replica, high, replicas)
-            yield self._evaluation[key].fill(index, 0, samples, high - low, (replica, replicas))
+            yield self._evaluation[key].fill(index, 0, samples, samples, None, high - low, (replica, replicas))
+
+    def _all(self, split: str) -> Samples:
+        if split not in self._whole:
+            self._whole[split] = self._source.held(split)
+        return self._whole[split]
 
 
 class _Ring:
-    """Two sets of arrays for the batches of one split, used in turn."""
+    """Sets of arrays for the batches of one split, used in turn."""
 
-    def __init__(self, source: Source, split: str, size: int, dtype: np.dtype[Any]):
-        chosen = source.splits[split]
-        self._x = Normalised(source, split, dtype)
-        self._target = chosen.target if chosen.target.ndim == 1 else chosen.target.astype(dtype, copy=False)
-        shape = (size, *source.sample_shape)
+    def __init__(self, source: Source, split: Split, x: Samples, size: int, dtype: np.dtype[Any], slots: int):
+        self._gather = Gather(source, x, size, dtype)
+        self._target = split.target if split.target.ndim == 1 else split.target.astype(dtype, copy=False)
         self._slots = [
             (
-                np.empty(shape, dtype),
-                np.empty((size, *chosen.target.shape[1:]), self._target.dtype),
+                np.empty((size, *source.sample_shape), dtype),
+                np.empty((size, *split.target.shape[1:]), self._target.dtype),
                 np.empty(size, np.int64),
             )
-            for _ in range(2)
+            for _ in range(slots)
         ]
-        self._raw = None if chosen.x.dtype == dtype else np.empty(shape, chosen.x.dtype)
+        self.bytes = self._slots[0][0].nbytes
         self._turn = 0
 
-    def fill(self, index: int, epoch: int, samples: Array, total: int, rows: tuple[int, int]) -> Batch:
-        """The next set of arrays, filled."""
+    def fill(
+        self,
+        index: int,
+        epoch: int,
+        samples: Array,
+        rows: Array,
+        key: tuple[int, int] | None,
+        total: int,
+        where: tuple[int, int],
+    ) -> Batch:
+        """The next set of arrays, filled with the ``samples``, which stand at ``rows`` of x; augmented by ``key``."""
         count = len(samples)
         x, target, chosen = (array[:count] for array in self._slots[self._turn])
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._slots)
         np.copyto(chosen, samples)
-        self._x.gather(chosen, x if self._raw is None else self._raw[:count], x)
+        if key is None:
+            self._gather.plain(rows, x)
+        else:
+            self._gather.augmented(rows, key, samples, x)
         np.take(self._target, chosen, axis=0, out=target, mode="clip")
-        return Batch(index, epoch, x, target, count, total, rows, chosen)
+        return Batch(index, epoch, x, target, count, total, where, chosen)

@@ -24,11 +24,12 @@ class Order:
     """The samples of one replica in the order of each epoch; what it returns is valid until two epochs later."""
 
     def __init__(self, split: Split, seed: int, deal: Deal, replicas: int, replica: int):
-        self._shard = _shard(split, seed, deal, replicas, replica)
+        self.shard = _shard(split, seed, deal, replicas, replica)
+        """The samples that this replica draws from."""
         self._key = (seed, WITHIN, replica) if deal in ("fixed", "skewed") else (seed, EPOCH)
         self._step = replicas if deal == "redealt" else 1
         self._first = replica if deal == "redealt" else 0
-        self._kept = [np.empty_like(self._shard) for _ in range(2)]
+        self._kept = [np.empty_like(self.shard) for _ in range(2)]
         self._epochs = [-1, -1]
 
     def epoch(self, epoch: int) -> Array:
@@ -36,7 +37,7 @@ class Order:
         slot = epoch % 2
         kept = self._kept[slot]
         if self._epochs[slot] != epoch:
-            np.copyto(kept, self._shard)
+            np.copyto(kept, self.shard)
             np.random.default_rng([*self._key, epoch]).shuffle(kept)
             self._epochs[slot] = epoch
         return kept[self._first :: self._step]

@@ -1,19 +1,25 @@
-"""Samples in memory: the splits of a data set as arrays, and how a batch of them is gathered and normalised."""
+"""The splits of a data set, and how a batch of samples is gathered, augmented and normalised."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from mpinn.array.typing import Array, Shape
+from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.datasets.augment import Augmentation
+from mpinn.datasets.stored import Stored
+
+Samples: TypeAlias = Array | Stored
+GIB = 2**30
+PLAIN = Augmentation()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """One split: ``x`` (n, ...) in the file's own dtype; ``target`` (n,) int64 labels or (n, O) floats."""
 
-    x: Array
+    x: Samples
     target: Array
 
     @property
@@ -21,13 +27,19 @@ class Split:
         """Number of samples."""
         return len(self.x)
 
+    def only(self, samples: Array) -> "Split":
+        """The split that these samples make."""
+        x = self.x.only(samples) if isinstance(self.x, Stored) else self.x[samples]
+        return Split(x, self.target[samples])
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A data set: its splits train, validation and test, and the statistics of a channel over the training split.
 
     ``mean`` and ``std`` are (C,) float64, C the last axis of a sample; ``classes`` is 0 for a regression; ``note`` says
-    what the user should know about how the splits came to be, if anything.
+    what the user should know about how the splits came to be, if anything. ``augmentation`` is for training batches.
+    More than ``memory`` bytes of a split aren't held in memory, but read from the file batch by batch.
     """
 
     splits: Mapping[str, Split]
@@ -35,11 +47,21 @@ class Source:
     std: Array
     classes: int
     note: str = ""
+    augmentation: Augmentation = PLAIN
+    memory: int = 2 * GIB
 
     @property
     def sample_shape(self) -> Shape:
         """The shape of one ``x``: (features,) or (H, W, C)."""
         return self.splits["train"].x.shape[1:]
+
+    def held(self, split: str, samples: Array | None = None) -> Samples:
+        """The ``x`` of a split, or of some of its samples: in memory, unless that is more than the limit."""
+        x = self.splits[split].x
+        if not isinstance(x, Stored):
+            return x if samples is None else x[samples]
+        wanted = x if samples is None else x.only(samples)
+        return wanted[:] if wanted.nbytes <= self.memory else wanted
 
     def summary(self) -> dict[str, Any]:
         """What the other ranks and the log need to know, as JSON can hold it."""
@@ -52,23 +74,54 @@ class Source:
         }
 
 
-class Normalised:
-    """The ``x`` of one split, normalised as it is gathered: (x - mean) / std of each channel, in ``dtype``."""
+class Gather:
+    """Takes samples out of ``x``, augments them if asked to, and normalises: (x - mean) / std of each channel.
 
-    def __init__(self, source: Source, split: str, dtype: str | np.dtype[Any]):
-        self._x = source.splits[split].x
+    At most ``size`` samples at once. Where ``x`` is stored, only the samples that are asked for are read.
+    """
+
+    def __init__(self, source: Source, x: Samples, size: int, dtype: Dtype):
+        self._x, self._dtype, self._augmentation = x, dtype, source.augmentation
+        shape = (size, *x.shape[1:])
+        self._read = np.empty(shape, x.dtype) if isinstance(x, Stored) and source.augmentation else None
+        self._raw = None if x.dtype == dtype else np.empty(shape, x.dtype)
         # Spread over a row of pixels, since NumPy's inner loop is slow if it ends after the few channels of one pixel.
         row = source.sample_shape[-2:] if len(source.mean) > 1 else (1,)
-        self._mean = np.broadcast_to(source.mean, row).astype(dtype)
-        self._std = np.broadcast_to(source.std, row).astype(dtype)
+        # In C order, which astype would not choose for what has been broadcast.
+        self._mean = np.broadcast_to(source.mean, row).astype(dtype, order="C")
+        self._std = np.broadcast_to(source.std, row).astype(dtype, order="C")
 
-    def gather(self, samples: Array, raw: Array, out: Array) -> None:
-        """Write the chosen samples into ``out``; ``raw`` is scratch of the same shape in the dtype of the split.
+    def plain(self, rows: Array, out: Array) -> None:
+        """Write the samples at ``rows`` (count,) of x into ``out`` (count, ...)."""
+        raw = out if self._raw is None else self._raw[: len(rows)]
+        self._take(rows, raw)
+        self._normalise(raw, out)
 
-        ``raw`` may be ``out`` where the two dtypes are the same.
-        """
-        # mode="raise" would buffer the whole result; the indices are our own.
-        np.take(self._x, samples, axis=0, out=raw, mode="clip")
+    def augmented(self, rows: Array, key: tuple[int, int], samples: Array, out: Array) -> None:
+        """As `plain`, but augmented as (seed, epoch) = ``key`` and the numbers ``samples`` (count,) draw it."""
+        if not self._augmentation:
+            self.plain(rows, out)
+            return
+        raw, x = out if self._raw is None else self._raw[: len(rows)], self._x
+        if isinstance(x, Stored):
+            assert self._read is not None
+            x, rows = self._pulled(x, rows, self._read[: len(rows)])
+        self._augmentation.gather(x, rows, self._augmentation.draw(key, samples), raw)
+        self._normalise(raw, out)
+
+    @staticmethod
+    def _pulled(x: Stored, rows: Array, into: Array) -> tuple[Array, Array]:
+        x.take(rows, into)
+        return into, np.arange(len(rows))
+
+    def _take(self, rows: Array, out: Array) -> None:
+        if isinstance(self._x, Stored):
+            self._x.take(rows, out)
+        else:
+            # mode="raise" would buffer the whole result; the indices are our own.
+            np.take(self._x, rows, axis=0, out=out, mode="clip")
+
+    def _normalise(self, raw: Array, out: Array) -> None:
         if raw is not out:
             np.copyto(out, raw, casting="same_kind")
         np.subtract(out, self._mean, out=out)

@@ -1,29 +1,52 @@
 """Where samples come from: the data sets by name, and what one rank checks before anything starts."""
 
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mpinn.config import Data, InputError, not_one_of
+from mpinn.datasets.augment import Augmentation
 from mpinn.datasets.hdf5 import digits, hdf5
-from mpinn.datasets.samples import Source, Split
+from mpinn.datasets.npz import npz
+from mpinn.datasets.official import OFFICIAL, official
+from mpinn.datasets.samples import GIB, Source, Split
 
 __all__ = ["SOURCES", "Source", "Split", "check_source", "open_source"]
 
-SOURCES: Mapping[str, Callable[[Data], Source]] = {"digits": digits, "hdf5": hdf5}
-"""What ``data.name`` may be."""
+SOURCES: Mapping[str, Callable[[Data, int], Source]] = {
+    "digits": digits,
+    **dict.fromkeys(OFFICIAL, official),
+    "hdf5": hdf5,
+    "npz": npz,
+}
+"""What ``data.name`` may be; the functions are told up to how many bytes samples are to be checked."""
 
 
 def open_source(data: Data) -> Source:
-    """The data set that ``data`` names, in memory; InputError if it is not there, not complete or not sound."""
-    if data.name not in SOURCES:
-        raise not_one_of("data.name", data.name, tuple(SOURCES))
-    return SOURCES[data.name](data)
+    """The data set that ``data`` names; InputError if it is not there or not complete."""
+    return _open(data, 0)
 
 
 def check_source(data: Data) -> dict[str, Any]:
-    """What one rank checks before anything starts: the `Source.summary` for the others, or an InputError."""
-    source = open_source(data)
+    """What one rank checks before anything starts: the `Source.summary` for the others, or an InputError.
+
+    All samples are read to see that they are sound, unless there are more of them than memory is to hold.
+    """
+    source = _open(data, _bytes(data))
     size = source.splits["train"].size
     if data.batch > size:
         raise InputError("data.batch", f"{data.batch} is more than the {size} samples of the training split")
+    source.augmentation.check(source.sample_shape)
     return source.summary()
+
+
+def _open(data: Data, read: int) -> Source:
+    if data.name not in SOURCES:
+        raise not_one_of("data.name", data.name, tuple(SOURCES))
+    source = SOURCES[data.name](data, read)
+    return replace(source, augmentation=Augmentation(data.crop, data.flip), memory=_bytes(data))
+
+
+def _bytes(data: Data) -> int:
+    return int(min(data.memory * GIB, sys.maxsize))

@@ -1,15 +1,17 @@
 """Batches: who sees which sample when, on any number of replicas, and at what cost."""
 
+import time
 import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpinn.config import Data, InputError
+from mpinn.datasets.ahead import Ahead
 from mpinn.datasets.batches import Batch, Batches
 from mpinn.datasets.source import Source, Split, open_source
 
@@ -60,6 +62,7 @@ def test_redealt_makes_the_serial_batches_on_any_number_of_replicas(replicas: in
         assert expected.total == (4 if step % 4 == 3 else 32)
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 70),
     batch=st.integers(1, 70),
@@ -212,12 +215,16 @@ def test_the_targets_of_a_regression_are_in_the_dtype_of_the_run():
         Batches(source, 0, 8, 2, 0, "skewed", "float32")
 
 
-def test_a_batch_is_valid_until_the_second_next():
-    batches = Batches(numbered(), 0, 10, 1, 0, "redealt", "float64")
-    for before, after in ((0, 1), (1, 5), (5, 7), (9, 10), (3, 25)):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_batch_is_valid_until_the_second_next(ahead: bool, monkeypatch):
+    monkeypatch.setattr("mpinn.datasets.batches.COSTLY", 0)
+    batches = Batches(numbered(), 0, 10, 1, 0, "redealt", "float64", ahead)
+    assert isinstance(batches.batch, Ahead) == ahead
+    for before, after in ((0, 1), (1, 5), (5, 7), (9, 10), (3, 25), (26, 27)):
         first = batches.batch(before)
         kept = [array.copy() for array in (first.x, first.target, first.samples)]
         batches.batch(after)
+        time.sleep(0.02)  # for what is prepared ahead to be there
         list(batches.evaluation("test", 10))
         for array, copy in zip((first.x, first.target, first.samples), kept, strict=True):
             np.testing.assert_array_equal(array, copy)

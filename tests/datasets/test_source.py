@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpinn.config import Data, InputError
-from mpinn.datasets.hdf5 import statistics
+from mpinn.datasets.sound import statistics
 from mpinn.datasets.source import check_source, open_source
 
 
@@ -54,7 +54,7 @@ def test_the_splits_of_the_digits_hold_every_label_in_proportion_and_no_sample_t
     for split in splits.values():
         shares = np.bincount(split.target, minlength=10) / split.size
         assert np.abs(shares - 0.1).max() < 0.01
-    images = np.concatenate([split.x.reshape(split.size, -1) for split in splits.values()])
+    images = np.concatenate([split.x[:].reshape(split.size, -1) for split in splits.values()])
     assert len(np.unique(images, axis=0)) == 1797
 
 
@@ -74,7 +74,7 @@ def test_values_are_kept_as_they_are_in_the_file(tmp_path):
     arrays = contents()
     source = open_source(write(tmp_path / "a.h5", arrays, mean=[1.0, 2.0], std=[3.0, 4.0], classes=7))
     for name, split in source.splits.items():
-        np.testing.assert_array_equal(split.x, arrays[f"{name}/x"])
+        np.testing.assert_array_equal(split.x[:], arrays[f"{name}/x"])
         np.testing.assert_array_equal(split.target, arrays[f"{name}/target"])
         assert split.x.dtype == np.float32
     assert source.classes == 7
@@ -100,12 +100,12 @@ def test_without_validation_a_fixed_tenth_of_train_is_taken(tmp_path):
     source, again = open_source(data), open_source(data)
     train, validation = source.splits["train"], source.splits["validation"]
     assert (train.size, validation.size) == (36, 4)
-    both = np.concatenate([train.x, validation.x])
+    both = np.concatenate([train.x[:], validation.x[:]])
     np.testing.assert_array_equal(np.sort(both[:, 0]), arrays["train/x"][:, 0])
-    np.testing.assert_array_equal(validation.target, validation.x[:, 0] // 4 % 3)
-    np.testing.assert_array_equal(again.splits["validation"].x, validation.x)
+    np.testing.assert_array_equal(validation.target, validation.x[:][:, 0] // 4 % 3)
+    np.testing.assert_array_equal(again.splits["validation"].x[:], validation.x[:])
     assert check_source(data)["note"] == "a.h5 has no validation split: 4 samples of train are taken"
-    np.testing.assert_allclose(source.mean, train.x.mean(axis=0))
+    np.testing.assert_allclose(source.mean, train.x[:].mean(axis=0))
 
 
 def test_a_regression_has_no_classes(tmp_path):
@@ -263,9 +263,12 @@ def test_what_the_table_itself_has_wrong(tmp_path):
         "data.batch: 41 is more than the 40 samples of the training split"
     )
     assert check_source(Data(name="hdf5", path=data.path, batch=40))["sizes"]["train"] == 40
-    assert refusal(Data(name="digit")) == "data.name: 'digit' is not one of digits, hdf5 (did you mean digits?)"
+    assert (
+        refusal(Data(name="digit"))
+        == "data.name: 'digit' is not one of digits, mnist, cifar10, cifar100, hdf5, npz (did you mean digits?)"
+    )
     assert refusal(Data(name="hdf5")) == 'data.path: data.name = "hdf5" needs the path of a file'
-    assert refusal(Data(path="a.h5")) == "data.path: is read with data.name = \"hdf5\" only, got 'a.h5'"
+    assert refusal(Data(path="a.h5")) == "data.path: the digits come with the program and have no path, got 'a.h5'"
 
 
 def test_one_sample_is_not_divided(tmp_path):

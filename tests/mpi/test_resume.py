@@ -32,11 +32,15 @@ CASES = {
     "accuracy_shard": ("consensus.score=accuracy_shard", "data.deal=redealt", "train.clip=0.1"),
     "fisher": ("consensus.score=fisher", "consensus.period=4 steps", "consensus.fisher_samples=8", *NOISY),
     "best": ("consensus.score=best", "consensus.period=4 steps", "optimizer.name=adam", *NOISY),
-    "samples": ("consensus.score=samples", "consensus.period=5 steps", "data.deal=skewed"),
-    "gradient norm": ("consensus.score=inverse_gradient_norm", "consensus.period=4 steps"),
-    "slots averaged": ("consensus.slots=average", "consensus.period=4 steps", "optimizer.name=adamw"),
+    "samples, slots averaged": (
+        *("consensus.score=samples", "consensus.slots=average", "consensus.period=5 steps"),
+        *("optimizer.name=adamw", "data.deal=skewed"),
+    ),
     "slots reset": ("consensus.slots=reset", "consensus.period=4 steps", "optimizer.name=adam", *NOISY),
-    "mix": ("consensus.mix=0.5", "consensus.period=4 steps", "optimizer.name=adamw", "model.norm=layer"),
+    "gradient norm, mix": (
+        *("consensus.score=inverse_gradient_norm", "consensus.mix=0.5", "consensus.period=4 steps"),
+        *("optimizer.name=adamw", "model.norm=layer"),
+    ),
 }
 Run = Callable[..., int]
 
@@ -89,6 +93,8 @@ def test_one_signal_to_one_rank_stops_all_at_the_same_step(
     called: list[int] = []
 
     def step_and_signal(self: Serial, batch: object, update: object) -> object:
+        if "network" not in self.parts:  # the rehearsal that compiles kernels
+            return step(self, batch, update)
         called.append(0)
         if len(called) == 10 and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)

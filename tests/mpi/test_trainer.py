@@ -56,7 +56,8 @@ def test_the_loss_in_the_log_is_the_mean_over_all_samples_of_all_ranks(
 
     def noted(self: Serial, batch: Any, update: Any) -> Any:
         loss = step(self, batch, update)
-        losses.append((0.0 if loss is None else float(loss), float(batch.count)))
+        if "network" in self.parts:  # not the rehearsal that compiles kernels
+            losses.append((0.0 if loss is None else float(loss), float(batch.count)))
         return loss
 
     monkeypatch.setattr(Serial, "step", noted)

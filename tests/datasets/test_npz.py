@@ -1,0 +1,68 @@
+"""NumPy's own files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpinn.config import Data, InputError
+from mpinn.datasets.source import check_source, open_source
+
+
+def arrays(x: str = "x_{}", y: str = "y_{}", splits: tuple[str, ...] = ("train", "test")) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    parts = {}
+    for split in splits:
+        parts[x.format(split)] = rng.integers(0, 256, (40, 5, 4)).astype(np.uint8)
+        parts[y.format(split)] = np.arange(40).astype(np.uint8) % 4
+    return parts
+
+
+def write(path: Path, **values: np.ndarray) -> Data:
+    np.savez(path, **values)
+    return Data(name="npz", path=str(path), batch=8)
+
+
+def refusal(data: Data) -> str:
+    with pytest.raises(InputError) as caught:
+        check_source(data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("x", "y"), [("x_{}", "y_{}"), ("{}_x", "{}_y"), ("{}_x", "{}_target")])
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
+def test_each_way_to_name_the_arrays(x: str, y: str, splits: tuple[str, ...], tmp_path):
+    values = arrays(x, y, splits)
+    data = write(tmp_path / "a.npz", **values)
+    train, validation = (40, 40) if len(splits) == 3 else (36, 4)
+    summary = check_source(data)
+    assert summary["sizes"] == {"train": train, "validation": validation, "test": 40}
+    assert (summary["sample_shape"], summary["classes"]) == ([5, 4, 1], 4)
+    test = open_source(data).splits["test"]
+    np.testing.assert_array_equal(test.x[..., 0], values[x.format("test")])
+    np.testing.assert_array_equal(test.target, values[y.format("test")])
+
+
+def test_labels_in_a_column_and_arrays_in_columns(tmp_path):
+    values = {name: np.asfortranarray(array[:, None] if array.ndim == 1 else array) for name, array in arrays().items()}
+    summary = check_source(write(tmp_path / "a.npz", **values))
+    assert (summary["classes"], summary["target_shape"]) == (4, [])
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    path = tmp_path / "a.npz"
+    assert refusal(Data(name="npz")) == 'data.path: data.name = "npz" needs the path of a file'
+    assert refusal(Data(name="npz", path=str(path))) == f"data.path: there is no file '{path}'"
+    assert refusal(write(path, a=np.ones(3), b=np.ones(3))) == (
+        f"{path}: expected x_train and y_train, or train_x and train_y, and so on; got a, b"
+    )
+    assert refusal(write(path, **arrays(splits=("train",)))) == f"{path}:test/x: this data set is missing"
+    assert refusal(write(path, **arrays() | {"y_test": np.full(40, 9)})) == (
+        f"{path}:test/target: labels must lie in 0 to 3, these lie in 9 to 9"
+    )
+    objects = arrays() | {"y_test": np.array([None] * 40, object)}
+    assert refusal(write(path, **objects)).startswith(f"data.path: '{path}' cannot be read as .npz: Object arrays")
+    path.write_bytes(b"not a zip")
+    assert refusal(Data(name="npz", path=str(path))) == f"data.path: '{path}' is not a .npz file"
+    np.save(tmp_path / "a.npy", np.ones(3))
+    assert "is not a .npz file" in refusal(Data(name="npz", path=str(tmp_path / "a.npy")))
