@@ -2,6 +2,20 @@
 
 from typing import Any
 
+import numpy as np
+
+from mpinn.array.cpu_vector import (
+    BYTES,
+    greater_or_nan,
+    lanes,
+    load,
+    load_bytes,
+    spread,
+    store,
+    store_bytes,
+    where_equal,
+    where_greater,
+)
 from mpinn.array.im2col import Pair, extent
 from mpinn.array.jit import kernel
 from mpinn.array.pool import Pool
@@ -67,12 +81,67 @@ def _add_chosen(share: Any, where: Any, k: int, pixel: Any) -> None:
         pixel[c] += share[c] if where[c] == index else zero
 
 
+@kernel
+def choose_by_registers(
+    x: Any, shape: Any, kernel_: Any, stride: Any, padding: Any, y: Any, into: Any, place: Any
+) -> None:
+    """`choose` for vectors where channels fill registers: x of ``shape`` (B, H, W, C), y of ``into``."""
+    number, width, channels = x.dtype.type, lanes(x), shape[3]
+    for n in range(into[0]):
+        for i in range(into[1]):
+            top = i * stride[0] - padding[0]
+            lower, upper = max(0, -top), min(kernel_[0], shape[1] - top)
+            for j in range(into[2]):
+                left = j * stride[1] - padding[1]
+                first, last = max(0, -left), min(kernel_[1], shape[2] - left)
+                at = ((n * into[1] + i) * into[2] + j) * channels
+                corner = ((n * shape[1] + top) * shape[2] + left) * channels
+                for c in range(0, channels, width):
+                    best = load(x, corner + (lower * shape[2] + first) * channels + c)
+                    where = spread(number(lower * kernel_[1] + first))
+                    for a in range(lower, upper):
+                        for b in range(first, last):
+                            value = load(x, corner + (a * shape[2] + b) * channels + c)
+                            where = where_greater(value, best, spread(number(a * kernel_[1] + b)), where)
+                            best = greater_or_nan(value, best)
+                    store(y, at + c, best)
+                    store_bytes(place, at + c, where)
+
+
+@kernel
+def give_back_by_registers(
+    place: Any, dy: Any, into: Any, kernel_: Any, stride: Any, padding: Any, dx: Any, shape: Any
+) -> None:
+    """`give_back` for the same vectors, dx being zero to begin with."""
+    number, width, channels = dy.dtype.type, lanes(dy), shape[3]
+    for n in range(into[0]):
+        for i in range(into[1]):
+            top = i * stride[0] - padding[0]
+            lower, upper = max(0, -top), min(kernel_[0], shape[1] - top)
+            for j in range(into[2]):
+                left = j * stride[1] - padding[1]
+                first, last = max(0, -left), min(kernel_[1], shape[2] - left)
+                at = ((n * into[1] + i) * into[2] + j) * channels
+                corner = ((n * shape[1] + top) * shape[2] + left) * channels
+                for c in range(0, channels, width):
+                    share = load(dy, at + c)
+                    where = load_bytes(place, at + c, share)
+                    for a in range(lower, upper):
+                        for b in range(first, last):
+                            pixel = corner + (a * shape[2] + b) * channels + c
+                            given = where_equal(where, spread(number(a * kernel_[1] + b)), share)
+                            store(dx, pixel, load(dx, pixel) + given)
+
+
 def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) -> tuple[Array, Array]:
     """The twin of `pooling.max_pool`."""
     high, wide = (extent(x.shape[axis + 1], kernel[axis], stride[axis], padding[axis]) for axis in (0, 1))
     shape = (len(x), high, wide, x.shape[3])
     y, place = pool.empty(shape, x.dtype), pool.empty(shape, place_type(kernel))
-    choose(x, kernel, stride, padding, y, place)
+    if _fills_registers(x, kernel):
+        choose_by_registers(x.reshape(-1), x.shape, kernel, stride, padding, y.reshape(-1), shape, place.reshape(-1))
+    else:
+        choose(x, kernel, stride, padding, y, place)
     return y, place
 
 
@@ -81,5 +150,15 @@ def max_pool_backward(
 ) -> Array:
     """The twin of `pooling.max_pool_backward`."""
     dx = pool.empty((len(dy), *shape), dy.dtype)
-    give_back(place, dy, kernel, stride, padding, dx)
+    if _fills_registers(dy, kernel):
+        dx.fill(0)
+        give_back_by_registers(
+            place.reshape(-1), dy.reshape(-1), dy.shape, kernel, stride, padding, dx.reshape(-1), dx.shape
+        )
+    else:
+        give_back(place, dy, kernel, stride, padding, dx)
     return dx
+
+
+def _fills_registers(x: Array, kernel: Pair) -> bool:
+    return x.shape[3] % (BYTES // x.itemsize) == 0 and place_type(kernel) == np.uint8

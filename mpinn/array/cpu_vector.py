@@ -119,6 +119,65 @@ def where_positive(typing: Any, chooser: Any, value: Any) -> Any:
     return value(chooser, value), generate
 
 
+@_generated
+def greater_or_nan(typing: Any, a: Any, b: Any) -> Any:
+    """a where it is greater than b or NaN, else b."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a_, b_ = arguments
+        chosen = builder.or_(builder.fcmp_ordered(">", a_, b_), builder.fcmp_unordered("uno", a_, a_))
+        return builder.select(chosen, a_, b_)
+
+    return a(a, b), generate
+
+
+@_generated
+def where_greater(typing: Any, a: Any, b: Any, chosen: Any, other: Any) -> Any:
+    """``chosen`` where a > b, ``other`` elsewhere."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *arguments[:2]), *arguments[2:])
+
+    return chosen(a, b, chosen, other), generate
+
+
+@_generated
+def where_equal(typing: Any, a: Any, b: Any, value: Any) -> Any:
+    """The value where a = b, zero elsewhere."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zero = ir.Constant(arguments[2].type, None)
+        return builder.select(builder.fcmp_ordered("==", *arguments[:2]), arguments[2], zero)
+
+    return value(a, b, value), generate
+
+
+@_generated
+def store_bytes(typing: Any, array: Any, place: Any, value: Any) -> Any:
+    """Write whole numbers from 0 to 255 to a vector of bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        small = ir.VectorType(ir.IntType(8), value.count)
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), small.as_pointer())
+        builder.store(builder.fptoui(arguments[2], small), address, align=1)
+
+    return types.void(array, types.intp, value), generate
+
+
+@_generated
+def load_bytes(typing: Any, array: Any, place: Any, like: Any) -> Any:
+    """Read them, as numbers of the type of ``like``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        small = ir.VectorType(ir.IntType(8), like.count)
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), small.as_pointer())
+        return builder.uitofp(builder.load(address, align=1), arguments[2].type)
+
+    return like(array, types.intp, like), generate
+
+
 def _spread(builder: Any, number: Any, count: int) -> Any:
     empty = ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
     first = builder.insert_element(empty, number, cgutils.int32_t(0))
