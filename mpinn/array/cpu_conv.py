@@ -1,8 +1,9 @@
-"""Convolution compiled: by Winograd's algorithm where it pays, which the shapes alone decide, else by columns."""
+"""Convolution by Winograd's algorithm, pixel by pixel for tiny images, else by columns: the shapes alone decide."""
 
 import numpy as np
 
 from mpinn.array import im2col as plain
+from mpinn.array import tiny
 from mpinn.array.cpu_products import ROWS, add_products, products
 from mpinn.array.cpu_winograd import (
     POINTS,
@@ -17,7 +18,7 @@ from mpinn.array.im2col import Pair
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 
-SMALL_CHANNELS = 64
+SMALL_CHANNELS = 128
 """Up to so many channels, matrices are multiplied by a kernel of ours, not by BLAS."""
 BLOCK_BYTES = 400_000
 
@@ -25,7 +26,9 @@ BLOCK_BYTES = 400_000
 def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Array:
     """The twin of `im2col.conv`."""
     if not _suits_winograd(x.shape, weight.shape, stride, padding):
-        return plain.conv(x, weight, stride, padding, pool)
+        other = tiny if tiny.suits(x.shape, weight.shape) else plain
+        y: Array = other.conv(x, weight, stride, padding, pool)
+        return y
     points = _weight_points(weight, False, pool)
     return _winograd(x, points, padding, pool)
 
@@ -33,7 +36,9 @@ def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Ar
 def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool) -> Array:
     """The twin of `im2col.conv_backward_input`."""
     if not _suits_winograd((len(dz), *shape), weight.shape, stride, padding):
-        return plain.conv_backward_input(dz, weight, shape, stride, padding, pool)
+        other = tiny if tiny.suits((len(dz), *shape), weight.shape) else plain
+        dx: Array = other.conv_backward_input(dz, weight, shape, stride, padding, pool)
+        return dx
     points = _weight_points(weight, True, pool).transpose(0, 2, 1)
     if max(weight.shape[2:]) <= SMALL_CHANNELS:
         turned = pool.empty(points.shape, points.dtype)
@@ -45,7 +50,8 @@ def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, pa
 def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
     """The twin of `im2col.conv_backward_weight`."""
     if not _suits_winograd(x.shape, grad.shape, stride, padding):
-        plain.conv_backward_weight(x, dz, grad, stride, padding, pool)
+        other = tiny if tiny.suits(x.shape, grad.shape) else plain
+        other.conv_backward_weight(x, dz, grad, stride, padding, pool)
         return
     channels, outputs = grad.shape[2:]
     down, across = _tiles(dz.shape)
