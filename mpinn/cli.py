@@ -65,6 +65,8 @@ class Bench(StrEnum):
     """What can be measured."""
 
     mlp = "mlp"
+    layers = "layers"
+    networks = "networks"
     messages = "messages"
 
 
@@ -152,12 +154,21 @@ def bench(
 
     \b
     python -m mpinn bench mlp
+    python -m mpinn bench networks
     mpirun -n 2 python -m mpinn bench messages
     """
     if what is Bench.mlp:
         from mpinn.bench import mlp
 
         mlp.print_rows(mlp.run())
+    elif what is Bench.layers:
+        from mpinn.bench import layers
+
+        layers.print_rows(layers.run())
+    elif what is Bench.networks:
+        from mpinn.bench import networks
+
+        networks.print_rows(networks.run())
     else:
         from mpinn.bench import messages
         from mpinn.comm.grid import connect

@@ -1,5 +1,6 @@
 """The kernels compiled for the CPU: faster twins of those in `mpinn.array.ops`; what has none here is the plain one."""
 
+from importlib import import_module
 from math import prod, sqrt
 from typing import Any
 
@@ -26,12 +27,31 @@ from mpinn.array.typing import Array
 _BITS = {4: (np.dtype(np.int32), 0x7F800000), 8: (np.dtype(np.int64), 0x7FF0000000000000)}
 
 
+OF_IMAGES = {
+    "conv": "cpu_conv",
+    "conv_backward_input": "cpu_conv",
+    "conv_backward_weight": "cpu_conv",
+    "batch_norm": "cpu_norms",
+    "batch_norm_backward": "cpu_norms",
+    "column_moments": "cpu_norms",
+    "max_pool": "cpu_pooling",
+    "max_pool_backward": "cpu_pooling",
+}
+"""Kernels that few networks need, and the modules in which they are made at their first use."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in OF_IMAGES:
+        found = getattr(import_module(f"mpinn.array.{OF_IMAGES[name]}"), name)
+        globals()[name] = found
+        return found
     return getattr(plain, name)
 
 
 def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
     """The twin of `ops.bias_activation` in one pass; gelu is the plain one."""
+    if bias is None and name == "identity":
+        return z, z
     if name not in ACTIVATIONS or not z.flags.c_contiguous:
         return plain.bias_activation(z, bias, name, pool)
     keeps_input = PLAIN[name].keeps_input

@@ -5,39 +5,55 @@ Backward passes keep x rather than its normalised form: the layer below keeps x 
 
 import numpy as np
 
+from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
 from mpinn.array.sums import column_dots, column_sums, spread
 from mpinn.array.typing import Array
 
 
-def batch_norm(x: Array, mean: Array, inverse: Array, scale: Array, shift: Array, pool: Pool) -> Array:
-    """y = (x - mean) * inverse * scale + shift for x: (..., C), ``inverse`` being 1 / deviation."""
-    y = pool.empty(x.shape, x.dtype)
-    np.subtract(x, spread(mean, x, pool), out=y)
-    np.multiply(y, spread(inverse * scale, x, pool), out=y)
-    np.add(y, spread(shift, x, pool), out=y)
-    return y
+def batch_norm(
+    x: Array, mean: Array, inverse: Array, scale: Array, shift: Array, activation: str, pool: Pool
+) -> tuple[Array, Array]:
+    """y = f((x - mean) * inverse * scale + shift) for x: (..., C), ``inverse`` being 1 / deviation.
+
+    Returns y and what the backward pass keeps for the activation.
+    """
+    z = pool.empty(x.shape, x.dtype)
+    np.subtract(x, spread(mean, x, pool), out=z)
+    np.multiply(z, spread(inverse * scale, x, pool), out=z)
+    np.add(z, spread(shift, x, pool), out=z)
+    if activation == "identity":
+        return z, z
+    keeps_input = ACTIVATIONS[activation].keeps_input
+    y = pool.empty(z.shape, z.dtype) if keeps_input else z
+    ACTIVATIONS[activation].forward(z, y, pool)
+    return y, (z if keeps_input else y)
 
 
 def batch_norm_backward(
-    x: Array, mean: Array, inverse: Array, scale: Array, dy: Array, of_batch: bool, pool: Pool
-) -> tuple[Array, Array, Array]:
+    x: Array, mean: Array, inverse: Array, scale: Array, activation: str, kept: Array | None, dy: Array,
+    of_batch: bool, pool: Pool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """(dx, dscale, dshift); with ``of_batch`` the mean and the deviation are those of x and pass a gradient on.
 
-    dx = inverse scale (dy - dshift/n - xhat dscale/n) with xhat = (x - mean) inverse, over n rows.
+    dx = inverse scale (dz - dshift/n - xhat dscale/n) with xhat = (x - mean) inverse, over n rows, and dz = dy f'.
     """
+    dz = dy
+    if kept is not None and activation != "identity":
+        dz = pool.empty(dy.shape, dy.dtype)
+        ACTIVATIONS[activation].backward(kept, dy, dz, pool)
     dx = pool.empty(x.shape, x.dtype)
     np.subtract(x, spread(mean, x, pool), out=dx)
-    dscale = column_dots(dy, dx, pool) * inverse
-    dshift = column_sums(dy)
+    dscale = column_dots(dz, dx, pool) * inverse
+    dshift = column_sums(dz)
     if of_batch:
         rows = max(1, x.size // x.shape[-1])
         np.multiply(dx, spread((inverse * dscale / -rows).astype(x.dtype), x, pool), out=dx)
-        np.add(dx, dy, out=dx)
+        np.add(dx, dz, out=dx)
         np.subtract(dx, spread((dshift / rows).astype(x.dtype), x, pool), out=dx)
         np.multiply(dx, spread(scale * inverse, x, pool), out=dx)
     else:
-        np.multiply(dy, spread(scale * inverse, x, pool), out=dx)
+        np.multiply(dz, spread(scale * inverse, x, pool), out=dx)
     return dx, dscale, dshift
 
 

@@ -12,7 +12,7 @@ from mpinn.array.typing import Array, Shape
 def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) -> tuple[Array, Array]:
     """The maxima y: (B, OH, OW, C), and the place in its window, counted by rows, where each one was found first."""
     shape = _output(x.shape, kernel, stride, padding)
-    y, place = pool.empty(shape, x.dtype), pool.empty(shape, _place_type(kernel))
+    y, place = pool.empty(shape, x.dtype), pool.empty(shape, place_type(kernel))
     greater = pool.empty(shape, np.dtype(bool))
     y.fill(-np.inf)
     place.fill(0)
@@ -86,5 +86,6 @@ def _output(x: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
     return x[0], high, wide, x[3]
 
 
-def _place_type(kernel: Pair) -> np.dtype[np.unsignedinteger]:
+def place_type(kernel: Pair) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that counts the places of a window."""
     return np.dtype(np.uint8 if kernel[0] * kernel[1] <= 256 else np.uint32)

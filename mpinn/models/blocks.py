@@ -48,5 +48,7 @@ def conv_block(
 
 
 def _normed(norm: Norm, activation: ActivationName) -> list[Named]:
-    layers: list[Named] = [] if norm == "none" else [("norm", BatchNorm() if norm == "batch" else LayerNorm())]
+    if norm == "batch":
+        return [("norm", BatchNorm(activation=activation))]
+    layers: list[Named] = [] if norm == "none" else [("norm", LayerNorm())]
     return [*layers, ("activation", Activation(activation))]

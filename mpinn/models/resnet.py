@@ -82,7 +82,7 @@ class ResNet:
         """Stem and head: bottlenecks leave norm and activation of the last sum to the head."""
         head: tuple[Named, ...] = (("pool", GlobalAveragePool()), ("output", Dense(outputs, initial="lecun")))
         if self._bottleneck:
-            return ("stem", Conv2d(STEM, bias=False)), (("norm", BatchNorm()), ("activation", Activation()), *head)
+            return ("stem", Conv2d(STEM, bias=False)), (("norm", BatchNorm(activation="relu")), *head)
         return ("stem", conv_block(STEM)), head
 
 
@@ -90,8 +90,7 @@ def basic_block(outputs: int, stride: int, shortcut: Network | None) -> Layer:
     """relu(conv(relu(conv(x))) + shortcut(x)), each convolution 3x3 and followed by a norm."""
     body: tuple[Named, ...] = (
         ("conv1", Conv2d(outputs, 3, stride, bias=False)),
-        ("norm1", BatchNorm()),
-        ("activation1", Activation()),
+        ("norm1", BatchNorm(activation="relu")),
         ("conv2", Conv2d(outputs, bias=False)),
         ("norm2", BatchNorm()),
     )
@@ -104,14 +103,12 @@ def bottleneck_block(outputs: int, stride: int, shortcut: Network | None) -> Lay
     A norm and an activation stand before each convolution. The stride is that of the first one, as in the code that the
     authors published.
     """
-    before: tuple[Named, ...] = (("norm1", BatchNorm()), ("activation1", Activation()))
+    before: tuple[Named, ...] = (("norm1", BatchNorm(activation="relu")),)
     body: tuple[Named, ...] = (
         ("conv1", Conv2d(outputs // EXPANSION, 1, stride, bias=False)),
-        ("norm2", BatchNorm()),
-        ("activation2", Activation()),
+        ("norm2", BatchNorm(activation="relu")),
         ("conv2", Conv2d(outputs // EXPANSION, bias=False)),
-        ("norm3", BatchNorm()),
-        ("activation3", Activation()),
+        ("norm3", BatchNorm(activation="relu")),
         ("conv3", Conv2d(outputs, 1, bias=False)),
     )
     if shortcut is None:

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.typing import Array, Shape, Shapes
-from mpinn.nn.bounds import at_most, positive
+from mpinn.nn.bounds import at_most, known, positive
 from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
 
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """y = (x - mean) / sqrt(variance + epsilon) * scale + shift, per channel of x: (B, F) or (B, H, W, C).
+    """y = f((x - mean) / sqrt(variance + epsilon) * scale + shift), per channel of x: (B, F) or (B, H, W, C).
 
     In training the statistics are those of the batch, and the running ones move towards them by ``momentum``; the
     running variance follows the unbiased one (of a single row: zero). Otherwise the running statistics are used.
@@ -20,8 +21,10 @@ class BatchNorm:
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    activation: str = "identity"
 
     def __post_init__(self) -> None:
+        known("activation", self.activation, ACTIVATIONS)
         positive("momentum", self.momentum)
         at_most("momentum", self.momentum, 1)
         positive("epsilon", self.epsilon)
@@ -49,8 +52,10 @@ class BatchNorm:
                 self._follow(state, mean, variance, x.size // x.shape[-1])
         mean = mean.astype(x.dtype)
         inverse = (1 / np.sqrt(variance + self.epsilon)).astype(x.dtype)
-        y = context.ops.batch_norm(x, mean, inverse, weights["scale"], weights["shift"], context.pool)
-        return y, (x, mean, inverse)
+        y, kept = context.ops.batch_norm(
+            x, mean, inverse, weights["scale"], weights["shift"], self.activation, context.pool
+        )
+        return y, (x, mean, inverse) if self.activation == "identity" else (x, mean, inverse, kept)
 
     def _follow(self, state: Tree, mean: Array, variance: Array, rows: int) -> None:
         unbiased = variance * (rows / max(1, rows - 1))
@@ -58,10 +63,11 @@ class BatchNorm:
         state["variance"][...] += self.momentum * (unbiased - state["variance"])
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array, Finish]:
-        x, mean, inverse = saved
+        x, mean, inverse, *kept = saved
         dx, dscale, dshift = context.ops.batch_norm_backward(
-            x, mean, inverse, weights["scale"], dy, context.training, context.pool
-        )
+            x, mean, inverse, weights["scale"], self.activation, kept[0] if kept else None, dy,
+            context.training, context.pool,
+        )  # fmt: skip
         return dx, _finish(dscale, dshift)
 
 

@@ -53,7 +53,7 @@ def test_an_image_shrinks_at_the_thirds_of_a_resnet(depth, block):
     third = (blocks - 1) // 3
     shapes = [model.network[:stop].output_shape((32, 28, 3)) for stop in range(1, blocks + 1)]
     assert [shape[:2] for shape in shapes] == [(32, 28)] * (1 + third) + [(16, 14)] * third + [(8, 7)] * third
-    wide = 4 if model.head == 4 else 1
+    wide = 4 if model.head == 3 else 1
     assert [shape[2] for shape in shapes] == [16] + [width * wide for width in (16, 32, 64) for _ in range(third)]
 
 

@@ -1,0 +1,122 @@
+"""Convolution by Winograd's algorithm, pixel by pixel for tiny images, else by columns: the shapes alone decide."""
+
+import numpy as np
+
+from mpinn.array import im2col as plain
+from mpinn.array import tiny
+from mpinn.array.cpu_products import ROWS, add_products, products
+from mpinn.array.cpu_winograd import (
+    POINTS,
+    TILE,
+    gradients_into_points,
+    images_from_points,
+    images_into_points,
+    weight_from_points,
+    weight_into_points,
+)
+from mpinn.array.im2col import Pair
+from mpinn.array.pool import Pool
+from mpinn.array.typing import Array, Shape
+
+SMALL_CHANNELS = 128
+"""Up to so many channels, matrices are multiplied by a kernel of ours, not by BLAS."""
+BLOCK_BYTES = 400_000
+
+
+def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Array:
+    """The twin of `im2col.conv`."""
+    if not _suits_winograd(x.shape, weight.shape, stride, padding):
+        other = tiny if tiny.suits(x.shape, weight.shape) else plain
+        y: Array = other.conv(x, weight, stride, padding, pool)
+        return y
+    points = _weight_points(weight, False, pool)
+    return _winograd(x, points, padding, pool)
+
+
+def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool) -> Array:
+    """The twin of `im2col.conv_backward_input`."""
+    if not _suits_winograd((len(dz), *shape), weight.shape, stride, padding):
+        other = tiny if tiny.suits((len(dz), *shape), weight.shape) else plain
+        dx: Array = other.conv_backward_input(dz, weight, shape, stride, padding, pool)
+        return dx
+    points = _weight_points(weight, True, pool).transpose(0, 2, 1)
+    if max(weight.shape[2:]) <= SMALL_CHANNELS:
+        turned = pool.empty(points.shape, points.dtype)
+        np.copyto(turned, points)
+        points = turned
+    return _winograd(dz, points, (2 - padding[0], 2 - padding[1]), pool)
+
+
+def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
+    """The twin of `im2col.conv_backward_weight`."""
+    if not _suits_winograd(x.shape, grad.shape, stride, padding):
+        other = tiny if tiny.suits(x.shape, grad.shape) else plain
+        other.conv_backward_weight(x, dz, grad, stride, padding, pool)
+        return
+    channels, outputs = grad.shape[2:]
+    down, across = _tiles(dz.shape)
+    total = len(x) * down * across
+    small = max(channels, outputs) <= SMALL_CHANNELS
+    rows = _rows(channels, outputs, total, x.itemsize) if small else min(total, 512)
+    points, gradients = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
+    whole, part = (pool.empty((POINTS, channels, outputs), x.dtype) for _ in range(2))
+    whole.fill(0)
+    for first in range(0, total, rows):
+        count = min(rows, total - first)
+        images_into_points(x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1))
+        gradients_into_points(dz.reshape(-1), *dz.shape[1:], down, across, first, count, rows, gradients.reshape(-1))
+        if small:
+            add_products(
+                points.reshape(-1), gradients.reshape(-1), POINTS, rows, count, channels, outputs, whole.reshape(-1)
+            )
+        else:
+            np.matmul(points[:, :count].transpose(0, 2, 1), gradients[:, :count], out=part if first else whole)
+            if first:
+                np.add(whole, part, out=whole)
+    weight_from_points(whole.reshape(-1), channels, outputs, grad.reshape(-1))
+
+
+def _winograd(x: Array, weight: Array, padding: Pair, pool: Pool) -> Array:
+    """weight: (36, C, O)."""
+    channels, outputs = weight.shape[1:]
+    z = pool.empty((len(x), x.shape[1] + 2 * padding[0] - 2, x.shape[2] + 2 * padding[1] - 2, outputs), x.dtype)
+    down, across = _tiles(z.shape)
+    total = len(x) * down * across
+    rows = _rows(channels, outputs, total, x.itemsize)
+    points, sums = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
+    small = weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS
+    for first in range(0, total, rows):
+        count = min(rows, total - first)
+        images_into_points(x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1))
+        if small:
+            products(points.reshape(-1), weight.reshape(-1), POINTS, rows, channels, outputs, sums.reshape(-1))
+        else:
+            np.matmul(points[:, :count], weight, out=sums[:, :count])
+        images_from_points(sums.reshape(-1), rows, *z.shape[1:], down, across, first, count, z.reshape(-1))
+    return z
+
+
+def _weight_points(weight: Array, turned: bool, pool: Pool) -> Array:
+    points = pool.empty((POINTS, *weight.shape[2:]), weight.dtype)
+    weight_into_points(weight.reshape(-1), turned, *weight.shape[2:], points.reshape(-1))
+    return points
+
+
+def _suits_winograd(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> bool:
+    """A 3x3 kernel with stride 1, channels that fill registers, and tiles that are mostly full."""
+    if weight[:2] != (3, 3) or stride != (1, 1) or max(padding) > 2 or weight[2] % 16 or weight[3] % 16 or not x[0]:
+        return False
+    high, wide = x[1] + 2 * padding[0] - 2, x[2] + 2 * padding[1] - 2
+    down, across = _tiles((x[0], high, wide))
+    return high * wide >= 10 * down * across
+
+
+def _tiles(y: Shape) -> Pair:
+    """Tiles down and across an output (B, OH, OW, ...)."""
+    return -(-y[1] // TILE), -(-y[2] // TILE)
+
+
+def _rows(channels: int, outputs: int, total: int, itemsize: int) -> int:
+    """Tiles of a block, a multiple of `ROWS`."""
+    fitting = max(48, BLOCK_BYTES // (POINTS * itemsize * (channels + outputs)))
+    return -(-min(total, fitting) // ROWS) * ROWS

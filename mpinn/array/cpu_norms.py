@@ -1,0 +1,161 @@
+"""Batch norm compiled, for channels that fill registers: one pass for the sums and one for the result."""
+
+from typing import Any
+
+import numpy as np
+from numba.extending import register_jitable
+
+from mpinn.array import norms as plain
+from mpinn.array import sums as plain_sums
+from mpinn.array.cpu_vector import BYTES, lanes, load, rectified, spread, store, where_positive
+from mpinn.array.jit import kernel
+from mpinn.array.pool import Pool
+from mpinn.array.typing import Array
+
+ROWS = 64
+"""Rows that are added up in the precision of the array before they join the total in float64."""
+
+
+@register_jitable
+def _add_up(part: Any, total: Any) -> None:
+    for c in range(part.size):
+        total[c] += np.float64(part[c])
+
+
+@kernel
+def moments(x: Any, rows: int, mean: Any, variance: Any) -> None:
+    """Mean and variance, both float64 (C,), of the columns of x: (rows, C).
+
+    Each block is centred by its own mean while it is in the cache, and joins the others by the formula of Chan, Golub
+    and LeVeque (Updating formulae and a pairwise algorithm for computing sample variances, 1979).
+    """
+    number, width, channels = x.dtype.type, lanes(x), mean.size
+    sums, squares = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
+    centre = np.empty(channels, x.dtype)
+    mean[:] = 0
+    variance[:] = 0
+    for top in range(0, rows, ROWS):
+        stop = min(top + ROWS, rows)
+        for c in range(0, channels, width):
+            total = spread(number(0))
+            for r in range(top, stop):
+                total = total + load(x, r * channels + c)
+            middle = total * spread(number(1 / (stop - top)))
+            store(centre, c, middle)
+            drift = square = spread(number(0))
+            for r in range(top, stop):
+                centred = load(x, r * channels + c) - middle
+                drift = drift + centred
+                square = square + centred * centred
+            store(sums, c, drift)
+            store(squares, c, square)
+        share = (stop - top) / stop
+        for c in range(channels):
+            drift_ = np.float64(sums[c]) / (stop - top)
+            away = np.float64(centre[c]) + drift_ - mean[c]
+            mean[c] += away * share
+            variance[c] += squares[c] - drift_ * drift_ * (stop - top) + away * away * share * top
+    if rows:
+        variance /= rows
+
+
+@kernel
+def normalise(x: Any, rows: int, mean: Any, inverse: Any, scale: Any, shift: Any, rectify: bool, y: Any) -> None:
+    """y = (x - mean) * inverse * scale + shift, and zero where that is negative if ``rectify``."""
+    width, channels = lanes(x), mean.size
+    factor = np.empty(channels, x.dtype)
+    for c in range(channels):
+        factor[c] = inverse[c] * scale[c]
+    for r in range(0, rows * channels, channels):
+        for c in range(0, channels, width):
+            value = (load(x, r + c) - load(mean, c)) * load(factor, c) + load(shift, c)
+            store(y, r + c, rectified(value) if rectify else value)
+
+
+@kernel
+def sums_of_gradient(x: Any, y: Any, dy: Any, rows: int, mean: Any, rectified_: bool, products: Any, sums: Any) -> None:
+    """The sums of dy (x - mean) and of dy over the rows, where y is positive if ``rectified_``; float64 (C,)."""
+    number, width, channels = x.dtype.type, lanes(x), mean.size
+    part, other = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
+    products[:] = 0
+    sums[:] = 0
+    for top in range(0, rows, ROWS):
+        stop = min(top + ROWS, rows)
+        for c in range(0, channels, width):
+            product = total = spread(number(0))
+            middle = load(mean, c)
+            for r in range(top, stop):
+                at = r * channels + c
+                value = load(dy, at)
+                if rectified_:
+                    value = where_positive(load(y, at), value)
+                total = total + value
+                product = product + value * (load(x, at) - middle)
+            store(part, c, product)
+            store(other, c, total)
+        _add_up(part, products)
+        _add_up(other, sums)
+
+
+@kernel
+def gradient(
+    x: Any, y: Any, dy: Any, rows: int, mean: Any, rectified_: bool, factor: Any, slope: Any, offset: Any, dx: Any
+) -> None:
+    """dx = factor dy + slope (x - mean) + offset, dy being zero where y is not positive if ``rectified_``."""
+    width, channels = lanes(x), mean.size
+    for r in range(0, rows * channels, channels):
+        for c in range(0, channels, width):
+            value = load(dy, r + c)
+            if rectified_:
+                value = where_positive(load(y, r + c), value)
+            centred = load(x, r + c) - load(mean, c)
+            store(dx, r + c, load(factor, c) * value + (load(slope, c) * centred + load(offset, c)))
+
+
+def column_moments(x: Array, pool: Pool) -> tuple[Array, Array]:
+    """The twin of `sums.column_moments`."""
+    if not _fills_registers(x):
+        return plain_sums.column_moments(x, pool)
+    mean, variance = np.empty((2, x.shape[-1]))
+    moments(x.reshape(-1), x.size // x.shape[-1], mean, variance)
+    return mean, variance
+
+
+def batch_norm(
+    x: Array, mean: Array, inverse: Array, scale: Array, shift: Array, activation: str, pool: Pool
+) -> tuple[Array, Array]:
+    """The twin of `norms.batch_norm`: one pass."""
+    if not _fills_registers(x) or activation not in ("identity", "relu"):
+        return plain.batch_norm(x, mean, inverse, scale, shift, activation, pool)
+    y = pool.empty(x.shape, x.dtype)
+    rows = x.size // x.shape[-1]
+    normalise(x.reshape(-1), rows, mean, inverse, scale, shift, activation == "relu", y.reshape(-1))
+    return y, y
+
+
+def batch_norm_backward(
+    x: Array, mean: Array, inverse: Array, scale: Array, activation: str, kept: Array | None, dy: Array,
+    of_batch: bool, pool: Pool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """The twin of `norms.batch_norm_backward`: two passes."""
+    if not _fills_registers(x) or activation not in ("identity", "relu"):
+        return plain.batch_norm_backward(x, mean, inverse, scale, activation, kept, dy, of_batch, pool)
+    rows = x.size // x.shape[-1]
+    flat, flat_dy = x.reshape(-1), dy.reshape(-1)
+    flat_y = flat if kept is None else kept.reshape(-1)
+    rectified_ = activation == "relu"
+    dscale, dshift = np.empty((2, x.shape[-1]))
+    sums_of_gradient(flat, flat_y, flat_dy, rows, mean, rectified_, dscale, dshift)
+    dscale *= inverse
+    factor = scale * inverse
+    slope, offset = np.zeros((2, x.shape[-1]), x.dtype)
+    if of_batch:
+        slope[:] = factor * inverse * dscale / -max(1, rows)
+        offset[:] = factor * dshift / -max(1, rows)
+    dx = pool.empty(x.shape, x.dtype)
+    gradient(flat, flat_y, flat_dy, rows, mean, rectified_, factor, slope, offset, dx.reshape(-1))
+    return dx, dscale, dshift
+
+
+def _fills_registers(x: Array) -> bool:
+    return x.flags.c_contiguous and x.shape[-1] % (BYTES // x.itemsize) == 0

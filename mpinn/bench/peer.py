@@ -1,0 +1,119 @@
+"""A network of ours in PyTorch, with the same weights."""
+
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.typing import Array, Shape
+from mpinn.nn.activation import Activation
+from mpinn.nn.conv import Conv2d
+from mpinn.nn.dense import Dense
+from mpinn.nn.layer import EMPTY, Layer, Tree
+from mpinn.nn.network import Network
+from mpinn.nn.norm import BatchNorm
+from mpinn.nn.pool import GlobalAveragePool, MaxPool2d
+from mpinn.nn.residual import Residual
+
+LAYOUTS = ("contiguous", "channels last")
+Module = Any
+
+
+def import_torch() -> Any:
+    """PyTorch with one thread, or None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(1)
+    return torch
+
+
+def translate(network: Network, shape: Shape, weights: Tree, torch: Any) -> Module:
+    """The module that computes what ``network`` does to samples of ``shape`` (H, W, C) or (F,)."""
+    modules = []
+    for name, layer in network.layers:
+        modules.append(_translated(layer, shape, weights.get(name, EMPTY), torch))
+        shape = layer.output_shape(shape)
+    return torch.nn.Sequential(*modules)
+
+
+def _translated(layer: Layer, shape: Shape, weights: Tree, torch: Any) -> Module:
+    nn = torch.nn
+    match layer:
+        case Network():
+            return translate(layer, shape, weights, torch)
+        case Conv2d():
+            stride, padding = layer._steps
+            module = nn.Conv2d(shape[-1], layer.outputs, layer.kernel, stride, padding, bias=layer.bias)
+            return _activated(_filled(module, weights, (3, 2, 0, 1), torch), layer.activation, torch)
+        case Dense():
+            module = nn.Linear(shape[-1], layer.outputs, bias=layer.bias)
+            return _activated(_filled(module, weights, (1, 0), torch), layer.activation, torch)
+        case BatchNorm():
+            module = nn.BatchNorm2d(shape[-1], layer.epsilon, layer.momentum)
+            return _activated(module, layer.activation, torch)
+        case Activation():
+            return _activated(nn.Identity(), layer.activation, torch)
+        case MaxPool2d():
+            return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding)
+        case GlobalAveragePool():
+            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        case Residual():
+            return _residual(layer, shape, weights, torch)
+    raise ValueError(f"no module of PyTorch stands for {layer}")
+
+
+def _residual(layer: Residual, shape: Shape, weights: Tree, torch: Any) -> Module:
+    class Sum(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = translate(layer.body, shape, weights["body"], torch)
+            self.projection = torch.nn.Identity()
+            if layer.projection is not None:
+                self.projection = translate(layer.projection, shape, weights.get("projection", EMPTY), torch)
+
+        def forward(self, x: Any) -> Any:
+            return self.body(x) + self.projection(x)
+
+    return Sum()
+
+
+def _activated(module: Module, activation: str, torch: Any) -> Module:
+    if activation == "identity":
+        return module
+    if activation != "relu":
+        raise ValueError(f"no module of PyTorch stands for the activation {activation}")
+    return torch.nn.Sequential(module, torch.nn.ReLU())
+
+
+def _filled(module: Module, weights: Tree, order: tuple[int, ...], torch: Any) -> Module:
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights["weight"].transpose(order))))
+        if "bias" in weights:
+            module.bias.copy_(torch.from_numpy(np.asarray(weights["bias"])))
+    return module
+
+
+def images(x: Array, layout: str, torch: Any) -> Any:
+    """x: (B, H, W, C) as a tensor (B, C, H, W), stored in ``layout``."""
+    tensor = torch.from_numpy(x).permute(0, 3, 1, 2)
+    return tensor.contiguous(memory_format=_format(layout, torch))
+
+
+def stored(module: Module, layout: str, torch: Any) -> Module:
+    """The module with its weights stored in ``layout``."""
+    return module.to(memory_format=_format(layout, torch))
+
+
+def _format(layout: str, torch: Any) -> Any:
+    return torch.channels_last if layout == "channels last" else torch.contiguous_format
+
+
+def gradient(module: Module) -> Array:
+    """The weight gradients of convolutions and dense layers as one vector, each one in our order."""
+    parts = []
+    for parameter in module.parameters():
+        order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(parameter.dim())
+        if order:
+            parts.append(parameter.grad.permute(order).reshape(-1).numpy())
+    return np.concatenate(parts)
