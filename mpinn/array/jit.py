@@ -4,6 +4,9 @@ NaN and infinity behave as in NumPy: no flag lets the compiler assume that they 
 """
 
 from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -15,11 +18,7 @@ REORDERED = {"reassoc", "contract"}
 
 
 def kernel(function: Function) -> Function:
-    """``function`` compiled at its first call for each combination of types.
-
-    The cache notices that the kernel's own file has changed, but not that one it imports has: after a change of
-    `mpinn.array.cpu_math`, remove the cache (__pycache__/*.nb?).
-    """
+    """``function`` compiled at its first call for each combination of types."""
     return _compile(function, False)
 
 
@@ -31,7 +30,19 @@ def sums(function: Function) -> Function:
 def _compile(function: Function, fastmath: Any) -> Function:
     options = {"error_model": "numpy", "fastmath": fastmath}
     try:
-        compiled: Function = njit(cache=True, **options)(function)
+        compiled: Any = njit(cache=True, **options)(function)
+        # numba's cache notices a change of the kernel's own file alone, and kernels call functions of other files
+        file = compiled._cache._cache_file
+        file._source_stamp = (file._source_stamp, _sources())
     except RuntimeError:  # nowhere to keep it: neither beside the source nor in the user's cache directory
         compiled = njit(**options)(function)
-    return compiled
+    return compiled  # type: ignore[no-any-return]
+
+
+@cache
+def _sources() -> str:
+    """A digest of all files that kernels are made of."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

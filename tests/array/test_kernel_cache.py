@@ -1,0 +1,34 @@
+"""The cache of compiled kernels: kept between processes, and never older than the sources."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mpinn
+
+PROGRAM = """
+import numpy as np
+from mpinn.array import cpu
+from mpinn.array.cpu_losses import softmax_cross_entropy
+from mpinn.array.pool import Pool
+cpu.cross_entropy(np.ones((2, 3), np.float32), np.zeros(2, np.int64), 0.0, Pool())
+print(sum(softmax_cross_entropy.stats.cache_hits.values()), sum(softmax_cross_entropy.stats.cache_misses.values()))
+"""
+
+
+def hits_and_misses(root: Path) -> str:
+    process = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+def test_a_change_of_a_file_that_a_kernel_calls_compiles_it_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    shutil.copytree(Path(mpinn.__file__).parent, tmp_path / "mpinn", ignore=shutil.ignore_patterns("__pycache__"))
+    assert hits_and_misses(tmp_path) == "0 1"
+    assert hits_and_misses(tmp_path) == "1 0"
+    called = tmp_path / "mpinn" / "array" / "cpu_math.py"
+    called.write_text(called.read_text() + "\n# changed\n")
+    assert hits_and_misses(tmp_path) == "0 1"
