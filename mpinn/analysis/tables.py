@@ -77,7 +77,7 @@ def _parameters(kind: str, rows: Sequence[Row], total: Row) -> Table:
 
 
 def _others(console: Console, file: Row) -> None:
-    others = {k: total for k, total in file["totals"].items() if not k.startswith(("model/", "state/"))}
+    others = {kind: total for kind, total in file["totals"].items() if kind.startswith("optimizer/")}
     if not others:
         return
     alarms = [name for name in ALARMS if any(total[name] for total in others.values())]
@@ -119,6 +119,12 @@ def _short(value: Any) -> str:
     if isinstance(value, np.ndarray):
         # of what grows with the run, the latest: a number, or one for each replica
         return " ".join(_short(float(number)) for number in np.atleast_1d(value[-1]).ravel()) if len(value) else "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    if isinstance(value, dict):
+        return f"{{{_pairs(value)}}}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
