@@ -21,6 +21,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
         self.trace = self.path / "trace.json"
+        self.lock = self.path / "lock"
 
     def create(self) -> None:
         """Make the directory and its parents, durably; one that exists is left as it is."""
