@@ -175,9 +175,8 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
 def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) -> None:
     """The data may have moved, but must be what the run was started with, as far as its checkpoint knows that."""
     known = checkpoint.data
-    others = [
-        f"{name} ({known[name]} -> {data.get(name)})" for name in known if name in data and known[name] != data[name]
-    ]
+    changed = [name for name in data if name in known and known[name] != data[name]]
+    others = [f"{name} ({known[name]} -> {data[name]})" for name in changed]
     if others:
         where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
         raise InputError("data.path", f"{where} other data than this run was started with: {', '.join(others)}")
