@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.storage.directory import RunDirectory, move_aside, write_text
 from mpinn.storage.history import read
+from mpinn.storage.lock import Lock, check_free
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
@@ -37,25 +38,33 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """What one rank has found, and all ranks begin with; ``summary`` is that of a run with nothing left to do."""
+    """What one rank has found, and all ranks begin with; ``summary`` is that of a run with nothing left to do.
+
+    ``data`` describes the data, and ``found`` names the checkpoints that there were. The ``lock`` of the run directory
+    is taken by `prepare`, on one rank.
+    """
 
     config: Config
     checkpoint: Path | None
     fresh: bool
     notes: tuple[str, ...]
     summary: Mapping[str, Any] | None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    found: tuple[str, ...] = ()
+    lock: Lock = field(default_factory=Lock, compare=False)
 
     def encode(self) -> bytes:
         """As bytes, for the other ranks."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return json.dumps([self.config.tables(), checkpoint, self.fresh, self.notes, self.summary]).encode()
+        told = [self.config.tables(), checkpoint, self.fresh, self.notes, self.summary, self.data, self.found]
+        return json.dumps(told).encode()
 
     @classmethod
     def decode(cls, told: bytes) -> "Start":
         """The inverse of `encode`."""
-        tables, checkpoint, fresh, notes, summary = json.loads(told)
+        tables, checkpoint, fresh, notes, summary, data, found = json.loads(told)
         path = None if checkpoint is None else Path(checkpoint)
-        return cls(load(tables, (), CHOICES, DEFAULTS), path, fresh, tuple(notes), summary)
+        return cls(load(tables, (), CHOICES, DEFAULTS), path, fresh, tuple(notes), summary, data, tuple(found))
 
 
 def check(request: Request, ranks: int) -> Start:
@@ -67,17 +76,31 @@ def check(request: Request, ranks: int) -> Start:
     check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
     notes = [data["note"]] if data["note"] else []
-    directory = RunDirectory(config.run.directory)
+    facts, directory = describe(data), RunDirectory(config.run.directory)
+    check_free(directory.lock)
     if request.fresh:
         check_fresh(request, directory)
-        return Start(config, None, True, tuple(notes), None)
+        return Start(config, None, True, tuple(notes), None, facts)
+    found = names_of(directory)
     checkpoint = look_back(directory, notes)
     if checkpoint is None:
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
-        return Start(config, None, False, tuple(notes), None)
-    notes += check_resume(checkpoint, config, model)
-    return Start(config, checkpoint, False, tuple(notes), finished(directory, checkpoint, config))
+        return Start(config, None, False, tuple(notes), None, facts, found)
+    notes += check_resume(checkpoint, config, model, facts)
+    return Start(config, checkpoint, False, tuple(notes), finished(directory, checkpoint, config), facts, found)
+
+
+def describe(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data, from a `Source.summary`: a resumed run must find the same, wherever it is."""
+    sizes = {f"{split}_samples": size for split, size in summary["sizes"].items()}
+    shapes = {name: " x ".join(map(str, summary[name])) for name in ("sample_shape", "target_shape") if summary[name]}
+    return {**sizes, **shapes, "classes": summary["classes"]}
+
+
+def names_of(directory: RunDirectory) -> tuple[str, ...]:
+    """The checkpoints that are there, by their names."""
+    return tuple(path.name for path in directory.checkpoints())
 
 
 def check_grid(config: Config, ranks: int) -> None:
@@ -125,11 +148,11 @@ def check_fresh(request: Request, directory: RunDirectory) -> None:
     if request.resume:
         raise InputError("--fresh", "start anew or --resume, not both")
     path = directory.path
-    if path.is_dir() and any(path.iterdir()) and not directory.config.exists():
+    if path.is_dir() and {*path.iterdir()} - {directory.lock} and not directory.config.exists():
         raise InputError("--fresh", f"{path} is not moved aside: it has no {directory.config.name}, so it is no run")
 
 
-def check_resume(path: Path, config: Config, model: Model) -> list[str]:
+def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:
     """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
     with Checkpoint(path) as checkpoint:
         changes = difference(checkpoint.configuration, config.tables())
@@ -139,12 +162,36 @@ def check_resume(path: Path, config: Config, model: Model) -> list[str]:
             raise InputError(
                 str(path.parent), f"this run was started with other values: {', '.join(forbidden)}; {hint}"
             )
+        check_data(checkpoint, config, data)
         layout = Layout(model.network.parameters(model.shape), np.dtype(config.run.dtype))
         checkpoint.check(layout, "model/network")
+        met_once_more = extra_meeting(checkpoint, config)
     said = [f"{key} was {old} and is {new}" for key, old, new in changes if key != "run.directory"]
     if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
         said.append("with the length of the run the course of the cosine rate has changed")
-    return said
+    return said + met_once_more
+
+
+def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) -> None:
+    """The data may have moved, but must be what the run was started with, as far as its checkpoint knows that."""
+    known = checkpoint.data
+    changed = [name for name in data if name in known and known[name] != data[name]]
+    others = [f"{name} ({known[name]} -> {data[name]})" for name in changed]
+    if others:
+        where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
+        raise InputError("data.path", f"{where} other data than this run was started with: {', '.join(others)}")
+
+
+def extra_meeting(checkpoint: Checkpoint, config: Config) -> list[str]:
+    """What to say of a finished run that becomes longer, if its replicas met at its end and not for their period."""
+    before, period = checkpoint.configuration["train"]["epochs"], getattr(config.consensus, "period", None)
+    ended = 0 < before == checkpoint.epoch < config.train.epochs and checkpoint.data["batch"] == 0
+    if period is None or not ended or checkpoint.grid[0] == 1:
+        return []
+    if checkpoint.step % period.steps(checkpoint.step // before) == 0:
+        return []
+    once = f"the replicas have met after step {checkpoint.step}, where the run ended before"
+    return [f"{once}, though it is no multiple of consensus.period: in a run of the new length they would not have"]
 
 
 def finished(directory: RunDirectory, checkpoint: Path, config: Config) -> Mapping[str, Any] | None:
@@ -160,22 +207,39 @@ def finished(directory: RunDirectory, checkpoint: Path, config: Config) -> Mappi
 
 
 def prepare(start: Start) -> bytes:
-    """The first that is written, by one rank: an old run moves aside, config.toml says what is about to run.
+    """The first that is written, by one rank: the lock is taken, an old run moves aside, config.toml says what runs.
 
-    Returns a sentence for the log, or nothing. Raises InputError where the directory cannot be written.
+    Returns sentences for the log, or nothing. Raises InputError where another job is training in the directory, or
+    where it cannot be written.
     """
-    directory, moved = RunDirectory(start.config.run.directory), None
+    directory = RunDirectory(start.config.run.directory)
     try:
-        if start.fresh:
-            moved = move_aside(directory.path)
+        said = [set_aside(directory)] if start.fresh and directory.path.exists() else []
         directory.create()
+        said.append(start.lock.take(directory.lock))
+        if names_of(directory) != start.found:
+            raise InputError("run.directory", f"another job has just trained in {directory.path}: type this again")
         write_text(directory.config, start.config.toml())
         directory.requeue.unlink(missing_ok=True)
         directory.summary.unlink(missing_ok=True)
     except OSError as error:
         where = error.filename or directory.path
         raise InputError("run.directory", f"{str(where)!r} cannot be written: {error.strerror}") from error
-    return f"the run that was in {directory.path} is now in {moved}".encode() if moved else b""
+    return "\n".join(filter(None, said)).encode()
+
+
+def set_aside(directory: RunDirectory) -> str:
+    """Move an old run aside, unless a job is training in it; returns a sentence for the log."""
+    lock = Lock()
+    if directory.path.is_dir():
+        lock.take(directory.lock)
+    try:
+        moved = move_aside(directory.path)
+        if moved is not None:
+            RunDirectory(moved).lock.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return f"the run that was in {directory.path} is now in {moved}"
 
 
 def everywhere(world: World, action: Callable[[], T]) -> T:

@@ -114,7 +114,7 @@ CHOSEN = ("model", "loss", "optimizer", "schedule", "consensus")
 ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "consensus", "train", "checkpoint")
 
 MAY_CHANGE = frozenset(
-    {"run.transport", "run.directory", "data.memory", "train.epochs", "train.evaluate", "train.log"}
+    {"run.transport", "run.directory", "data.path", "data.memory", "train.epochs", "train.evaluate", "train.log"}
     | {f"{table}.{entry.name}" for table in ("grid", "checkpoint") for entry in fields(FIXED[table])}
 )
 """Keys that a resumed run may give another value: its length, its cadences, its grid, and where it runs."""

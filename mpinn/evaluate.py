@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,13 +44,23 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     with Checkpoint(file) as checkpoint:
         config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
         step = checkpoint.step
-        summary = check_source(config.data)
+        summary = _check_data(config)
         model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
         part = build_part("network", model.network, model.shape, np.dtype(config.run.dtype), ())
         checkpoint.check(part.layout, "model/network")
         checkpoint.check(part.state_layout, "state/network")
     found = {"file": str(file), "tables": config.tables(), "step": step, "classes": summary["classes"], "notes": notes}
     return json.dumps(found).encode()
+
+
+def _check_data(config: Config) -> dict[str, Any]:
+    """The summary of the data; a path that was right when the run was trained may not be right here."""
+    try:
+        return check_source(config.data)
+    except InputError as error:
+        if error.path != "data.path" or not config.data.path:
+            raise
+        raise InputError("", f"{error}; where it is here, say with --set data.path=...") from None
 
 
 def checkpoint_of(path: Path, want_best: bool, notes: list[str]) -> Path:

@@ -72,7 +72,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     moved = world.verdict(lambda: prepare(start)).decode()
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
-        [*model_kinds, *grid_kinds],
+        [*model_kinds, *grid_kinds], start.data,
     )  # fmt: skip
     keeper.rewind(begin.step)
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)

@@ -19,7 +19,7 @@ from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics, Record, columns, read
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import restore
-from mpinn.storage.schema import Snapshot, VectorSpec
+from mpinn.storage.schema import Scalar, Snapshot, VectorSpec
 from mpinn.tally import Tally
 from mpinn.trainer import Moment
 
@@ -51,19 +51,28 @@ class RunKeeper:
     steps_per_epoch: int
     control: Channel
     vectors: Sequence[VectorSpec]
+    data: Mapping[str, Scalar] = field(default_factory=dict)
+    """What describes the data, to be saved with the position in it."""
     records: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
         self._saver = Saver(self.directory.path, self.control, keep=keep, merges={"state": merge_layer})
-        self._metrics = Metrics(self.directory.metrics) if self.control.rank == 0 else None
         self._failure: OSError | None = None
+        self._metrics = self._open_metrics() if self.control.rank == 0 else None
 
     def rewind(self, step: int) -> None:
-        """Go on from ``step``: later lines of the metrics are dropped, earlier ones are the history so far."""
+        """Go on from ``step``: later lines of the metrics are dropped, earlier ones are the history so far.
+
+        Raises SaveError, on all ranks, if they cannot be written.
+        """
         if self._metrics is not None:
-            self._metrics.rewind(step)
-            self.records = list(read(self.directory.metrics))
+            try:
+                self._metrics.rewind(step)
+                self.records = list(read(self.directory.metrics))
+            except OSError as error:
+                self._failure = error
+        self._check_metrics()
 
     def record(self, record: Record) -> None:
         """Append to the metrics. The other ranks hear at the next save if that failed: now they are in messages."""
@@ -87,6 +96,13 @@ class RunKeeper:
     def inspection(self, moment: Moment) -> str:
         """Save a file to look at, from which no run resumes."""
         return str(self._saver.inspection(self._snapshot(moment), moment.merge))
+
+    def _open_metrics(self) -> Metrics | None:
+        try:
+            return Metrics(self.directory.metrics)
+        except OSError as error:
+            self._failure = error
+            return None
 
     def _check_metrics(self) -> None:
         failed = np.array([float(self._failure is not None)])
@@ -112,7 +128,7 @@ class RunKeeper:
             dtype=self.config.run.dtype,
             configuration=self.config.tables(),
             vectors=self.vectors,
-            data={"name": self.config.data.name, "epoch": epoch, "batch": batch},
+            data={"name": self.config.data.name, **self.data, "epoch": epoch, "batch": batch},
             random={"seed": self.config.run.seed, "step": moment.step},
             scalars=scalars,
             history=columns(self.records),
@@ -123,10 +139,15 @@ class RunKeeper:
         self._saver.wait()
 
     def close(self) -> None:
-        """Return when everything is durable, and close the files."""
+        """Return when everything is durable, and close the files; raises SaveError if the metrics are not."""
         self._saver.close()
         if self._metrics is not None:
-            self._metrics.close()
+            try:
+                self._metrics.close()
+            except OSError as error:
+                self._failure = error
+            self._metrics = None
+        self._check_metrics()
 
     def abandon(self) -> None:
         """Close the files of a run that has failed; what is still on its way to the disk may get there or not."""

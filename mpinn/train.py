@@ -2,6 +2,7 @@
 
 import gc
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from mpinn.agreement import Signals
 from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
-from mpinn.errors import FatalError
+from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build
 from mpinn.reporter import open_reporter
 from mpinn.storage.directory import RunDirectory, write_text
@@ -33,7 +34,14 @@ def train(world: World, request: Request) -> int:
     if start.summary is not None:
         _tell_again(world, start)
         return 0
-    experiment = build(world, start, signals, request.stop_after)
+    try:
+        return _train(world, start, signals, request.stop_after)
+    finally:
+        start.lock.release()
+
+
+def _train(world: World, start: Start, signals: Signals, stop_after: int) -> int:
+    experiment = build(world, start, signals, stop_after)
     gc.enable()
     try:
         outcome = _run(world, experiment, start)
@@ -104,17 +112,33 @@ def _choice(config: Config, table: str) -> str:
 def _stop(world: World, experiment: Experiment) -> int:
     directory: RunDirectory = experiment.keeper.directory
     experiment.keeper.close()
-    world.control.barrier()
-    if world.rank == 0:
-        write_text(directory.requeue, "")
-        print(f"stopped with the state saved; the same command goes on from {directory.latest}", flush=True)
+    said = f"stopped with the state saved; the same command goes on from {directory.latest}"
+    _conclude(world, directory.requeue, "", said)
     return STOPPED
 
 
 def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     summary = collect(experiment, outcome.value)
     experiment.keeper.close()
-    if world.rank == 0:
-        write_text(experiment.keeper.directory.summary, json.dumps(summary, indent=1) + "\n")
-        print("\n".join(lines(summary)), flush=True)
+    text = json.dumps(summary, indent=1) + "\n"
+    _conclude(world, experiment.keeper.directory.summary, text, "\n".join(lines(summary)))
     return 0
+
+
+def _conclude(world: World, path: Path, text: str, said: str) -> None:
+    """Rank 0 writes a file and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
+
+    def write() -> bytes:
+        where = str(path)
+        try:
+            write_text(path, text)
+            where = "standard output"
+            print(said, flush=True)
+        except OSError as error:
+            raise InputError(where, f"cannot be written: {error.strerror}") from error
+        return b""
+
+    try:
+        world.verdict(write)
+    except InputError as error:
+        raise FatalError(f"{error}; the state is saved, the same command goes on from it") from None

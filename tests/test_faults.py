@@ -118,6 +118,56 @@ def test_a_full_disk_ends_the_job_with_one_message_and_loses_nothing(tmp_path: P
     assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
 
+@pytest.mark.parametrize("name", ["summary.json", "requeue"])
+def test_a_last_file_that_cannot_be_written_is_one_message_and_loses_nothing(name: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # The file's temporary name is taken by a folder, after what a killed run has left was removed.
+    taken = f"""
+from mpinn.trainer import Trainer
+run = Trainer.run
+def blocked(self):
+    outcome = run(self)
+    (self.keeper.directory.path / ".{name}.partial").mkdir(exist_ok=True)
+    return outcome
+Trainer.run = blocked
+"""
+    stop = ("--stop-after", "9") if name == "requeue" else ()
+    job = mpirun(2, "-c", taken + PROGRAM, *arguments(run, *SMALL, *stop)[2:])
+    assert job.returncode == 1
+    told = "cannot be written: Is a directory; the state is saved, the same command goes on from it"
+    assert job.stderr == f"mpinn: {run / name}: {told}\n"
+    assert step_of(run) == (9 if stop else 18)
+    assert not (run / "lock").exists()
+    (run / f".{name}.partial").rmdir()
+    assert train(2, run, *SMALL).returncode == 0
+    assert (run / "summary.json").exists()
+    assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_message(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(2, run, *SMALL, "--stop-after", "9").returncode == STOPPED
+    held = {path.name: path.read_bytes() for path in run.iterdir()}
+    job = mpirun(2, "-c", LIMITED.replace("LARGEST", "200"), *arguments(run, *SMALL)[2:])
+    assert (job.returncode, job.stderr) == (2, f"mpinn: run.directory: '{run}' cannot be written: File too large\n")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == held
+    assert train(2, run, *SMALL).returncode == 0
+
+
+def test_metrics_that_cannot_be_opened_are_one_message(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fails = """
+from mpinn.storage import history
+def full(path):
+    raise OSError(28, "No space left on device")
+history._drop_torn_line = full
+"""
+    job = mpirun(2, "-c", fails + PROGRAM, *arguments(run, *SMALL)[2:])
+    told = f"{run / 'metrics.jsonl'}: the metrics were not written: No space left on device"
+    assert (job.returncode, job.stderr) == (1, f"mpinn: {told}\n")
+    assert train(2, run, *SMALL).returncode == 0
+
+
 def test_metrics_that_outgrow_the_disk_end_the_job_with_one_message(tmp_path: Path) -> None:
     run = tmp_path / "run"
     long = ("train.log=1 step", "train.epochs=1000", "model.widths=[2]", "checkpoint.every=300 steps")

@@ -8,9 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from launch import alone
 from training import SMALL, contents, datasets, differences, here, records, summary, train
 
 from mpinn import trainer
+from mpinn.checks import Request, check
 from mpinn.config import ORDER
 from mpinn.errors import InputError
 from mpinn.schedules.serial import Serial
@@ -83,6 +85,71 @@ def test_a_new_start_moves_the_old_run_aside(tmp_path: Path, capsys: pytest.Capt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
     assert f"the run that was in {run} is now in {run}.2" in capsys.readouterr().out
     assert differences(run / "latest", tmp_path / "run.1" / "latest") == []
+
+
+@pytest.mark.parametrize(("period", "said"), [("4 steps", True), ("6 steps", False)])
+def test_a_longer_run_tells_of_a_meeting_that_it_would_not_have_had(period: str, said: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = (*SMALL, f"consensus.period={period}")
+    assert train(2, run, *settings).returncode == 0
+    longer = (f"run.directory={run}", *settings, "train.epochs=4")
+    told = " ".join(check(Request(overrides=longer), 2).notes)
+    assert ("the replicas have met after step 18, where the run ended before, though it is no multiple" in told) == said
+
+
+def table(path: Path, size: int = 60, features: int = 5, classes: int = 3) -> tuple[str, ...]:
+    """Settings that train on a new file of that many samples, features and classes."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for split in ("train", "validation", "test"):
+            file[f"{split}/x"] = rng.normal(size=(size, features))
+            file[f"{split}/target"] = np.arange(size) % classes
+    return *SMALL, "data.name=hdf5", "data.batch=20", f"data.path={path}"
+
+
+def test_data_that_has_moved_is_the_same_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, whole, scratch = tmp_path / "run", tmp_path / "whole", tmp_path / "scratch"
+    settings = table(tmp_path / "data.h5")
+    assert here(whole, *settings) == 0
+    assert here(run, *settings, stop_after=5) == STOPPED
+    scratch.mkdir()
+    (tmp_path / "data.h5").rename(scratch / "data.h5")
+    capsys.readouterr()
+    assert here(run, *settings, f"data.path={scratch / 'data.h5'}") == 0
+    assert f"data.path was {tmp_path / 'data.h5'} and is {scratch / 'data.h5'}" in capsys.readouterr().out
+    assert differences(run / "latest", whole / "latest") == ["configuration"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"size": 61}, r"train_samples \(60 -> 61\), validation_samples \(60 -> 61\), test_samples \(60 -> 61\)"),
+        ({"features": 4}, r"sample_shape \(5 -> 4\)"),
+        ({"classes": 4}, r"classes \(3 -> 4\)"),
+    ],
+)
+def test_other_data_at_another_place_is_refused(other: dict[str, int], message: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert here(run, *table(tmp_path / "data.h5"), stop_after=5) == STOPPED
+    settings = table(tmp_path / "other.h5", **other)
+    before = contents(tmp_path)
+    told = rf"^data.path: '.*/other.h5' holds other data than this run was started with: {message}$"
+    with pytest.raises(InputError, match=told):
+        here(run, *settings)
+    assert contents(tmp_path) == before
+
+
+def test_evaluating_elsewhere_says_how_to_name_the_data(tmp_path: Path) -> None:
+    settings = [setting for setting in table(tmp_path / "data.h5") if not setting.startswith("data.path")]
+    line = ["-m", "mpinn", *(part for setting in settings for part in ("--set", setting))]
+    trained = alone(*line, "--set", "data.path=data.h5", "--set", "run.directory=run", cwd=tmp_path)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    (tmp_path / "elsewhere").mkdir()
+    evaluate = ("-m", "mpinn", "evaluate", "../run")
+    job = alone(*evaluate, cwd=tmp_path / "elsewhere")
+    told = "data.path: there is no file 'data.h5'; where it is here, say with --set data.path=..."
+    assert (job.returncode, job.stderr) == (2, f"mpinn: {told}\n")
+    assert alone(*evaluate, "--set", "data.path=../data.h5", cwd=tmp_path / "elsewhere").returncode == 0
 
 
 def test_stopping_after_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

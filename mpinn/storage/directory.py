@@ -20,6 +20,7 @@ class RunDirectory:
         self.latest = self.path / "latest"
         self.summary = self.path / "summary.json"
         self.requeue = self.path / "requeue"
+        self.lock = self.path / "lock"
 
     def create(self) -> None:
         """Make the directory and its parents, durably; one that exists is left as it is."""

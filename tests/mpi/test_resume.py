@@ -22,6 +22,8 @@ from mpinn.train import train
 pytestmark = pytest.mark.mpi
 HALF, WHOLE = 9, 18
 NOISY = ("model.norm=batch", "model.dropout=0.3")
+IMAGES = ("model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1", "data.flip=true")
+"""A network whose statistics are those of channels, and samples that are drawn anew in each epoch."""
 CASES = {
     "sgd, none": ("optimizer.name=sgd", "consensus.name=none", *NOISY),
     "adam, none": ("optimizer.name=adam", "consensus.name=none"),
@@ -41,6 +43,8 @@ CASES = {
         *("consensus.score=inverse_gradient_norm", "consensus.mix=0.5", "consensus.period=4 steps"),
         *("optimizer.name=adamw", "model.norm=layer"),
     ),
+    "images, augmented": ("consensus.score=uniform", "consensus.period=4 steps", *IMAGES),
+    "images, read batch by batch": ("consensus.name=gradients", "data.memory=0", *IMAGES),
 }
 Run = Callable[..., int]
 
@@ -168,6 +172,7 @@ def _goes_on(world: World, ranks: int, run: Run, settings: tuple[str, ...], dire
         np.testing.assert_array_equal(part.weights[entry.slice].reshape(entry.shape), merged[entry.name])
     np.testing.assert_array_equal(part.counters[:1], updates)
     experiment.keeper.close()
+    begin.lock.release()
     assert run(*settings, world=world, stop_after=stop) == 75
     world.control.barrier()
     with Checkpoint(newest) as checkpoint:
