@@ -5,29 +5,26 @@ import json
 import numpy as np
 
 from mpinn import __version__
-from mpinn.agreement import Signals
 from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.errors import FatalError
 from mpinn.experiment import Experiment, build
 from mpinn.reporter import open_reporter
+from mpinn.signals import STOPPED, Signals
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.trainer import Outcome
 
-STOPPED = 75
-"""Exit code of a run that a signal or --stop-after has ended early: its state is saved, run it again."""
 
-
-def train(world: World, request: Request) -> int:
+def train(world: World, request: Request, signals: Signals | None = None) -> int:
     """Train, or go on training; the exit code.
 
     Raises, on all ranks together, InputError before anything is written, and FatalError for a run that diverged or
     cannot be saved.
     """
-    signals = Signals()
-    signals.listen()
+    signals = signals or Signals()
+    signals.listen()  # also when it did before: an MPI library may have put a handler of its own there
     start = Start.decode(world.verdict(lambda: check(request, world.size).encode()))
     if start.summary is not None:
         _tell_again(world, start)
@@ -93,6 +90,7 @@ def _stop(world: World, experiment: Experiment) -> int:
     if world.rank == 0:
         write_text(directory.requeue, "")
         print(f"stopped with the state saved; the same command goes on from {directory.latest}", flush=True)
+    world.control.barrier()  # waits for a slow disk with more patience than the end of the job has
     return STOPPED
 
 
@@ -102,4 +100,5 @@ def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     if world.rank == 0:
         write_text(experiment.keeper.directory.summary, json.dumps(summary, indent=1) + "\n")
         print("\n".join(lines(summary)), flush=True)
+    world.control.barrier()  # as above
     return 0
