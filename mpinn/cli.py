@@ -213,8 +213,9 @@ def _run(arguments: list[str]) -> tuple[int, str]:
     except SystemExit as left:
         if left.code == INTERRUPTED:
             leave_interrupted()
-        if isinstance(left.__context__, BrokenPipeError) and arguments[0] != "train":
-            return 0, ""
+        if isinstance(left.__context__, BrokenPipeError):
+            training = arguments[0] == "train" and not {"-h", "--help"} & set(arguments)
+            return (1, "mpinn: the reader of the output has gone") if training else (0, "")
         return (1, left.code) if isinstance(left.code, str) else (left.code or 0, "")
     except InputError as error:
         return 2, f"mpinn: {error}"
