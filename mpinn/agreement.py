@@ -1,8 +1,5 @@
 """Ranks that agree on the step at which all of them stop or save, though none waits for another within a step."""
 
-import signal
-from types import FrameType
-
 import numpy as np
 
 from mpinn.comm.channel import Channel, Pending
@@ -54,21 +51,3 @@ class Agreement:
         self._pending = None
         stop, save, seconds = self._asked
         return float(stop), float(save), float(seconds)
-
-
-class Signals:
-    """Remembers that a signal has asked this rank to stop, and which one."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def listen(self) -> None:
-        """From now on SIGUSR1, SIGUSR2 and SIGTERM set the flag, to the end of the process.
-
-        A rank that is about to leave still listens: a second signal would kill it and change the code of the job.
-        """
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number

@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -53,23 +52,6 @@ def options(
 Settings = Annotated[list[str] | None, typer.Option("--set", help="table.key=value, in place of the file's.")]
 
 
-class Split(StrEnum):
-    """The splits of a data set."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-class Bench(StrEnum):
-    """What can be measured."""
-
-    mlp = "mlp"
-    layers = "layers"
-    networks = "networks"
-    messages = "messages"
-
-
 @app.command()
 def train(
     config: Annotated[str | None, typer.Argument(help="A TOML file; without one, every key has its default.")] = None,
@@ -84,13 +66,25 @@ def train(
     mpirun -n 4 python -m mpinn train jobs/digits.toml --set train.epochs=100
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
+    from mpinn.signals import Signals
+
+    signals = Signals()
+    signals.listen()  # before the imports and the start of MPI, which take their time
     gc.disable()  # until the run is built: modules and kernels are many objects and no garbage
     from mpinn.checks import Request
     from mpinn.comm.grid import connect
+    from mpinn.errors import InputError
     from mpinn.train import train as run
+    from mpinn.words import nearest
 
     request = Request(config, tuple(settings or ()), resume, fresh, stop_after)
-    raise typer.Exit(run(connect(), request))
+    try:
+        code = run(connect(), request, signals)
+    except InputError as error:
+        if config is None or error.path != config or not _is_word(config):
+            raise
+        raise InputError("", f"{config} is neither a command nor a file{nearest(config, COMMANDS)}") from None
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -112,7 +106,7 @@ def inspect(
 @app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
-    split: Annotated[Split, typer.Option(help="The split of the data.")] = Split.test,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     settings: Settings = None,
     best: Annotated[bool, typer.Option("--best", help="The run's best checkpoint, not its newest.")] = False,
 ) -> None:
@@ -122,10 +116,11 @@ def evaluate(
     python -m mpinn evaluate runs/digits
     mpirun -n 4 python -m mpinn evaluate runs/digits --best --split validation
     """
+    _choose("--split", split, ("train", "validation", "test"))
     from mpinn.comm.grid import connect
     from mpinn.evaluate import evaluate as run
 
-    raise typer.Exit(run(connect(), path, split.value, tuple(settings or ()), best))
+    raise typer.Exit(run(connect(), path, split, tuple(settings or ()), best))
 
 
 @app.command()
@@ -148,7 +143,7 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    what: Annotated[Bench, typer.Argument(help="What to measure.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks or messages.")],
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
@@ -157,15 +152,16 @@ def bench(
     python -m mpinn bench networks
     mpirun -n 2 python -m mpinn bench messages
     """
-    if what is Bench.mlp:
+    _choose("bench", what, ("mlp", "layers", "networks", "messages"))
+    if what == "mlp":
         from mpinn.bench import mlp
 
         mlp.print_rows(mlp.run())
-    elif what is Bench.layers:
+    elif what == "layers":
         from mpinn.bench import layers
 
         layers.print_rows(layers.run())
-    elif what is Bench.networks:
+    elif what == "networks":
         from mpinn.bench import networks
 
         networks.print_rows(networks.run())
@@ -208,24 +204,35 @@ def main(arguments: list[str] | None = None) -> None:
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
     from mpinn.comm.abort import install_abort_hook, leave
-    from mpinn.errors import FatalError, InputError
 
-    given = sys.argv[1:] if arguments is None else arguments
     silence_other_ranks()
     install_abort_hook()
-    code: int | str | None = 0
+    code, report = _run(_with_command(sys.argv[1:] if arguments is None else arguments))
+    if report:
+        print(report, file=sys.stderr)
+    leave(code, report)
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """The code with which a command ends, and what is to be said of it."""
+    from mpinn.comm.abort import INTERRUPTED, leave_interrupted
+    from mpinn.errors import FatalError, InputError
+
     try:
         # Not app(...), which puts typer's own hook in the place of the one that ends the job.
-        typer.main.get_command(app)(_with_command(given), prog_name="python -m mpinn")
+        typer.main.get_command(app)(arguments, prog_name="python -m mpinn")
     except SystemExit as left:
-        code = left.code
+        if left.code == INTERRUPTED:
+            leave_interrupted()
+        if isinstance(left.__context__, BrokenPipeError):
+            training = arguments[0] == "train" and not {"-h", "--help"} & set(arguments)
+            return (1, "mpinn: the reader of the output has gone") if training else (0, "")
+        return (1, left.code) if isinstance(left.code, str) else (left.code or 0, "")
     except InputError as error:
-        print(f"mpinn: {error}", file=sys.stderr, flush=True)
-        code = 2
+        return 2, f"mpinn: {error}"
     except FatalError as error:
-        print(f"mpinn: {error}", file=sys.stderr, flush=True)
-        code = 1
-    leave(code if isinstance(code, int) else 0)
+        return 1, f"mpinn: {error}"
+    return 0, ""
 
 
 def _with_command(arguments: list[str]) -> list[str]:
@@ -233,3 +240,17 @@ def _with_command(arguments: list[str]) -> list[str]:
     if arguments and (arguments[0] in COMMANDS or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     return ["train", *arguments]
+
+
+def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        from mpinn.errors import InputError
+        from mpinn.words import nearest
+
+        raise InputError(name, f"{value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+def _is_word(config: str) -> bool:
+    """Whether what should be a file is none, and looks like the name of a command."""
+    path = Path(config)
+    return path.name == config and not path.suffix and not path.exists()

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import numpy as np
 
-from mpinn.agreement import Agreement, Signals
+from mpinn.agreement import Agreement
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Shape
 from mpinn.checks import Start, everywhere, prepare
@@ -22,6 +22,7 @@ from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.models.model import Model
 from mpinn.nn.part import build_part
 from mpinn.schedules.schedule import Schedule
+from mpinn.signals import Signals
 from mpinn.storage.directory import RunDirectory
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trainer import Plan, Trainer

@@ -7,29 +7,26 @@ from pathlib import Path
 import numpy as np
 
 from mpinn import __version__
-from mpinn.agreement import Signals
 from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build
 from mpinn.reporter import open_reporter
+from mpinn.signals import STOPPED, Signals
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.trainer import Outcome
 
-STOPPED = 75
-"""Exit code of a run that a signal or --stop-after has ended early: its state is saved, run it again."""
 
-
-def train(world: World, request: Request) -> int:
+def train(world: World, request: Request, signals: Signals | None = None) -> int:
     """Train, or go on training; the exit code.
 
     Raises, on all ranks together, InputError before anything is written, and FatalError for a run that diverged or
     cannot be saved.
     """
-    signals = Signals()
-    signals.listen()
+    signals = signals or Signals()
+    signals.listen()  # also when it did before: an MPI library may have put a handler of its own there
     start = Start.decode(world.verdict(lambda: check(request, world.size).encode()))
     if start.summary is not None:
         _tell_again(world, start)

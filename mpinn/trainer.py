@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from mpinn.agreement import Agreement, Signals
+from mpinn.agreement import Agreement
 from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
@@ -20,6 +20,7 @@ from mpinn.nn.layout import Entry
 from mpinn.nn.part import Part
 from mpinn.reporter import Reporter, Silent
 from mpinn.schedules.schedule import Schedule, Update
+from mpinn.signals import Signals
 from mpinn.tally import NEVER, Stopwatch, Tally
 
 

@@ -23,7 +23,7 @@ WALLS = {
 """Who may import what: the only folders for each library."""
 
 ORDER = [
-    {"errors", "words"},
+    {"errors", "signals", "words"},
     {"length"},
     {"config", "array"},
     {"nn", "comm", "datasets"},

@@ -4,17 +4,15 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
 from mpinn.comm.launch import read_launch
+from mpinn.signals import stop_listening
 
 FAILURE = 1
-FORWARDING = 0.25
-"""Seconds that the launcher is given to pass on the report: MPICH's drops what it still holds when a job aborts."""
 INTERRUPTED = 130
 """What a shell calls a program that was ended by the keyboard."""
 
@@ -28,19 +26,37 @@ def install_abort_hook() -> None:
     threading.excepthook = _uncaught_in_thread
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, report: str = "") -> NoReturn:
     """End this rank with ``code``, as all ranks do that have agreed on it; they wait for each other first.
 
+    A rank that others do not follow ends the job, and says ``report`` if it was silenced when it said so before.
     After that nothing may be left to do: Open MPI kills a rank that still works when another has left with a code.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    stop_listening(code)
+    _flush()
     if "mpi4py.MPI" in sys.modules:
-        from mpinn.comm.mpi import end_together
+        from mpinn.comm.mpi import PATIENCE, end_together
 
-        end_together()
+        end_together(PATIENCE, "" if sys.stderr is sys.__stderr__ else report)
     # Not os._exit: MPICH signs off from its mpirun in a handler of exit, without which the code becomes 9.
     sys.exit(code)
+
+
+def leave_interrupted() -> NoReturn:
+    """End the whole job at once, because the keyboard has interrupted this rank."""
+    if read_launch() is None:
+        print("interrupted", file=sys.stderr)
+        leave(INTERRUPTED)
+    _end_job("KeyboardInterrupt\n", INTERRUPTED)
+
+
+def _flush() -> None:
+    """What nobody reads any more, as after ``| head``, goes nowhere, and is no failure."""
+    for stream in filter(None, (sys.__stdout__, sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -69,6 +85,5 @@ def _end_job(report: str, code: int) -> NoReturn:
         with suppress(ImportError, RuntimeError):
             from mpinn.comm import mpi
 
-            time.sleep(FORWARDING)
             mpi.abort(code)
     os._exit(code)

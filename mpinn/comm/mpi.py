@@ -39,7 +39,9 @@ SPINS = 50
 SHORTEST, LONGEST = 1e-6, 1e-4
 """Seconds slept between two tests; doubled from the first to the second."""
 PATIENCE = 10.0
-"""Seconds that a rank which ends without an agreement waits for the others to end too."""
+"""Seconds that a rank which ends waits for the others to end too."""
+FORWARDING = 0.25
+"""Seconds that the launcher is given to pass on what was said: MPICH's drops what it holds when a job aborts."""
 
 
 class Finish(Protocol):
@@ -321,24 +323,25 @@ def library() -> tuple[str, str]:
 
 def abort(code: int) -> NoReturn:
     """End every rank of the job at once."""
+    sleep(FORWARDING)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)
     os._exit(code)  # MPICH's Abort may come back before its launcher has killed this rank
 
 
-def end_together(patience: float | None = None) -> None:
-    """Finalize MPI once all ranks are here; when they are not after ``patience`` seconds, end the job.
+def end_together(patience: float, report: str = "") -> None:
+    """Finalize MPI once all ranks are here; when they are not after ``patience`` seconds, end the job with ``report``.
 
     Without an own finalization, a rank that leaves alone would wait in MPI for ranks that wait for its messages.
     """
     if not MPI.Is_initialized() or MPI.Is_finalized():
         return
-    deadline = None if patience is None else monotonic() + patience
+    deadline = monotonic() + patience
     request, pause = MPI.COMM_WORLD.Ibarrier(), SHORTEST
     while not request.Test():
-        if deadline is not None and monotonic() > deadline:
-            rank = MPI.COMM_WORLD.Get_rank()
-            print(f"rank {rank} has ended while others have not: the job is ended", file=sys.__stderr__, flush=True)
+        if monotonic() > deadline:
+            said = f"rank {MPI.COMM_WORLD.Get_rank()} has ended while others have not: the job is ended"
+            print("\n".join([said, *filter(None, [report])]), file=sys.__stderr__, flush=True)
             abort(1)
         sleep(pause)
         pause = min(2 * pause, LONGEST)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mpinn import agreement
-from mpinn.agreement import Agreement, Signals
+from mpinn.agreement import Agreement
 from mpinn.comm.grid import World
+from mpinn.signals import Signals
 
 pytestmark = pytest.mark.mpi
 HORIZON = 0.03

@@ -11,11 +11,11 @@ import pytest
 from training import SMALL, differences, records
 
 from mpinn import agreement
-from mpinn.agreement import Signals
 from mpinn.checks import Request, check
 from mpinn.comm.grid import World
 from mpinn.experiment import build
 from mpinn.schedules.serial import Serial
+from mpinn.signals import Signals
 from mpinn.storage.reader import Checkpoint
 from mpinn.train import train
 
