@@ -103,7 +103,7 @@ def test_of_two_jobs_that_start_at_once_in_one_directory_one_trains(tmp_path: Pa
     ended = finish(refused)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"mpinn: run.directory: {run} is being trained by pid ")
-    wait_for(run / "checkpoint-00000015.h5", trains)
+    wait_for(run / "latest", trains)
     trains.send_signal(signal.SIGUSR1)
     assert finish(trains).returncode == STOPPED
     steps = [line["step"] for line in records(run) if "loss" in line]

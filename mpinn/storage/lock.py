@@ -53,15 +53,15 @@ class Lock:
 
 
 def check_free(path: Path) -> None:
-    """Raise InputError if a process holds the lock file ``path``; writes nothing."""
-    with suppress(FileNotFoundError, PermissionError), open(path, encoding="utf-8") as file:
+    """Raise InputError if a process holds the lock file ``path``; writes nothing.
+
+    A file that can't be opened or locked is left to `Lock.take`.
+    """
+    with suppress(OSError), open(path, encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _taken(path, file) from None
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
 
 
 def _open_locked(path: Path) -> TextIO | None:
