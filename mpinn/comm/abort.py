@@ -51,11 +51,11 @@ def leave_interrupted() -> NoReturn:
 
 
 def _flush() -> None:
-    """What nobody reads any more, as after ``| head``, goes nowhere, and is no failure."""
+    """What nobody reads any more, as after ``| head``, or no disk takes, goes nowhere, and is no failure."""
     for stream in filter(None, (sys.__stdout__, sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -75,7 +75,7 @@ def _uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _end_job(report: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    _flush()
     launch = read_launch()
     place = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}:\n" if launch else ""
     # Not sys.stderr, which is silenced on ranks other than 0; in one piece, so that ranks do not interleave.
