@@ -300,8 +300,8 @@ def test_a_regression_has_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixt
             x = rng.normal(size=(60, 5))
             file[f"{split}/x"], file[f"{split}/target"] = x, x[:, :1] - x[:, 1:2]
     data = ("data.name=hdf5", f"data.path={tmp_path / 'data.h5'}", "data.batch=20", "loss.name=squared_error")
-    run = tmp_path / "run"
-    assert here(run, *data, "consensus.score=inverse_loss", "train.epochs=30", "checkpoint.every=1 epoch") == 0
+    run, network = tmp_path / "run", "model.widths=[64,64]"
+    assert here(run, *data, network, "consensus.score=inverse_loss", "train.epochs=30", "checkpoint.every=1 epoch") == 0
     assert "accuracy" not in capsys.readouterr().out
     assert list(summary(run)["test"]) == ["loss"]
     losses = {line["step"]: line["validation_loss"] for line in records(run) if "validation_loss" in line}
