@@ -38,9 +38,6 @@ def train(world: World, request: Request, signals: Signals | None = None) -> int
 
 
 def _train(world: World, start: Start, signals: Signals, stop_after: int) -> int:
-    if world.rank == 0:
-        # before kernels are compiled, which takes seconds at the first start on a machine
-        print(f"mpinn {__version__}: {_count(world.size, 'rank')} on {world.host}, {world.library}", flush=True)
     experiment = build(world, start, signals, stop_after)
     gc.enable()
     try:
@@ -76,6 +73,7 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
     (part,) = trainer.schedule.parts.values()
     shape = " x ".join(map(str, experiment.grid.shape))
     said = [
+        f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), messages {experiment.transport}",
         f"kernels {experiment.kernels}",
@@ -101,10 +99,6 @@ def _remarks(config: Config, replicas: int) -> list[str]:
     if config.data.batch < replicas:
         said.append(f"warning: the batch of {config.data.batch} leaves some of the {replicas} replicas without samples")
     return said
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _choice(config: Config, table: str) -> str:
