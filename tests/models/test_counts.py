@@ -1,7 +1,7 @@
 """How many parameters the models have: counted by hand from the papers' tables, and as published.
 
 Published: ResNet-20 to 110 in He et al. (2016a), table 6, with option A; ResNet-164 and 1001 in He et al. (2016b),
-table 4. The figure for ResNet-1001, 10.2 M, leaves out scales and shifts of the norms, with which it is 10.3 M.
+table 4. The figure for ResNet-1001, 10.2 M, seems to leave out scales and shifts of the norms, with which it is 10.3 M.
 VGG for CIFAR has no paper; 14.7 M for VGG-16 is what its published implementations have.
 """
 
