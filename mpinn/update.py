@@ -1,19 +1,20 @@
 """From a complete gradient to new weights: consensus, clipping, combining, optimizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, sqrt
 
 from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
 from mpinn.nn.part import Part
+from mpinn.trace import SILENT, Trace
 
 
 class OptimizerUpdate:
     """The update that a schedule calls.
 
     ``rate`` is the learning rate by batch index; a mean gradient whose norm exceeds ``clip`` is shortened to it, unless
-    ``clip`` is 0.
+    ``clip`` is 0. The norm is over all layers for which ``chained`` gives a number, those of this rank among them.
     """
 
     def __init__(
@@ -23,11 +24,15 @@ class OptimizerUpdate:
         rate: Callable[[int], float],
         clip: float,
         parts: Mapping[str, Part],
+        chained: Callable[[Sequence[float]], Sequence[float]] = lambda sums: sums,
+        trace: Trace = SILENT,
     ):
         self._consensus = consensus
         self._optimizer = optimizer
         self._rate = rate
         self._clip = clip
+        self._chained = chained
+        self._trace = trace
         self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
         self._layers = {name: [part.layout.span((n,)) for n in part.weight_views] for name, part in parts.items()}
 
@@ -37,7 +42,9 @@ class OptimizerUpdate:
 
     def __call__(self, part: Part, batch: Batch) -> None:
         """The part's gradient is complete; a batch without samples anywhere changes nothing."""
+        begun = self._trace.now()
         samples = self._consensus.gradients(part, batch)
+        self._trace.add("mix", begun, batch.index)
         if not samples:
             return
         scale = 1 / samples
@@ -47,8 +54,11 @@ class OptimizerUpdate:
             if self._clip < norm < inf:
                 scale *= self._clip / norm
         self._consensus.combine(part)
+        begun = self._trace.now()
         self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
+        self._trace.add("update", begun, batch.index)
 
     def _norm(self, part: Part) -> float:
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model
-        return sqrt(sum(float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]))
+        sums = [float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]]
+        return sqrt(sum(self._chained(sums)))
