@@ -46,6 +46,10 @@ class Independent:
     def combine(self, part: Part) -> None:
         """Nothing is combined."""
 
+    def drains(self, step: int, last: bool) -> bool:
+        """Nobody meets."""
+        return False
+
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Nobody meets."""
         return None

@@ -81,14 +81,19 @@ class Batches:
         self.batch: Callable[[int], Batch] = Ahead(self._make) if ahead and costly else self._make
         """The share of this replica in a global batch, by its step, which counts from 0 over all epochs."""
 
+    def total(self, step: int) -> int:
+        """The samples of the global batch of ``step``."""
+        within = step % self.steps_per_epoch
+        size = min(self._size, self._n - within * self._size)
+        return size * self._replicas if self._deal == "same" else size
+
     def _make(self, step: int) -> Batch:
         epoch, within = divmod(step, self.steps_per_epoch)
+        total = self.total(step)
         if self._deal == "same":
-            first, last = within * self._size, min((within + 1) * self._size, self._n)
-            total, start = (last - first) * self._replicas, self._replica
+            first, last, start = within * self._size, min((within + 1) * self._size, self._n), self._replica
         else:
             first, last, start = share(within, self._size, self._n, self._replicas, self._replica)
-            total = min(self._size, self._n - within * self._size)
         samples = self._order.epoch(epoch)[first:last]
         rows = samples if self._shard is None else np.searchsorted(self._shard, samples)
         key = self._seed, epoch
