@@ -13,12 +13,12 @@ from mpinn.array.device import choose_kernels
 from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.config import Config, not_one_of
-from mpinn.costs import SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
+from mpinn.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
 from mpinn.datasets.samples import GIB
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
-from mpinn.partition import Partition, parse, partition
+from mpinn.partition import BANDWIDTH, LATENCY, Partition, parse, partition
 from mpinn.profile import ELEMENT, OPERATIONS, Cost, estimate, profile, subject_of
 
 WIDE = 160
@@ -29,7 +29,7 @@ WIDE = 160
 class Question:
     """What is to be planned; stages and replicas of 0 are the configured ones, memory in GiB, 0 for any amount.
 
-    ``bandwidth`` in GB/s and ``latency`` in microseconds are those of messages between neighbours.
+    ``bandwidth`` in GB/s and ``latency`` in microseconds are those of messages between neighbours, None if not known.
     """
 
     file: str | None = None
@@ -40,8 +40,8 @@ class Question:
     micro_batches: int = 4
     cuts: tuple[str, ...] = ()
     memory: float = 0.0
-    bandwidth: float = 2.0
-    latency: float = 20.0
+    bandwidth: float | None = None
+    latency: float | None = None
     profile: Path | None = None
     estimated: bool = False
 
@@ -59,6 +59,8 @@ class Plan:
     source: str
     """Where the costs are from."""
     link: Link
+    assumed: bool
+    """Whether nothing was said of messages."""
     micro_batches: int
     partition: Partition
     starts: tuple[str, ...]
@@ -85,7 +87,10 @@ def answer(question: Question) -> Plan:
         raise InputError("--cut", f"{len(question.cuts)} cuts make {len(question.cuts) + 1} stages, not {stages}")
     chosen = parse(model, question.cuts, "--cut") if question.cuts else None
     costs, source = _costs(config, model, outputs_of(summary), batch, ops, question)
-    link = Link(question.bandwidth * 1e9, question.latency * 1e-6)
+    link = Link(
+        BANDWIDTH if question.bandwidth is None else question.bandwidth * 1e9,
+        LATENCY if question.latency is None else question.latency * 1e-6,
+    )
     slots = len(config.optimizer.slots)
     if chosen is None:
         chosen = partition(
@@ -100,9 +105,21 @@ def answer(question: Question) -> Plan:
     found = stages_of(costs, chosen)
     forecasts = tuple(forecast(schedule, found, link, question.micro_batches) for schedule in SCHEDULES)
     return Plan(
-        config.names["model"], config.data.name, batch, replicas, config.run.dtype, source, link, question.micro_batches,
-        chosen, chosen.starts(model.network), tuple(found), 2 + slots, forecasts,
-    )  # fmt: skip
+        model=config.names["model"],
+        data=config.data.name,
+        batch=batch,
+        replicas=replicas,
+        dtype=config.run.dtype,
+        source=source,
+        link=link,
+        assumed=question.bandwidth is None and question.latency is None,
+        micro_batches=question.micro_batches,
+        partition=chosen,
+        starts=chosen.starts(model.network),
+        stages=tuple(found),
+        vectors=2 + slots,
+        forecasts=forecasts,
+    )
 
 
 def show(plan: Plan, as_json: bool) -> None:
@@ -123,7 +140,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "replicas": plan.replicas,
         "dtype": plan.dtype,
         "costs": plan.source,
-        "messages": asdict(plan.link),
+        "messages": {**asdict(plan.link), "assumed": plan.assumed},
         "micro_batches": plan.micro_batches,
         "bounds": list(plan.partition.bounds),
         "starts": list(plan.starts),
@@ -138,6 +155,8 @@ def describe(plan: Plan) -> dict[str, Any]:
 def _check(question: Question) -> None:
     for name in ("bandwidth", "latency", "memory"):
         value = getattr(question, name)
+        if value is None:
+            continue
         if not isfinite(value) or value < 0 or (name == "bandwidth" and value == 0):
             least = "above 0" if name == "bandwidth" else "of at least 0"
             raise InputError(f"--{name}", f"expected a number {least}, got {value:g}")
@@ -187,10 +206,11 @@ def _print(plan: Plan) -> None:
 def _facts(plan: Plan) -> list[str]:
     shared = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
     link = f"{plan.link.bandwidth / 1e9:g} GB/s, {plan.link.latency * 1e6:g} us"
+    known = ": assumed; mpirun -n 2 python -m mpinn doctor measures them" if plan.assumed else ""
     return [
         f"{plan.model} on {plan.data}: {plan.batch} samples of {plan.dtype} a step{shared}",
         f"costs     {plan.source}",
-        f"messages  {link}: --bandwidth and --latency, assumed if not given; mpirun -n 2 python -m mpinn doctor measures",
+        f"messages  {link}{known}",
     ]
 
 
@@ -229,9 +249,7 @@ def _schedules(plan: Plan) -> Any:
         table.add_column(str(number), justify="right", no_wrap=True)
     serial = plan.forecasts[0].seconds
     for row in plan.forecasts:
-        name = (
-            f"{row.schedule}, {plan.micro_batches} micro_batches" if row.schedule in ("gpipe", "1f1b") else row.schedule
-        )
+        name = f"{row.schedule}, m = {plan.micro_batches}" if row.schedule in PIPELINES else row.schedule
         ratios = (f"{serial / seconds:.2f}" for seconds in (row.seconds, row.locked))
         table.add_row(name, _time(row.seconds), *ratios, str(row.messages), *map(_size, row.in_flight))
     return table
