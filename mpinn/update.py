@@ -33,6 +33,7 @@ class OptimizerUpdate:
         self._clip = clip
         self._chained = chained
         self._trace = trace
+        self._versions = dict.fromkeys(parts, 0)
         self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
         self._layers = {name: [part.layout.span((n,)) for n in part.weight_views] for name, part in parts.items()}
 
@@ -56,7 +57,8 @@ class OptimizerUpdate:
         self._consensus.combine(part)
         begun = self._trace.now()
         self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
-        self._trace.add("update", begun, batch.index)
+        self._versions[part.name] += 1
+        self._trace.add("update", begun, batch.index, self._versions[part.name])
 
     def _norm(self, part: Part) -> float:
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model
