@@ -23,7 +23,7 @@ WALLS = {
 """Who may import what: the only folders for each library."""
 
 ORDER = [
-    {"errors", "signals", "words"},
+    {"errors", "signals", "trace", "words"},
     {"length"},
     {"config", "array"},
     {"nn", "comm", "datasets"},
@@ -31,13 +31,13 @@ ORDER = [
     {"profile"},
     {"partition"},
     {"costs"},
-    {"schedules", "consensus"},
+    {"schedules", "consensus", "cuts"},
     {"choices", "measure", "update", "tally", "agreement", "reporter"},
-    {"trainer", "warm"},
+    {"trainer"},
     {"keeper"},
     {"checks", "warm"},
     {"experiment"},
-    {"summary"},
+    {"summary", "timeline"},
     {"train", "evaluate", "bench", "plan"},
     {"doctor"},
     {"cli"},
