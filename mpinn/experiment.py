@@ -64,6 +64,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     (part,) = schedule.parts.values()
     warm(world, config, part, loaded.model.shape, loaded.target_shape)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
+    consensus.prepare(schedule.parts)
     tally = Tally()
     model_kinds, grid_kinds = model_vectors(schedule.parts), grid_vectors(consensus, tally)
     begin = Resumed()

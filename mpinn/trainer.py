@@ -126,7 +126,9 @@ class Trainer:
             self._meet(step, last)
             self._look(step, last)
             if self._agreed(step, last):
+                self.consensus.close()
                 return Outcome.STOPPED
+        self.consensus.close()
         self.agreement.close()
         if not self.plan.total:
             self._save(0)
@@ -237,6 +239,7 @@ class Trainer:
     def _diverge(self, step: int, first: int, rank: int, what: str, layer: str) -> NoReturn:
         where = f"the first layer that is not finite is {layer}" if layer else "all weights are still finite"
         path = self.keeper.inspection(self._moment(step))
+        self.consensus.close()
         raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {where}. The state is in {path}")
 
     def _moment(self, step: int) -> Moment:

@@ -36,18 +36,23 @@ class OptimizerUpdate:
         self._consensus.ready(part, span)
 
     def __call__(self, part: Part, batch: Batch) -> None:
-        """The part's gradient is complete; a batch without samples anywhere changes nothing."""
+        """The part's gradient is complete; without samples there is no step, but neighbours may still combine."""
         samples = self._consensus.gradients(part, batch)
-        if not samples:
-            return
+        scale = self._scale(part, samples) if samples else 0.0
+        self._consensus.combine(part)
+        if samples:
+            self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
+        self._consensus.adapted(part)
+
+    def _scale(self, part: Part, samples: int) -> float:
+        """What turns the summed gradient into a mean that is no longer than the limit."""
         scale = 1 / samples
         if self._clip:
             norm = self._norm(part) * scale
             # a norm that is not finite is left alone, so that it shows
             if self._clip < norm < inf:
                 scale *= self._clip / norm
-        self._consensus.combine(part)
-        self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
+        return scale
 
     def _norm(self, part: Part) -> float:
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model

@@ -36,6 +36,9 @@ class Independent:
         self.merge: Array = np.eye(1, channel.size)[0]
         self.memory: Mapping[str, tuple[Layout, Array]] = {}
 
+    def prepare(self, parts: Mapping[str, Part]) -> None:
+        """Nothing is kept of a part."""
+
     def ready(self, part: Part, span: slice) -> None:
         """Nothing leaves."""
 
@@ -46,6 +49,12 @@ class Independent:
     def combine(self, part: Part) -> None:
         """Nothing is combined."""
 
+    def adapted(self, part: Part) -> None:
+        """Nothing is combined."""
+
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Nobody meets."""
         return None
+
+    def close(self) -> None:
+        """Nothing is under way."""
