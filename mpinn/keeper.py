@@ -1,5 +1,6 @@
 """The state of a run in its directory: what is saved, and how it is found again."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from mpinn.comm.channel import Channel
 from mpinn.config import Config
 from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.consensus.statistics import merge_layer
+from mpinn.nn.layout import Layout
 from mpinn.nn.part import COUNTERS, Part
+from mpinn.schedules.schedule import Flight, Schedule
 from mpinn.storage.checkpoint import SaveError, Saver
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics, Record, columns, read
@@ -24,21 +27,56 @@ from mpinn.tally import Tally
 from mpinn.trainer import Moment
 
 
-def model_vectors(parts: Mapping[str, Part]) -> list[VectorSpec]:
-    """What makes the model and its optimizer; on another grid the merged ones serve."""
+FACTS = "facts"
+"""The name of what is known about a flight, among its arrays."""
+
+
+def model_vectors(parts: Mapping[str, Part], stage: int = 0) -> list[VectorSpec]:
+    """What makes the model and its optimizer; on another grid the merged ones serve.
+
+    Stages have applied equally many gradients only when nothing is in flight, so each has a count of its own; on
+    another grid that of the first stage, which has applied the fewest, serves for all.
+    """
     found = []
     for name, part in parts.items():
         found.append(VectorSpec(f"model/{name}", part.layout, part.weights))
         found.append(VectorSpec(f"state/{name}", part.state_layout, part.state))
         found += [VectorSpec(f"optimizer/{slot}/{name}", part.layout, vector) for slot, vector in part.slots.items()]
-        found.append(VectorSpec(f"counters/{name}", COUNTERS, part.counters))
+        counter = f"counters/{name}" if stage == 0 else f"counters/stage{stage}/{name}"
+        found.append(VectorSpec(counter, COUNTERS, part.counters))
     return found
 
 
-def grid_vectors(consensus: Consensus, tally: Tally) -> list[VectorSpec]:
+def grid_vectors(consensus: Consensus, tally: Tally, stage: int = 0) -> list[VectorSpec]:
     """What has a meaning on the same grid only."""
-    memory = [VectorSpec(f"consensus/{name}", *pair) for name, pair in consensus.memory.items()]
-    return [*memory, VectorSpec("tally/replica", tally.layout, tally.vector)]
+    place = f"stage{stage}/" if stage else ""
+    memory = [VectorSpec(f"consensus/{place}{name}", *pair) for name, pair in consensus.memory.items()]
+    return [*memory, VectorSpec(f"tally/{place}replica", tally.layout, tally.vector)]
+
+
+def flight_vectors(flight: Flight | None, kind: str) -> list[VectorSpec]:
+    """What is in flight on this rank, an array each, and what is known about it."""
+    if flight is None:
+        return []
+    facts = np.frombuffer(json.dumps(flight.facts).encode(), np.uint8)
+    return [
+        VectorSpec(kind, Layout({name: array.shape}, array.dtype), array.reshape(-1))
+        for name, array in {FACTS: facts, **flight.arrays}.items()
+    ]
+
+
+def read_flight(checkpoint: Checkpoint, kind: str) -> Flight | None:
+    """The inverse of `flight_vectors`; None where nothing was in flight."""
+    names = [parameter.name for parameter in checkpoint.parameters(kind)]
+    if FACTS not in names:
+        return None
+    arrays = {name: checkpoint.weights(name, kind) for name in names}
+    return Flight(json.loads(arrays.pop(FACTS).tobytes()), arrays)
+
+
+def flight_kind(replica: int, stage: int) -> str:
+    """Where what is in flight on a rank stands."""
+    return f"flight/{replica}/{stage}"
 
 
 @dataclass(eq=False)
@@ -51,13 +89,20 @@ class RunKeeper:
     steps_per_epoch: int
     control: Channel
     vectors: Sequence[VectorSpec]
+    schedule: Schedule
+    replica: int = 0
+    stage: int = 0
+    bounds: Sequence[int] = ()
+    """The layers at which the stages begin, and the number of layers."""
     data: Mapping[str, Scalar] = field(default_factory=dict)
     """What describes the data, to be saved with the position in it."""
     records: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
-        self._saver = Saver(self.directory.path, self.control, keep=keep, merges={"state": merge_layer})
+        self._saver = Saver(
+            self.directory.path, self.control, replica=self.replica, keep=keep, merges={"state": merge_layer}
+        )
         self._failure: OSError | None = None
         self._metrics = self._open_metrics() if self.control.rank == 0 else None
 
@@ -113,7 +158,10 @@ class RunKeeper:
 
     def _snapshot(self, moment: Moment) -> Snapshot:
         meetings = [record for record in self.records if "meeting_weights" in record]
-        scalars: dict[str, Any] = {"samples": moment.samples, "seconds": moment.seconds}
+        behind = self.schedule.behind
+        scalars: dict[str, Any] = {"samples": moment.samples, "seconds": moment.seconds, "behind": behind}
+        scalars["behind_samples"] = moment.behind_samples
+        scalars["bounds"] = np.array(self.bounds, np.int64)
         if moment.quality is not None:
             scalars["validation"] = np.array([moment.quality.loss, moment.quality.accuracy])
         if meetings:
@@ -132,6 +180,7 @@ class RunKeeper:
             random={"seed": self.config.run.seed, "step": moment.step},
             scalars=scalars,
             history=columns(self.records),
+            alone=flight_vectors(self.schedule.flight(), flight_kind(self.replica, self.stage)),
         )
 
     def wait(self) -> None:
@@ -168,24 +217,52 @@ def _table(rows: Sequence[Sequence[float]]) -> Array:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on, and what had to be said about it."""
+    """Where a run goes on, and what had to be said about it; ``flight`` is what this rank had under way."""
 
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
     quality: Quality | None = None
     notes: Sequence[str] = ()
+    flight: Flight | None = None
 
 
-def resume(
-    path: Path, model: Sequence[VectorSpec], local: Sequence[VectorSpec], grid: tuple[int, int, int], replica: int
-) -> Resumed:
-    """Fill this rank's vectors from a checkpoint; ``local`` ones only if the grid is the one that was saved."""
+@dataclass(frozen=True)
+class Stand:
+    """Where a rank stands: in the grid, in the depth, and in which schedule. A flight goes on only where all agree."""
+
+    grid: tuple[int, int, int]
+    replica: int
+    stage: int
+    bounds: tuple[int, ...]
+    schedule: Mapping[str, Any]
+
+    def agrees(self, checkpoint: Checkpoint) -> bool:
+        """Whether the file was saved by ranks that stood as these do."""
+        bounds = tuple(np.asarray(checkpoint.scalars.get("bounds", ())).tolist())
+        same_depth = self.grid[1] == 1 or bounds == self.bounds
+        schedule = checkpoint.configuration["schedule"]
+        alike = all(schedule.get(key) == value for key, value in self.schedule.items() if key != "cut")
+        return checkpoint.grid == self.grid and same_depth and alike
+
+
+def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], stand: Stand) -> Resumed:
+    """Fill this rank's vectors from a checkpoint; ``local`` ones, and what was in flight, only if nothing has moved.
+
+    Otherwise what was in flight is dropped, and the run goes back to the oldest batch that not all stages had applied.
+    """
     with Checkpoint(path) as checkpoint:
         step, was, scalars = checkpoint.step, checkpoint.grid, checkpoint.scalars
-    notes = restore(path, [*model, *local] if was == grid else model, grid, replica)
-    if was != grid:
-        before, now = (" x ".join(map(str, shape)) for shape in (was, grid))
+        same = stand.agrees(checkpoint)
+        flight = read_flight(checkpoint, flight_kind(stand.replica, stand.stage)) if same else None
+    vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(parts)
+    notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] == 1)
+    if was != stand.grid:
+        before, now = (" x ".join(map(str, shape)) for shape in (was, stand.grid))
         notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]
+    behind = 0 if same else int(scalars.get("behind", 0))
+    if behind:
+        notes.append(f"what was in flight is dropped: the run goes back {behind} batches, from step {step}")
+    samples = int(scalars["samples"]) - (int(scalars["behind_samples"]) if behind else 0)
     quality = Quality(*scalars["validation"].tolist()) if "validation" in scalars else None
-    return Resumed(step, int(scalars["samples"]), float(scalars["seconds"]), quality, notes)
+    return Resumed(step - behind, samples, float(scalars["seconds"]), quality, notes, flight)

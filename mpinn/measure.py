@@ -26,12 +26,14 @@ Views: TypeAlias = tuple[Tree, Tree]
 
 
 def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: Views | None = None) -> Array:
-    """Sums over the samples of ``batches``: [loss, right predictions, samples]; ``views`` are (weights, state)."""
+    """Sums over the samples of ``batches``: [loss, right predictions, samples]; ``views`` are (weights, state).
+
+    Zeros on a rank on which the depth does not end.
+    """
     sums = np.zeros(3)
     context = Pass(training=False)
     for batch in batches:
-        if batch.count:
-            y = schedule.predict(batch.x, *(views or ()))
+        if batch.count and (y := schedule.predict(batch.x, *(views or ()))) is not None:
             sums += float(loss(y, batch.target, context)[0]), correct(y, batch.target, context), batch.count
     return sums
 
@@ -44,7 +46,7 @@ def quality(sums: Array) -> Quality:
 
 
 class ReplicaMeasure:
-    """What a score may ask about this replica: nothing here sends a message."""
+    """What a score may ask about this replica: it sends no message that counts, and none to another replica."""
 
     def __init__(self, schedule: Schedule, loss: Loss, batches: Batches, step: int, seed: int, replica: int):
         self._schedule = schedule
@@ -55,11 +57,18 @@ class ReplicaMeasure:
 
     def validation(self) -> Quality:
         """On the whole validation split."""
-        return quality(totals(self._schedule, self._loss, self._batches.evaluation("validation", EVALUATION_BATCH)))
+        return self._quality(self._batches.evaluation("validation", EVALUATION_BATCH))
+
+    def _quality(self, batches: Iterable[Batch]) -> Quality:
+        return quality(self.across(totals(self._schedule, self._loss, batches)))
+
+    def across(self, values: Array) -> Array:
+        """The sum of ``values`` over the ranks that hold this replica, on all of them; the array is written."""
+        return self._schedule.across(values)
 
     def shard(self) -> Quality:
         """On the samples of the epoch that the last step belongs to."""
-        return quality(totals(self._schedule, self._loss, map(self._batches.batch, self._epoch())))
+        return self._quality(map(self._batches.batch, self._epoch()))
 
     def _epoch(self) -> range:
         length = self._batches.steps_per_epoch
@@ -73,7 +82,9 @@ class ReplicaMeasure:
         done = 0
         for sample in self._singles(samples):
             y = self._schedule.predict(sample.x)
-            self._schedule.gradient(replace(sample, target=self._loss.draw(y, rng)))
+            if y is not None:
+                sample = replace(sample, target=self._loss.draw(y, rng))
+            self._schedule.gradient(sample)
             np.multiply(part.grads, part.grads, out=part.grads)
             np.add(out, part.grads, out=out)
             done += 1
@@ -93,14 +104,24 @@ class ReplicaMeasure:
 class RunMeasure:
     """The quality of the run's one model: replicas that differ are merged first, then all share the samples.
 
-    Messages go over the control channel, which no count of messages includes.
+    ``column`` joins the ranks that hold the same parameters, one of each replica and in their order; without it these
+    are all ranks. No count of messages includes it.
     """
 
-    def __init__(self, schedule: Schedule, loss: Loss, batches: Batches, control: Channel, consensus: Consensus):
+    def __init__(
+        self,
+        schedule: Schedule,
+        loss: Loss,
+        batches: Batches,
+        control: Channel,
+        consensus: Consensus,
+        column: Channel | None = None,
+    ):
         self._schedule = schedule
         self._loss = loss
         self._batches = batches
         self._control = control
+        self._column = column or control
         self._consensus = consensus
         self._packings: dict[str, Packing] = {}
 
@@ -108,7 +129,7 @@ class RunMeasure:
         """The merged model on ``split``; called by all ranks."""
         (part,) = self._schedule.parts.values()
         views = self._merged(part, self.merge_weights())
-        rank, size = self._control.rank, self._control.size
+        rank, size = self._column.rank, self._column.size
         sums = totals(
             self._schedule, self._loss, self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size), views
         )
@@ -117,21 +138,21 @@ class RunMeasure:
 
     def merge_weights(self) -> Array:
         """The weights (R,) of the merge: the consensus's own, without replicas that are not finite."""
-        if self._control.size == 1:
+        if self._column.size == 1:
             return np.ones(1)
         vectors = [vector for part in self._schedule.parts.values() for vector in (part.weights, part.state)]
-        own = np.array([all(map(ops.all_finite, vectors))], np.float64)
-        finite = np.empty((self._control.size, 1))
-        self._control.all_gather(own, finite).wait()
-        weights: Array = self._consensus.merge * finite[:, 0]
+        bad = np.zeros(self._column.size)
+        bad[self._column.rank] = not all(map(ops.all_finite, vectors))
+        self._control.all_max(bad).wait()
+        weights: Array = self._consensus.merge * (1 - bad)
         if not weights.any():
-            weights = finite[:, 0]
+            weights = 1 - bad
         weights /= max(weights.sum(), 1e-300)
         return weights
 
     def _merged(self, part: Part, weights: Array) -> Views:
         shared = self._consensus.agreed
-        if self._control.size == 1 or not weights.any() or (shared and not part.state.size):
+        if self._column.size == 1 or not weights.any() or (shared and not part.state.size):
             return part.weight_views, part.state_views
         if part.name not in self._packings:
             self._packings[part.name] = Packing(part, slots=False)
@@ -139,10 +160,10 @@ class RunMeasure:
         summed = packing.statistics if shared else packing.buffer
         if weights.max() == 1:
             packing.copy()
-            self._control.broadcast(summed, int(weights.argmax())).wait()
+            self._column.broadcast(summed, int(weights.argmax())).wait()
         else:
-            packing.share(float(weights[self._control.rank]))
-            self._control.all_sum(summed).wait()
+            packing.share(float(weights[self._column.rank]))
+            self._column.all_sum(summed).wait()
             packing.merged()
         merged = part.layout.views(packing.weights), part.state_layout.views(packing.state)
         return (part.weight_views, merged[1]) if shared else merged

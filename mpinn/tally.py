@@ -1,6 +1,5 @@
 """What is counted between two lines of the log: losses, samples, and where the time went."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -71,12 +70,14 @@ class Times:
 
 
 class Stopwatch:
-    """Divides the time of training; see `mpinn.comm.meter.split_time` for what communicating and waiting mean."""
+    """Divides the time of training; see `mpinn.comm.meter.split_time` for what communicating and waiting mean.
 
-    def __init__(self, channels: Sequence[Channel], control: Channel):
+    ``column`` joins the same ranks as ``replicas``, and is counted by nobody.
+    """
+
+    def __init__(self, replicas: Channel, stages: Channel, column: Channel):
         self.times = Times()
-        self._channels = channels
-        self._control = control
+        self._replicas, self._stages, self._column = replicas, stages, column
         self._begun = self._since = perf_counter()
 
     def start(self) -> None:
@@ -101,11 +102,13 @@ class Stopwatch:
         return lap
 
     def settle(self) -> None:
-        """Compare this rank's waits with those of the others since the last call; called by all ranks."""
-        for channel in self._channels:
-            own, messages = channel.meter.drain()
-            everyone = np.empty((self._control.size, own.size))
-            self._control.all_gather(own, everyone).wait()
-            communicating, waiting = split_time(own, everyone)
-            self.times.communicating += communicating + float(messages.sum())
-            self.times.waiting += waiting
+        """Compare this rank's waits with those of the other replicas since the last call; called by all ranks.
+
+        Messages between stages travel while the stages compute: who still waits for one waits for a stage that is late.
+        """
+        own, messages = self._replicas.meter.drain()
+        everyone = np.empty((self._column.size, own.size))
+        self._column.all_gather(own, everyone).wait()
+        communicating, waiting = split_time(own, everyone)
+        self.times.communicating += communicating + float(messages.sum())
+        self.times.waiting += waiting + sum(float(waits.sum()) for waits in self._stages.meter.drain())

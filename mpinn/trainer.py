@@ -1,6 +1,6 @@
 """The loop: step, meet, log, evaluate, stop or save."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic
@@ -19,9 +19,13 @@ from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.nn.layout import Entry
 from mpinn.nn.part import Part
 from mpinn.reporter import Reporter, Silent
-from mpinn.schedules.schedule import Schedule, Update
+from mpinn.schedules.schedule import Measured, Schedule, Update
 from mpinn.signals import Signals
 from mpinn.tally import NEVER, Stopwatch, Tally
+
+
+NAME = 256
+"""Bytes of the longest name of a layer that one rank tells another."""
 
 
 class Outcome(Enum):
@@ -48,6 +52,8 @@ class Moment:
     merge: Array
     samples: int
     seconds: float
+    behind_samples: int = 0
+    """Of ``samples``, how many not all stages have applied."""
 
 
 class Keeper(Protocol):
@@ -104,6 +110,7 @@ class Trainer:
     classes: int
     """Of the data; 0 for a regression, which has no accuracy."""
     reporter: Reporter = field(default_factory=Silent)
+    ranks_per_replica: int = 1
     samples: int = 0
     """Samples that the replicas together have been trained on since the run began."""
     seconds: float = 0.0
@@ -119,10 +126,12 @@ class Trainer:
         self._saved_at = monotonic()
         while step < self.plan.total:
             batch = self.batches.batch(step)
-            self.tally.add(step, self.schedule.step(batch, self.update), batch.count)
+            self._count(self.schedule.step(batch, self.update))
             self.samples += batch.total
             step += 1
             last = step == self.plan.total
+            if last or self.consensus.drains(step, last):
+                self._count(self.schedule.drain(self.update))
             self._meet(step, last)
             self._look(step, last)
             if self._agreed(step, last):
@@ -134,6 +143,10 @@ class Trainer:
             self._save(0)
         self.keeper.wait()
         return Outcome.FINISHED
+
+    def _count(self, measured: Iterable[Measured]) -> None:
+        for known in measured:
+            self.tally.add(known.index, known.loss, known.count)
 
     def elapsed(self) -> float:
         """Seconds of training since the run began, restarts included."""
@@ -171,13 +184,15 @@ class Trainer:
         self._check_losses(step, sums)
         self.tally.clear()
         finite = np.isfinite(sums[:, 0])
-        loss = float(sums[finite, 0].sum() / max(1.0, sums[finite, 1].sum()))
+        total, samples = sums[finite, :2].sum(axis=0).tolist()
         rate, seconds = self.rate(step - 1), self.elapsed()
         epoch = step / self.batches.steps_per_epoch
-        record = {"step": step, "epoch": epoch, "loss": loss, "rate": rate, "samples": self.samples, "seconds": seconds}
+        # before the first batch has come to the end of the depth there is no loss
+        loss = {"loss": total / samples} if samples else {}
+        record = {"step": step, "epoch": epoch, **loss, "rate": rate, "samples": self.samples, "seconds": seconds}
         self.keeper.record(record)
         speed = self.samples / seconds if seconds else 0.0
-        return f"epoch {epoch:.1f}  {speed:,.0f}/s  loss {loss:.4f}"
+        return f"epoch {epoch:.1f}  {speed:,.0f}/s" + "".join(f"  loss {value:.4f}" for value in loss.values())
 
     def _evaluate(self, step: int) -> None:
         self.quality = self.measure.quality("validation")
@@ -219,24 +234,29 @@ class Trainer:
     def _check_losses(self, step: int, sums: Array) -> None:
         rank = int(np.argmin(sums[:, 2]))
         if sums[rank, 2] < NEVER and not self.consensus.masks:
-            self._diverge(step, int(sums[rank, 2]), rank, "the loss is not finite", self._bad_layers()[rank])
+            self._diverge(step, int(sums[rank, 2]), rank, "the loss is not finite", self._bad_layers())
 
     def _check_weights(self, step: int) -> None:
         layers = self._bad_layers()
         bad = [rank for rank, layer in enumerate(layers) if layer]
-        if len(bad) == len(layers) or (bad and not self.consensus.masks):
+        replicas = {rank // self.ranks_per_replica for rank in bad}
+        if len(replicas) * self.ranks_per_replica == len(layers) or (bad and not self.consensus.masks):
             what = "no replica is finite" if self.consensus.masks else "the weights are not finite"
-            self._diverge(step, step - 1, bad[0], what, layers[bad[0]])
+            self._diverge(step, step - 1, bad[0], what, layers)
 
     def _bad_layers(self) -> list[str]:
         """For every rank the name of its first layer that is not finite, or nothing; called by all ranks."""
         entries = [pair for part in self.schedule.parts.values() for pair in part_entries(part)]
-        own = (index for index, (_, values) in enumerate(entries) if not ops.all_finite(values))
-        found = np.empty((self.control.size, 1))
-        self.control.all_gather(np.array([float(next(own, -1))]), found).wait()
-        return [entries[int(index)][0].path[0] if index >= 0 else "" for index in found[:, 0]]
+        own = next((entry.path[0] for entry, values in entries if not ops.all_finite(values)), "")
+        name, names = np.zeros(NAME, np.uint8), np.empty((self.control.size, NAME), np.uint8)
+        text = np.frombuffer(own.encode()[:NAME], np.uint8)
+        name[: len(text)] = text
+        self.control.all_gather(name, names).wait()
+        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in names]
 
-    def _diverge(self, step: int, first: int, rank: int, what: str, layer: str) -> NoReturn:
+    def _diverge(self, step: int, first: int, rank: int, what: str, layers: Sequence[str]) -> NoReturn:
+        begin = rank // self.ranks_per_replica * self.ranks_per_replica
+        layer = next(filter(None, layers[begin : begin + self.ranks_per_replica]), "")
         where = f"the first layer that is not finite is {layer}" if layer else "all weights are still finite"
         path = self.keeper.inspection(self._moment(step))
         self.consensus.close()
@@ -245,7 +265,8 @@ class Trainer:
     def _moment(self, step: int) -> Moment:
         quality = self.quality
         score = None if quality is None else quality.accuracy if self.classes else -quality.loss
-        return Moment(step, quality, score, self.measure.merge_weights(), self.samples, self.elapsed())
+        behind = sum(self.batches.total(before) for before in range(step - self.schedule.behind, step))
+        return Moment(step, quality, score, self.measure.merge_weights(), self.samples, self.elapsed(), behind)
 
 
 def part_entries(part: Part) -> list[tuple[Entry, Array]]:

@@ -1,19 +1,20 @@
 """From a complete gradient to new weights: consensus, clipping, combining, optimizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, sqrt
 
 from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
 from mpinn.nn.part import Part
+from mpinn.trace import SILENT, Trace
 
 
 class OptimizerUpdate:
     """The update that a schedule calls.
 
     ``rate`` is the learning rate by batch index; a mean gradient whose norm exceeds ``clip`` is shortened to it, unless
-    ``clip`` is 0.
+    ``clip`` is 0. The norm is over all layers for which ``chained`` gives a number, those of this rank among them.
     """
 
     def __init__(
@@ -23,11 +24,15 @@ class OptimizerUpdate:
         rate: Callable[[int], float],
         clip: float,
         parts: Mapping[str, Part],
+        chained: Callable[[Sequence[float]], Sequence[float]] = lambda sums: sums,
+        trace: Trace = SILENT,
     ):
         self._consensus = consensus
         self._optimizer = optimizer
         self._rate = rate
         self._clip = clip
+        self._chained = chained
+        self._trace = trace
         self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
         self._layers = {name: [part.layout.span((n,)) for n in part.weight_views] for name, part in parts.items()}
 
@@ -37,12 +42,18 @@ class OptimizerUpdate:
 
     def __call__(self, part: Part, batch: Batch) -> None:
         """The part's gradient is complete; without samples there is no step, but neighbours may still combine."""
+        begun = self._trace.now()
         samples = self._consensus.gradients(part, batch)
         scale = self._scale(part, samples) if samples else 0.0
         self._consensus.combine(part)
+        self._trace.add("mix", begun, batch.index)
         if samples:
+            begun = self._trace.now()
             self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
+            self._trace.add("update", begun, batch.index)
+        begun = self._trace.now()
         self._consensus.adapted(part)
+        self._trace.add("mix", begun, batch.index)
 
     def _scale(self, part: Part, samples: int) -> float:
         """What turns the summed gradient into a mean that is no longer than the limit."""
@@ -56,4 +67,5 @@ class OptimizerUpdate:
 
     def _norm(self, part: Part) -> float:
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model
-        return sqrt(sum(float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]))
+        sums = [float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]]
+        return sqrt(sum(self._chained(sums)))

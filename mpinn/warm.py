@@ -3,26 +3,29 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.random import Generator
 
 from mpinn.array import ops as plain
 from mpinn.array.pool import Pool
-from mpinn.array.typing import Shape
+from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
+from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Layout
+from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
 from mpinn.update import OptimizerUpdate
 
 
-def warm(world: World, config: Config, part: Part, shape: Shape, target_shape: Shape) -> None:
+def warm(world: World, config: Config, part: Part, shape: Shape, target_shape: Shape | None) -> None:
     """Rehearse a step, on the first rank of each machine before the others; called by all ranks.
 
-    shape: of one sample, target_shape: of its target, () for class numbers. The part is as it was, but for its
-    gradients, which are zero.
+    shape: of one sample that enters the part, target_shape: of its target, () for class numbers, None where the depth
+    does not end in the part. The part is as it was, but for its gradients, which are zero.
     """
     if part.ops is plain:
         return
@@ -33,20 +36,31 @@ def warm(world: World, config: Config, part: Part, shape: Shape, target_shape: S
         rehearse(config, part, shape, target_shape)
 
 
-def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape) -> None:
+def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | None) -> None:
     """A step on two samples, which calls every kernel that a step calls and needs no second copy of the model.
 
     Forward and backward read the part's own weights and write its gradients, the statistics are a copy, and the
     optimizer moves the few weights of a part of its own.
     """
     actor = replace(part, name="rehearsal", state=part.state.copy(), pool=Pool())
-    target = np.zeros((2, *target_shape), part.layout.dtype if target_shape else np.int64)
+    target = np.zeros((2, *(target_shape or ())), part.layout.dtype if target_shape else np.int64)
+    loss: Loss = config.loss if target_shape is not None else _NoLoss()
     x = np.zeros((2, *shape), part.layout.dtype)
     with np.errstate(all="ignore"):
-        Serial(actor, config.loss, config.run.seed).step(
+        Serial(actor, loss, config.run.seed).step(
             Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), _UpdateElsewhere(config, part)
         )
     part.grads.fill(0)
+
+
+class _NoLoss:
+    """What comes back from a later stage."""
+
+    def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        return np.zeros(()), np.zeros_like(y)
+
+    def draw(self, y: Array, rng: Generator) -> Array:
+        return y
 
 
 class _UpdateElsewhere:

@@ -62,14 +62,14 @@ class Problem:
         part.initialize(self.seed)
         return part
 
-    def batches(self, replicas: int, replica: int) -> Batches:
-        """The samples that a replica sees."""
+    def batches(self, replicas: int, replica: int, held: int = 0) -> Batches:
+        """The samples that a replica sees, batches that stay valid for ``held`` more than the program needs."""
         source = self.source
         if replica in self.poisoned:
             train = source.splits["train"]
             labels = np.random.default_rng(replica).integers(0, source.classes, train.size)
             source = replace(source, splits={**source.splits, "train": Split(train.x, labels)})
-        return Batches(source, self.seed, self.batch, replicas, replica, self.deal, self.dtype)
+        return Batches(source, self.seed, self.batch, replicas, replica, self.deal, self.dtype, held=held)
 
     def rate(self, step: int) -> float:
         """The learning rate, which depends on the step so that a wrong step shows."""

@@ -73,7 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_time_is_training_or_other_or_before_the_start(clock: list[float]) -> None:
     channel = NullChannel("replicas")
-    stopwatch = Stopwatch([channel], NullChannel("control"))
+    stopwatch = Stopwatch(channel, NullChannel("stages"), NullChannel("column"))
     for passed, mark in ((5, "start"), (2, "training"), (1, "other"), (4, "training"), (3, "other")):
         clock[0] += passed
         getattr(stopwatch, mark)()
@@ -84,7 +84,7 @@ def test_time_is_training_or_other_or_before_the_start(clock: list[float]) -> No
 
 def test_waits_of_one_rank_are_all_communicating(clock: list[float]) -> None:
     channel = NullChannel("replicas")
-    stopwatch = Stopwatch([channel], NullChannel("control"))
+    stopwatch = Stopwatch(channel, NullChannel("stages"), NullChannel("column"))
     channel.meter.waited(channel.meter.begin(), 0.5)
     channel.meter.waited(channel.meter.begin(), 0.25)
     channel.meter.waited(None, 2)

@@ -37,7 +37,8 @@ class AveragingOptions:
     ``score`` says what a replica's weight is proportional to; ``sharpness`` is the factor a of ``boltzmann``, and
     ``epsilon`` keeps inverses finite. ``mix`` b moves a replica to theta + b (mean - theta). ``slots``: the optimizer
     keeps what it remembers, forgets it, or averages it with the same weights. ``fisher`` estimates its information with
-    ``fisher_samples`` samples of a replica.
+    ``fisher_samples`` samples of a replica. ``in_flight``: whether a decoupled schedule finishes what is in flight
+    before a meeting, or keeps it and goes on with it from other weights.
     """
 
     score: ScoreName = "accuracy"
@@ -47,6 +48,7 @@ class AveragingOptions:
     sharpness: Annotated[float, Meta(ge=0)] = 1.0
     epsilon: Annotated[float, Meta(gt=0)] = 1e-6
     fisher_samples: Annotated[int, Meta(ge=1)] = 64
+    in_flight: Literal["drain", "keep"] = "drain"
 
     deal: ClassVar[Deal] = "fixed"
 
@@ -107,9 +109,16 @@ class Averaging:
     def adapted(self, part: Part) -> None:
         """Nothing is combined between meetings."""
 
+    def drains(self, step: int, last: bool) -> bool:
+        """Before a meeting, unless what is in flight is to be kept."""
+        return self._meets(step, last) and self._options.in_flight == "drain"
+
+    def _meets(self, step: int, last: bool) -> bool:
+        return self._channel.size > 1 and (step % self._period == 0 or last)
+
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Meet when ``step`` is a multiple of the period, and after the last step."""
-        if self._channel.size == 1 or not (step % self._period == 0 or last):
+        if not self._meets(step, last):
             return None
         for name in parts.keys() - self._packings.keys():
             self._packings[name] = Packing(parts[name], self._options.slots == "average")
@@ -134,13 +143,15 @@ class Averaging:
 
     def _gather(self, measure: Measure) -> Array:
         own = np.full(1, np.nan)
-        if all(packing.finite() for packing in self._packings.values()):
-            own[0] = self._score.ask(measure, self._local())
+        bad = np.array([sum(not packing.finite() for packing in self._packings.values())], np.float64)
+        if not measure.across(bad)[0]:
+            own[0] = self._score.ask(measure, self._local(measure))
         self._channel.all_gather(own, self._numbers).wait()
         return self._numbers[:, 0].copy()
 
-    def _local(self) -> Local:
-        return Local(sqrt(self._squares[0] / max(1.0, self._steps[0])), float(self._samples[0]))
+    def _local(self, measure: Measure) -> Local:
+        squares = measure.across(self._squares.copy())[0]
+        return Local(sqrt(squares / max(1.0, self._steps[0])), float(self._samples[0]))
 
     def _average(self, part: Part, packing: Packing, weights: Array, measure: Measure) -> None:
         own = float(weights[self._channel.rank])

@@ -33,6 +33,10 @@ class Measure(Protocol):
         """Write the diagonal of the Fisher information, estimated with ``samples`` samples, in the part's layout."""
         ...
 
+    def across(self, values: Array) -> Array:
+        """The sum of ``values`` over the ranks that hold this replica, on all of them; the array is written."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
@@ -85,6 +89,10 @@ class Consensus(Protocol):
 
     def adapted(self, part: Part) -> None:
         """The optimizer has moved the weights (adapt-then-combine gossip), or had nothing to apply."""
+        ...
+
+    def drains(self, step: int, last: bool) -> bool:
+        """Whether nothing may be in flight in the replicas when `weights` is called for this step."""
         ...
 
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:

@@ -106,6 +106,10 @@ class Gossip:
         if due:
             exchange.mix()
 
+    def drains(self, step: int, last: bool) -> bool:
+        """Nobody meets."""
+        return False
+
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Under combine-then-adapt let the weights leave that the next update will mix. Nobody meets."""
         for name in parts if self._early and not last else ():

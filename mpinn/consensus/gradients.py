@@ -102,6 +102,10 @@ class Gradients:
     def adapted(self, part: Part) -> None:
         """Weights agree already."""
 
+    def drains(self, step: int, last: bool) -> bool:
+        """Nobody meets."""
+        return False
+
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Weights agree already."""
         return None

@@ -52,6 +52,10 @@ class Independent:
     def adapted(self, part: Part) -> None:
         """Nothing is combined."""
 
+    def drains(self, step: int, last: bool) -> bool:
+        """Nobody meets."""
+        return False
+
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Nobody meets."""
         return None

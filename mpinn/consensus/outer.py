@@ -10,7 +10,7 @@ is weighted averaging, bit for bit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from msgspec import Meta
@@ -33,7 +33,7 @@ class OuterOptions:
 
     The defaults are those of the paper, but for the period, which is 500 steps there: a run here may be as short as
     that. Without ``nesterov`` the momentum is the heavy ball's. ``score`` weighs the replicas as in `AveragingOptions`,
-    where the last three keys are explained.
+    where the last four keys are explained.
     """
 
     period: Period = Period("1 epoch")
@@ -44,6 +44,7 @@ class OuterOptions:
     sharpness: Annotated[float, Meta(ge=0)] = 1.0
     epsilon: Annotated[float, Meta(gt=0)] = 1e-6
     fisher_samples: Annotated[int, Meta(ge=1)] = 64
+    in_flight: Literal["drain", "keep"] = "drain"
 
     deal: ClassVar[Deal] = "fixed"
 
@@ -66,6 +67,7 @@ class Outer:
             sharpness=options.sharpness,
             epsilon=options.epsilon,
             fisher_samples=options.fisher_samples,
+            in_flight=options.in_flight,
         ).build(channel, steps_per_epoch)
         self._options = options
         self._alone = channel.size == 1
@@ -109,6 +111,10 @@ class Outer:
 
     def adapted(self, part: Part) -> None:
         """Nothing is combined between meetings."""
+
+    def drains(self, step: int, last: bool) -> bool:
+        """Before a meeting, unless what is in flight is to be kept."""
+        return self._averaging.drains(step, last)
 
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Meet when ``step`` is a multiple of the period, and after the last step."""

@@ -42,8 +42,9 @@ class Batch:
 class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
-    ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for. With
-    ``ahead`` a batch that is costly to prepare is prepared in a thread while the one before it is in use.
+    ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for, and for
+    ``held`` more. With ``ahead`` a batch that is costly to prepare is prepared in a thread while the one before it is in
+    use. Without ``samples`` every x is (count, 0): a stage of the depth that no sample enters reads none.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Batches:
         deal: Deal,
         dtype: str | np.dtype[Any],
         ahead: bool = False,
+        held: int = 0,
+        samples: bool = True,
     ):
         if deal == "same" and batch % replicas:
             raise InputError("data.batch", f"{batch} cannot be divided by {replicas} replicas, as deal = 'same' needs")
@@ -69,22 +72,28 @@ class Batches:
         self._whole: dict[str, Samples] = {}
         # numbers of the samples in the shard, rising, or None where this replica sees all
         self._shard = np.sort(self._order.shard) if len(self._order.shard) < train.size else None
-        x = self._all("train") if self._shard is None else source.held("train", self._shard)
-        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS)
+        self._wanted = samples
+        x = self._all("train") if self._shard is None or not samples else source.held("train", self._shard)
+        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS + held)
         self._evaluation: dict[tuple[str, int], _Ring] = {}
         self.steps_per_epoch = -(-self._n // self._size)
-        costly = self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored)
+        costly = samples and (self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored))
         self.batch: Callable[[int], Batch] = Ahead(self._make) if ahead and costly else self._make
         """The share of this replica in a global batch, by its step, which counts from 0 over all epochs."""
 
+    def total(self, step: int) -> int:
+        """The samples of the global batch of ``step``."""
+        within = step % self.steps_per_epoch
+        size = min(self._size, self._n - within * self._size)
+        return size * self._replicas if self._deal == "same" else size
+
     def _make(self, step: int) -> Batch:
         epoch, within = divmod(step, self.steps_per_epoch)
+        total = self.total(step)
         if self._deal == "same":
-            first, last = within * self._size, min((within + 1) * self._size, self._n)
-            total, start = (last - first) * self._replicas, self._replica
+            first, last, start = within * self._size, min((within + 1) * self._size, self._n), self._replica
         else:
             first, last, start = share(within, self._size, self._n, self._replicas, self._replica)
-            total = min(self._size, self._n - within * self._size)
         samples = self._order.epoch(epoch)[first:last]
         rows = samples if self._shard is None else np.searchsorted(self._shard, samples)
         key = self._seed, epoch
@@ -105,7 +114,9 @@ class Batches:
             samples = np.arange(low + replica, high, replicas)
             yield self._evaluation[key].fill(index, 0, samples, samples, None, high - low, (replica, replicas))
 
-    def _all(self, split: str) -> Samples:
+    def _all(self, split: str) -> Samples | None:
+        if not self._wanted:
+            return None
         if split not in self._whole:
             self._whole[split] = self._source.held(split)
         return self._whole[split]
@@ -114,12 +125,13 @@ class Batches:
 class _Ring:
     """Sets of arrays for the batches of one split, used in turn."""
 
-    def __init__(self, source: Source, split: Split, x: Samples, size: int, dtype: np.dtype[Any], slots: int):
-        self._gather = Gather(source, x, size, dtype)
+    def __init__(self, source: Source, split: Split, x: Samples | None, size: int, dtype: np.dtype[Any], slots: int):
+        self._gather = None if x is None else Gather(source, x, size, dtype)
+        shape = (0,) if x is None else source.sample_shape
         self._target = split.target if split.target.ndim == 1 else split.target.astype(dtype, copy=False)
         self._slots = [
             (
-                np.empty((size, *source.sample_shape), dtype),
+                np.empty((size, *shape), dtype),
                 np.empty((size, *split.target.shape[1:]), self._target.dtype),
                 np.empty(size, np.int64),
             )
@@ -143,9 +155,9 @@ class _Ring:
         x, target, chosen = (array[:count] for array in self._slots[self._turn])
         self._turn = (self._turn + 1) % len(self._slots)
         np.copyto(chosen, samples)
-        if key is None:
+        if self._gather and key is None:
             self._gather.plain(rows, x)
-        else:
+        elif self._gather and key is not None:
             self._gather.augmented(rows, key, samples, x)
         np.take(self._target, chosen, axis=0, out=target, mode="clip")
         return Batch(index, epoch, x, target, count, total, where, chosen)

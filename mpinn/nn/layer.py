@@ -51,6 +51,10 @@ class Pass:
     gradients: bool = False
     """Whether a backward pass may follow though ``training`` is off, as for a Fisher estimate."""
     update_state: bool = True
+    recompute: bool = False
+    """Whether the pass will be run again before its backward pass, so that nothing of this run needs to be kept."""
+    poke: Callable[[], None] | None = None
+    """Called between layers: moves messages along that are under way."""
     seed: int = 0
     batch: int = 0
     """Index of the batch, counted from the start of the run."""
@@ -64,7 +68,7 @@ class Pass:
     @property
     def keeps(self) -> bool:
         """Whether a network keeps what a backward pass needs."""
-        return self.training or self.gradients
+        return (self.training or self.gradients) and not self.recompute
 
     def key(self) -> tuple[int, int]:
         """Two 32-bit words that are drawn from (seed, layer, batch)."""

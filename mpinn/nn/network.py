@@ -72,6 +72,8 @@ class Network:
             x, kept = layer.forward(weights.get(name, EMPTY), state.get(name, EMPTY), x, context)
             context.path.pop()
             saved.append(kept if context.keeps else None)
+            if context.poke:
+                context.poke()
         return x, saved
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Any, Finish]:
@@ -99,6 +101,8 @@ class Network:
             context.wants_dx = wanted or position > lowest
             dy, finish = layer.backward(weights.get(name, EMPTY), saved.pop(), dy, context)
             context.wants_dx = wanted
+            if context.poke:
+                context.poke()
             yield name, dy, finish
         saved.clear()
 

@@ -1,5 +1,16 @@
 """The schedules by name."""
 
+from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions, LayerwiseOptions
+from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions, OneFOneBOptions
 from mpinn.schedules.serial import SerialOptions
 
-SCHEDULES: dict[str, type] = {"serial": SerialOptions}
+SCHEDULES: dict[str, type] = {
+    "serial": SerialOptions,
+    "naive": NaiveOptions,
+    "gpipe": GPipeOptions,
+    "1f1b": OneFOneBOptions,
+    "fdg": DecoupledOptions,
+    "ddg": DDGOptions,
+    "fr": FROptions,
+    "layerwise": LayerwiseOptions,
+}

@@ -13,7 +13,7 @@ from mpinn.storage.collect import Collection, send
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.merge import MergeLayer, mean_weights
 from mpinn.storage.schema import Snapshot
-from mpinn.storage.survey import Channel, Host, encode, survey
+from mpinn.storage.survey import Channel, Host, encode, survey, survey_alone
 from mpinn.storage.writer import Header, Queue
 
 BUDGET = 256 << 20
@@ -114,18 +114,21 @@ class Saver:
 
     def _collect(self, snapshot: Snapshot, weights: Array, job: Callable[[Queue], None]) -> None:
         self.wait()
-        columns = survey(self._channel, self._replica, snapshot.vectors, self._host)
-        plan = encode(snapshot.vectors)
+        shared = survey(self._channel, self._replica, snapshot.vectors, self._host)
+        alone = survey_alone(self._channel, self._replica, snapshot.alone)
         self._pending = True
         if self._channel.rank != 0:
-            column = next(column for column in columns if self._channel.rank in column.ranks)
-            send(self._channel, column, plan, snapshot.vectors, self._host)
+            for columns, specs in ((shared, snapshot.vectors), (alone, snapshot.alone)):
+                for column in columns:
+                    if self._channel.rank in column.ranks:
+                        send(self._channel, column, encode(specs), specs, self._host)
             return
         with Queue(self._budget) as queue:
             self._future = self._thread.submit(job, queue)
-            collection = Collection(self._channel, snapshot.vectors, weights, self._merges, self._host, queue)
-            for column in columns:
-                collection.column(column, plan)
+            for columns, specs in ((shared, snapshot.vectors), (alone, snapshot.alone)):
+                collection = Collection(self._channel, specs, weights, self._merges, self._host, queue)
+                for column in columns:
+                    collection.column(column, encode(specs))
 
     def _agree(self) -> None:
         outcome = np.zeros(1 + MESSAGE, dtype=np.uint8)

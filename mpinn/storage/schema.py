@@ -38,7 +38,8 @@ class VectorSpec:
 class Snapshot:
     """Everything that is saved at one moment, as one rank sees it.
 
-    ``vectors`` are the rank's own; of all else, rank 0's is stored. ``grid`` is (replicas, stages, shards), ``history``
+    ``vectors`` are the rank's own, of a part that other replicas have too; ``alone`` are what no other rank has, under
+    kinds that no other rank uses. Of all else, rank 0's is stored. ``grid`` is (replicas, stages, shards), ``history``
     maps a column to a 1-d array, ``scalars`` are results, such as the score of the best checkpoint, or small arrays.
     """
 
@@ -53,6 +54,7 @@ class Snapshot:
     random: Mapping[str, Scalar] = field(default_factory=dict)
     scalars: Mapping[str, float | Array] = field(default_factory=dict)
     history: Mapping[str, Array] = field(default_factory=dict)
+    alone: Sequence[VectorSpec] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,17 @@ def survey(channel: Channel, replica: int, specs: Sequence[VectorSpec], host: Ho
     return [_column(ranks, headers, digests) for ranks in columns.values()]
 
 
+def survey_alone(channel: Channel, replica: int, specs: Sequence[VectorSpec]) -> list[Column]:
+    """A column for every rank that has vectors which no other rank has, in the order of ranks. Collective."""
+    headers = np.empty((channel.size, 3), dtype=np.int64)
+    channel.all_gather(np.array([replica, len(specs), len(encode(specs))], dtype=np.int64), headers).wait()
+    return [
+        Column((rank,), (int(held_by),), (False,) * int(count), int(size))
+        for rank, (held_by, count, size) in enumerate(headers)
+        if count
+    ]
+
+
 def _column(ranks: list[int], headers: Array, digests: Array) -> Column:
     ranks = sorted(ranks, key=lambda rank: int(headers[rank, 0]))
     replicas = tuple(int(headers[rank, 0]) for rank in ranks)

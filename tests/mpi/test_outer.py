@@ -14,8 +14,10 @@ from mpinn.comm.grid import World
 from mpinn.config import Period
 from mpinn.consensus.outer import Outer, OuterOptions
 from mpinn.consensus.scores import SCORES
+from mpinn.measure import ReplicaMeasure
 from mpinn.nn.optimizer import SGD, Adam, AdamW
 from mpinn.nn.part import Part
+from mpinn.schedules.serial import Serial
 
 pytestmark = pytest.mark.mpi
 
@@ -139,13 +141,15 @@ def test_the_outer_momentum_is_nesterov_s_by_hand(world: World) -> None:
     part = SHARDS.part()
     consensus = build(channel, Average(period=1), OuterStep(rate=0.5, momentum=0.5))
     consensus.prepare({part.name: part})
+    batches = SHARDS.batches(1, 0)
+    measure = ReplicaMeasure(Serial(part, SHARDS.loss, SHARDS.seed), SHARDS.loss, batches, 1, SHARDS.seed, 0)
     part.weights.fill(8.0)
     # all replicas move by -1 at every step: d is 1; v = 1, then 1.5; the steps are 0.5 (1 + 0.5), 0.5 (1 + 0.75)
     seen = []
     for step in range(2):
-        consensus.gradients(part, SHARDS.batches(1, 0).batch(step))
+        consensus.gradients(part, batches.batch(step))
         part.weights -= 1
-        consensus.weights({part.name: part}, step + 1, None, last=False)
+        consensus.weights({part.name: part}, step + 1, measure, last=False)
         seen.append(part.weights[0])
     np.testing.assert_allclose(seen, [7.25, 6.375], rtol=1e-15)
 

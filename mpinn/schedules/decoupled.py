@@ -1,0 +1,367 @@
+"""Decoupled backpropagation: stages that work on different batches at the same time, with delayed gradients.
+
+FDG (Zhuang, Wang, Liu & Lin, arXiv 1906.09108; the pipeline of Pham & Ahn, arXiv 2509.05679): in iteration t stage k of
+K, counted from 1, runs batch t - k + 1 forward and batch t - 2K + k + 1 backward. Whatever it needs from a neighbour was
+sent one iteration earlier, so nobody waits inside an iteration for the batch that it works on.
+
+DDG (Huo, Gu, Yang & Huang, ICML 2018) and FR (Huo, Gu & Huang, NeurIPS 2018): batch t passes forward through all stages
+within iteration t, and stage k runs batch t - K + k backward.
+
+The layer-wise method (Akintoye et al., arXiv 2207.11019) is read as FDG on the measured partition, with stages that keep
+only their inputs and run the forward pass again.
+
+Which weights a delayed gradient is computed with, and what is kept until then:
+
+=========  ===========  =====================================================  ================================
+versions   recompute    gradient of batch b                                    kept for a batch in flight
+=========  ===========  =====================================================  ================================
+stash      false        exact, at the weights of its forward pass              what the layers save, the weights
+stash      true         the same to the last bit                               the input, the weights
+mixed      false        activations of the forward pass, weights of today      what the layers save
+                        (the code of the FDG paper, which updates in place)
+mixed      true         exact, at the weights of today, for an old input       the input
+                        (features replay)
+=========  ===========  =====================================================  ================================
+
+Running statistics move once for a batch, in its first forward pass (the published code of FR moves them twice).
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from msgspec import Meta
+
+from mpinn.array.typing import Array
+from mpinn.comm.channel import DONE
+from mpinn.datasets.batches import Batch
+from mpinn.nn.layer import Saved, Tree
+from mpinn.nn.loss import Loss
+from mpinn.nn.part import Part
+from mpinn.schedules.cut import StagedOptions
+from mpinn.schedules.flight import flatten, unflatten
+from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
+from mpinn.schedules.stage import Message, Place, Stage, Total, Way
+from mpinn.schedules.versions import Stash, Version
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoupledOptions(StagedOptions):
+    """When a stage runs what, and with which weights; see the module for ``versions`` and ``recompute``.
+
+    ``order``: which of its two batches a stage runs first in an iteration. ``shrink`` multiplies a gradient that arrives
+    from the next stage, once per hop. ``accumulate``: gradients that are added up for one update (ADL, arXiv
+    2012.03747). ``drain``: whether what is in flight at the end, or at a meeting, is finished or dropped.
+    """
+
+    order: Literal["forward_first", "backward_first"] = "backward_first"
+    versions: Literal["stash", "mixed"] = "stash"
+    recompute: bool = False
+    shrink: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    accumulate: Annotated[int, Meta(ge=1)] = 1
+    drain: bool = True
+
+    chained: ClassVar[bool] = False
+    """Whether a batch passes forward through all stages within one iteration."""
+
+    def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Decoupled":
+        """The schedule of one stage."""
+        return Decoupled(Stage(part, loss, seed, place), self)
+
+    def held(self, stages: int) -> int:
+        """How many batches must stay valid besides the one in use."""
+        return stages - 1 if self.chained else 2 * (stages - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDGOptions(DecoupledOptions):
+    """As for fdg; a stage sends its batch on before it runs an older one backward."""
+
+    order: Literal["forward_first", "backward_first"] = "forward_first"
+
+    chained: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FROptions(DDGOptions):
+    """Features replay: ddg that keeps inputs only, and replays them with the weights of today."""
+
+    versions: Literal["stash", "mixed"] = "mixed"
+    recompute: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseOptions(DecoupledOptions):
+    """fdg that keeps inputs only, on the measured partition."""
+
+    order: Literal["forward_first", "backward_first"] = "forward_first"
+    versions: Literal["stash", "mixed"] = "mixed"
+    recompute: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A batch between its forward and its backward pass; ``number`` counts the updates before its forward pass."""
+
+    batch: Batch
+    x: Array | None
+    saved: Saved
+    version: Version | None
+    number: int
+
+
+class Decoupled:
+    """One stage; iterations are counted since nothing was in flight."""
+
+    def __init__(self, stage: Stage, options: DecoupledOptions):
+        self.parts: Mapping[str, Part] = {stage.part.name: stage.part}
+        self.staleness = Staleness()
+        self.most_in_flight = 0
+        k, count = stage.number + 1, stage.count
+        self._stage = stage
+        self._options = options
+        self._forward_lag = 0 if options.chained else k - 1
+        self._backward_lag = count - k if options.chained else 2 * count - k - 1
+        self._longest = options.held(count)
+        self._stash = Stash(stage.part) if options.versions == "stash" and not stage.last else None
+        self._total: Total | None = stage.total() if options.accumulate > 1 else None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._iteration = self._given = 0
+        self._batches: dict[int, Batch] = {}
+        self._works: deque[Work] = deque()
+        self._activation: Message | None = None
+        self._gradient: Message | None = None
+        self._summed: list[Batch] = []
+
+    @property
+    def behind(self) -> int:
+        """Of the batches handed in, how many have not been applied by all stages."""
+        applied = max(0, self._given - self._longest)
+        return self._given - applied // self._options.accumulate * self._options.accumulate
+
+    def step(self, batch: Batch, update: Update) -> Sequence[Measured]:
+        """One iteration with a new batch at its beginning."""
+        self._given += 1
+        self._batches[self._given] = batch
+        return self._iterate(update)
+
+    def drain(self, update: Update) -> Sequence[Measured]:
+        """Iterations without a new batch until nothing is in flight; or what is in flight is dropped."""
+        measured: list[Measured] = []
+        if self._options.drain:
+            for _ in range(self._longest if self._given else 0):
+                measured += self._iterate(update)
+            self._apply(update)
+        else:
+            self._drop()
+        self._stage.settle()
+        self._begin()
+        return measured
+
+    def _drop(self) -> None:
+        for message in (self._activation, self._gradient):
+            if message is not None:
+                message.pending.wait()
+        for work in self._works:
+            self._release(work)
+
+    def _iterate(self, update: Update) -> list[Measured]:
+        self._iteration += 1
+        forward = self._batches.get(self._iteration - self._forward_lag)
+        backward = self._batches.get(self._iteration - self._backward_lag)
+        if self._options.chained and forward is not None:
+            self._activation = self._stage.receive("activation", forward)
+        measured = []
+        if self._stage.last:
+            if forward is not None:
+                measured = self._turn(forward, update)
+        elif self._options.order == "forward_first":
+            self._forward(forward)
+            self._backward(backward, update)
+        else:
+            self._backward(backward, update)
+            self._forward(forward)
+        self._batches.pop(self._iteration - self._backward_lag, None)
+        self._expect()
+        return measured
+
+    def _expect(self) -> None:
+        """Begin to receive what the next iteration needs, which the neighbours have sent in this one."""
+        forward = self._batches.get(self._iteration + 1 - self._forward_lag)
+        backward = self._batches.get(self._iteration + 1 - self._backward_lag)
+        if forward is not None:
+            self._activation = self._stage.receive("activation", forward)
+        if backward is not None:
+            self._gradient = self._stage.receive("gradient", backward)
+
+    def _forward(self, batch: Batch | None) -> None:
+        if batch is None:
+            return
+        stage, recompute = self._stage, self._options.recompute
+        x = self._taken(batch)
+        version = self._stash.hold(stage.version) if self._stash else None
+        saved = None
+        if batch.count:
+            y, saved = stage.forward(batch, x, stage.part.weight_views, recompute=recompute)
+            stage.pass_on(y, batch)
+        self._works.append(Work(batch, x if recompute else None, saved, version, stage.version))
+        self.most_in_flight = max(self.most_in_flight, len(self._works))
+
+    def _taken(self, batch: Batch) -> Array:
+        message, self._activation = self._activation, None
+        return self._stage.take(message, batch)
+
+    def _backward(self, batch: Batch | None, update: Update) -> None:
+        if batch is None:
+            return
+        stage, work = self._stage, self._works.popleft()
+        message, self._gradient = self._gradient, None
+        weights: Tree = work.version.views if work.version else stage.part.weight_views
+        if message is not None:
+            dy = stage.take(message, batch)
+            if self._options.shrink != 1:
+                np.multiply(dy, self._options.shrink, out=dy)
+            saved = work.saved
+            if work.x is not None:
+                _, saved = stage.forward(batch, work.x, weights, again=True)
+            stage.backward(batch, saved, dy, weights, update.ready, self._opened())
+        else:
+            stage.nothing(update.ready, self._opened())
+        self._release(work)
+        self._complete(batch, work.number, update)
+
+    def _release(self, work: Work) -> None:
+        if self._stash and work.version:
+            self._stash.release(work.version)
+
+    def _turn(self, batch: Batch, update: Update) -> list[Measured]:
+        """Forward, loss and backward of one batch, on the last stage."""
+        stage, measured = self._stage, []
+        x = self._taken(batch)
+        if batch.count:
+            weights = stage.part.weight_views
+            y, saved = stage.forward(batch, x, weights)
+            loss, dy = stage.loss(y, batch)
+            del y
+            measured.append(Measured(batch.index, loss, batch.count))
+            stage.backward(batch, saved, dy, weights, update.ready, self._opened())
+        else:
+            stage.nothing(update.ready, self._opened())
+        self._complete(batch, stage.version, update)
+        return measured
+
+    def _opened(self) -> Total | None:
+        if self._total is not None:
+            self._total.first = not self._summed
+            self._total.last = len(self._summed) + 1 == self._options.accumulate
+        return self._total
+
+    def _complete(self, batch: Batch, number: int, update: Update) -> None:
+        """The gradient of a batch has been added; its age is counted in updates."""
+        self._summed.append(batch)
+        self.staleness.add(self._stage.version - number)
+        if len(self._summed) == self._options.accumulate:
+            self._apply(update)
+
+    def _apply(self, update: Update) -> None:
+        if not self._summed:
+            return
+        if len(self._summed) < self._options.accumulate:
+            update.ready(self._stage.part, slice(0, self._stage.part.layout.size))
+        counts = [(batch.count, batch.total) for batch in self._summed]
+        count, total = (sum(numbers) for numbers in zip(*counts, strict=True))
+        update(self._stage.part, replace(self._summed[-1], count=count, total=total))
+        self._stage.version += 1
+        self._summed.clear()
+
+    def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
+        """Forward only, with the weights that the stages have now."""
+        return self._stage.predict(x, weights, state)
+
+    def gradient(self, batch: Batch) -> None:
+        """The gradient of the batch's summed loss, with running statistics and no update."""
+        self._stage.gradient(batch)
+
+    def across(self, values: Array) -> Array:
+        """The sum of ``values`` over the stages."""
+        return self._stage.across(values)
+
+    def chained(self, values: Sequence[float]) -> Sequence[float]:
+        """Stages apply gradients of different batches, each on its own."""
+        return values
+
+    def flight(self) -> Flight | None:
+        """What is in flight, to be saved: what is on its way has been sent, and is waited for."""
+        if not self._given:
+            return None
+        arrays: dict[str, Array] = {}
+        works = [self._packed(work, f"work{place}", arrays) for place, work in enumerate(self._works)]
+        if self._summed:
+            arrays["sum"] = self._stage.part.grads
+        return Flight(
+            {
+                "iteration": self._iteration,
+                "given": self._given,
+                "batches": [[position, batch.index] for position, batch in self._batches.items()],
+                "works": works,
+                "summed": [[batch.index, batch.epoch, batch.count, batch.total] for batch in self._summed],
+                "activation": _landed(self._activation, arrays),
+                "gradient": _landed(self._gradient, arrays),
+            },
+            arrays,
+        )
+
+    def _packed(self, work: Work, name: str, arrays: dict[str, Array]) -> dict[str, Any]:
+        packed = {"index": work.batch.index, "age": self._stage.version - work.number}
+        packed["x"] = flatten(None if self._stage.first else work.x, f"{name}.x", arrays)
+        packed["saved"] = flatten(work.saved, f"{name}.saved", arrays)
+        if work.version:
+            arrays[f"version{packed['age']}"] = work.version.vector
+        return packed
+
+    def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
+        """Go on with what was in flight; ages count from here."""
+        facts, arrays = flight.facts, flight.arrays
+        self._iteration, self._given = facts["iteration"], facts["given"]
+        known = {index: (position, batch(index)) for position, index in facts["batches"]}
+        self._batches = dict(known.values())
+        for packed in facts["works"]:
+            self._works.append(self._unpacked(packed, arrays, known[packed["index"]][1]))
+        self._activation = _message(facts["activation"], "activation", arrays)
+        self._gradient = _message(facts["gradient"], "gradient", arrays)
+        if facts["summed"]:
+            self._stage.part.grads[:] = arrays["sum"]
+            self._summed = [_bare(*numbers) for numbers in facts["summed"]]
+
+    def _unpacked(self, packed: Mapping[str, Any], arrays: Mapping[str, Array], batch: Batch) -> Work:
+        age, x = packed["age"], unflatten(packed["x"], arrays)
+        if self._options.recompute and self._stage.first:
+            x = batch.x
+        version = None
+        if self._stash:
+            version = self._stash.known(-age, arrays[f"version{age}"])
+        return Work(batch, x, unflatten(packed["saved"], arrays), version, -age)
+
+
+def _landed(message: Message | None, arrays: dict[str, Array]) -> int | None:
+    """Wait for a message and keep what it brought; the index of its batch."""
+    if message is None:
+        return None
+    message.pending.wait()
+    message.pending = DONE
+    arrays[message.way] = message.array
+    return message.batch
+
+
+def _message(index: int | None, way: Way, arrays: Mapping[str, Array]) -> Message | None:
+    return None if index is None else Message(arrays[way], DONE, way, index)
+
+
+def _bare(index: int, epoch: int, count: int, total: int) -> Batch:
+    """A batch whose gradient is known, so that its samples are not needed any more."""
+    nothing = np.empty(0)
+    return Batch(index, epoch, nothing, nothing, count, total, (0, 1), nothing)

@@ -1,0 +1,34 @@
+"""What a decoupled schedule has under way, as arrays by name and facts for JSON, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.typing import Array
+
+
+def flatten(tree: Any, name: str, arrays: dict[str, Array]) -> Any:
+    """Put the arrays of ``tree`` (tuples, lists, None, arrays, numbers) into ``arrays``; what `unflatten` needs besides."""
+    if isinstance(tree, (tuple, list)):
+        inside = [flatten(item, f"{name}.{index}", arrays) for index, item in enumerate(tree)]
+        return {"tuple" if isinstance(tree, tuple) else "list": inside}
+    if isinstance(tree, np.ndarray):
+        kept = np.ascontiguousarray(tree)
+        arrays[name] = kept.view(np.uint8) if kept.dtype == bool else kept
+        return {"array": name, "bool": bool(kept.dtype == bool), "shape": list(tree.shape)}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return {"value": tree}
+    raise TypeError(f"{name}: what a layer has saved cannot be stored: {type(tree).__name__}")
+
+
+def unflatten(spec: Any, arrays: Mapping[str, Array]) -> Any:
+    """The inverse of `flatten`."""
+    if "tuple" in spec:
+        return tuple(unflatten(item, arrays) for item in spec["tuple"])
+    if "list" in spec:
+        return [unflatten(item, arrays) for item in spec["list"]]
+    if "array" in spec:
+        array = arrays[spec["array"]].reshape(spec["shape"])
+        return array.view(bool) if spec["bool"] else array
+    return spec["value"]

@@ -1,0 +1,53 @@
+"""What a rank did when: events for a timeline, and nothing but a comparison where no timeline is wanted."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing done: ``begun`` and ``ended`` in seconds of `perf_counter`.
+
+    ``batch`` is the index of the batch, ``version`` the number of updates that the weights have seen, and ``size`` the
+    bytes of a message; each `NONE` where it has no meaning.
+    """
+
+    name: str
+    begun: float
+    ended: float
+    batch: int = NONE
+    version: int = NONE
+    size: int = NONE
+
+
+class Trace:
+    """The first ``limit`` events of this rank, in the order in which they ended."""
+
+    def __init__(self, limit: int = 0):
+        self.events: list[Event] = []
+        self.dropped = 0
+        self._limit = limit
+
+    @property
+    def wanted(self) -> bool:
+        """Whether events are kept at all."""
+        return self._limit > 0
+
+    def now(self) -> float:
+        """The time to begin an event with."""
+        return perf_counter() if self._limit else 0.0
+
+    def add(self, name: str, begun: float, batch: int = NONE, version: int = NONE, size: int = NONE) -> None:
+        """An event that began at ``begun`` ends now."""
+        if not self._limit:
+            return
+        if len(self.events) < self._limit:
+            self.events.append(Event(name, begun, perf_counter(), batch, version, size))
+        else:
+            self.dropped += 1
+
+
+SILENT = Trace()
+"""Keeps nothing."""

@@ -1,0 +1,199 @@
+"""Oracle of schedules over the depth: all stages of all replicas in one process, with explicit versions and messages.
+
+It computes with the program's layers, losses and optimizers, but states anew which batch a stage runs when, with which
+weights, and what it is sent. A message says in which iteration it was sent, and who reads it says how old it must be.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from oracles import Problem, apply
+
+from mpinn.array.typing import Array
+from mpinn.datasets.batches import Batch
+from mpinn.nn.layer import Pass
+from mpinn.nn.part import Part, build_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """How the depth is cut, and what the stages do."""
+
+    kind: Literal["fdg", "ddg"] = "fdg"
+    order: str = "backward_first"
+    versions: str = "stash"
+    recompute: bool = False
+    shrink: float = 1.0
+    accumulate: int = 1
+
+
+def cut(problem: Problem, bounds: tuple[int, ...]) -> list[Part]:
+    """The stages of the model, each with the weights that it has in the whole one."""
+    model = problem.model.build(problem.source.sample_shape, problem.source.classes)
+    parts, shape = [], model.shape
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        network = model.network[first:last]
+        part = build_part("network", network, shape, np.dtype(problem.dtype), problem.optimizer.slots)
+        part.initialize(problem.seed)
+        parts.append(part)
+        shape = network.output_shape(shape)
+    return parts
+
+
+def shapes(problem: Problem, bounds: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shape of a sample before every stage, and after the last one."""
+    model = problem.model.build(problem.source.sample_shape, problem.source.classes)
+    return [model.network[:bound].output_shape(model.shape) for bound in bounds]
+
+
+@dataclass
+class Applied:
+    """One gradient that was applied: by which stage, in which iteration, of which batch, how old, and its values."""
+
+    stage: int
+    iteration: int
+    batch: int
+    age: int
+    gradient: Array
+
+
+@dataclass
+class Stages:
+    """The stages of one replica, numbered from 1, with their queues."""
+
+    parts: list[Part]
+    batches: list[Batch]
+    works: dict[int, dict[int, Any]] = field(default_factory=lambda: defaultdict(dict))
+    updates: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    most: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    activations: dict[tuple[int, int], tuple[int, Array]] = field(default_factory=dict)
+    gradients: dict[tuple[int, int], tuple[int, Array]] = field(default_factory=dict)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+def copied(batch: Batch) -> Batch:
+    """A batch whose arrays are its own."""
+    return replace(batch, x=batch.x.copy(), target=batch.target.copy())
+
+
+class Staged:
+    """Replicas x stages, iteration by iteration; all replicas apply the mean of their gradients."""
+
+    def __init__(self, problem: Problem, bounds: tuple[int, ...], depth: Depth, replicas: int = 1):
+        self.problem, self.depth, self.count = problem, depth, len(bounds) - 1
+        self.replicas = [Stages(cut(problem, bounds), []) for _ in range(replicas)]
+        self._shares = [problem.batches(replicas, replica) for replica in range(replicas)]
+        self._summed: dict[int, list[list[tuple[Batch, Array]]]] = defaultdict(list)
+        self.applied: list[Applied] = []
+        self.iteration = 0
+        self.given = 0
+
+    def lags(self, k: int) -> tuple[int, int]:
+        """By how many iterations stage k is behind in its forward and its backward pass."""
+        if self.depth.kind == "fdg":
+            return k - 1, (2 * self.count - k - 1)
+        return 0, self.count - k
+
+    def step(self) -> None:
+        """An iteration with a new batch."""
+        for stages, share in zip(self.replicas, self._shares, strict=True):
+            stages.batches.append(copied(share.batch(self.given)))
+        self.given += 1
+        self._iterate()
+
+    def drain(self) -> None:
+        """Iterations without one until nothing is in flight, and an update with what has been added up."""
+        for _ in range(2 * (self.count - 1) if self.depth.kind == "fdg" else self.count - 1):
+            self._iterate()
+        for k in range(1, self.count + 1):
+            self._update(k)
+
+    def _iterate(self) -> None:
+        self.iteration += 1
+        for k in range(1, self.count + 1):
+            forward, backward = (self.iteration - lag for lag in self.lags(k))
+            turns = [("forward", forward), ("backward", backward)]
+            if self.depth.order == "backward_first" and k < self.count:
+                turns.reverse()
+            for way, b in turns:
+                if 1 <= b <= self.given:
+                    self._forward(k, b) if way == "forward" else self._backward(k, b)
+
+    def _context(self, stages: Stages, k: int, b: int, **switches: Any) -> Pass:
+        batch = stages.batches[b - 1]
+        return Pass(
+            stages.parts[k - 1].pool, seed=self.problem.seed, batch=batch.index, rows=batch.rows, wants_dx=k > 1,
+            **switches,
+        )  # fmt: skip
+
+    def _forward(self, k: int, b: int) -> None:
+        for stages in self.replicas:
+            part, batch = stages.parts[k - 1], stages.batches[b - 1]
+            x = batch.x
+            if k > 1:
+                sent, x = stages.activations.pop((k, b))
+                assert sent == (self.iteration - 1 if self.depth.kind == "fdg" else self.iteration)
+            weights = part.weights.copy()
+            saved = None
+            if batch.count:
+                y, saved = part.network.forward(
+                    part.layout.views(weights), part.state_views, x, self._context(stages, k, b)
+                )
+                stages.activations[k + 1, b] = self.iteration, y
+            stages.works[k][b] = x, saved, weights, stages.updates[k]
+            stages.most[k] = max(stages.most[k], len(stages.works[k]))
+
+    def _backward(self, k: int, b: int) -> None:
+        found = []
+        for stages in self.replicas:
+            batch = stages.batches[b - 1]
+            part = stages.parts[k - 1]
+            x, saved, weights, number = stages.works[k].pop(b)
+            part.grads.fill(0)
+            if batch.count:
+                self._gradient(stages, k, b, x, saved, weights)
+            age = stages.updates[k] - number
+            found.append((batch, part.grads.copy()))
+        self.applied.append(Applied(k, self.iteration, b, age, found[0][1]))
+        self._summed[k].append(found)
+        if len(self._summed[k]) == self.depth.accumulate:
+            self._update(k)
+
+    def _gradient(self, stages: Stages, k: int, b: int, x: Array, saved: Any, weights: Array) -> None:
+        part, batch = stages.parts[k - 1], stages.batches[b - 1]
+        views = part.layout.views(weights if self.depth.versions == "stash" else part.weights.copy())
+        if k == self.count:
+            _, y = stages.activations.pop((k + 1, b))
+            loss, dy = self.problem.loss(y, batch.target, self._context(stages, k, b))
+            stages.losses.append((batch.index, float(loss)))
+        else:
+            sent, dy = stages.gradients.pop((k, b))
+            assert sent == self.iteration - 1
+            dy = dy * self.depth.shrink
+            if self.depth.recompute:
+                _, saved = part.network.forward(
+                    views, part.state_views, x, self._context(stages, k, b, update_state=False)
+                )
+        dx, finish = part.network.backward(views, saved, dy, self._context(stages, k, b))
+        finish(part.grad_views)
+        if k > 1:
+            stages.gradients[k - 1, b] = self.iteration, dx.copy()
+
+    def _update(self, k: int) -> None:
+        groups = self._summed.pop(k, [])
+        if not groups:
+            return
+        samples = sum(found[0][0].total for found in groups)
+        total: Array | int = 0
+        for replica in range(len(self.replicas)):
+            own = groups[0][replica][1]
+            for found in groups[1:]:
+                own = own + found[replica][1]
+            total = own if replica == 0 else total + own
+        for stages in self.replicas:
+            part = stages.parts[k - 1]
+            part.grads[:] = total
+            apply(self.problem, part, groups[-1][0][0].index, samples)
+            stages.updates[k] += 1

@@ -1,0 +1,186 @@
+"""Decoupled backpropagation under mpirun against the simulator in one process, bit for bit."""
+
+from dataclasses import replace
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+from depth import Depth, Staged, cut
+from oracles import Problem, serial
+from staged import grids, train
+
+from mpinn.array.typing import Array
+from mpinn.comm.grid import Grid, World
+from mpinn.datasets.batches import Batch
+from mpinn.models.mlp import MLP
+from mpinn.nn.optimizer import SGD
+from mpinn.trace import Trace
+
+pytestmark = pytest.mark.mpi
+
+NOISY = Problem(model=MLP(widths=(9, 8, 7, 6), norm="batch", dropout=0.3), optimizer=SGD(rate=0.05, weight_decay=1e-3))
+PLAIN = Problem(model=MLP(widths=(9, 8, 7, 6), activation="tanh"), optimizer=SGD(rate=0.1, momentum=0.0))
+SCHEDULES = {
+    "fdg": Depth(),
+    "fdg, forward first": Depth(order="forward_first"),
+    "fdg, mixed": Depth(versions="mixed"),
+    "fdg, mixed, forward first": Depth(versions="mixed", order="forward_first"),
+    "fdg, stash, recompute": Depth(recompute=True),
+    "layerwise": Depth(versions="mixed", recompute=True, order="forward_first"),
+    "ddg": Depth(kind="ddg", order="forward_first"),
+    "ddg, backward first": Depth(kind="ddg"),
+    "ddg, mixed": Depth(kind="ddg", order="forward_first", versions="mixed"),
+    "fr": Depth(kind="ddg", order="forward_first", versions="mixed", recompute=True),
+    "shrink": Depth(shrink=0.5),
+    "accumulate": Depth(accumulate=3),
+    "accumulate, ddg": Depth(kind="ddg", order="forward_first", accumulate=2, shrink=0.7),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("drained", [False, True], ids=["in flight", "drained"])
+def test_equals_the_simulator_bit_for_bit(world: World, name: str, drained: bool) -> None:
+    depth = SCHEDULES[name]
+    for grid in grids(world):
+        stages = grid.stages.size
+        steps = 3 * stages + 20
+        problem = NOISY if stages > 1 or depth.versions == "stash" else PLAIN
+        run = train(problem, grid, depth, steps, drained=drained)
+        oracle = Staged(problem, run.bounds, depth, grid.replicas.size)
+        for _ in range(steps):
+            oracle.step()
+        if drained:
+            oracle.drain()
+        own = oracle.replicas[grid.replica]
+        part, mine = own.parts[grid.stage], run.part
+        assert mine.weights.tobytes() == part.weights.tobytes(), (name, grid.shape)
+        assert mine.state.tobytes() == part.state.tobytes()
+        for slot, vector in mine.slots.items():
+            assert vector.tobytes() == part.slots[slot].tobytes()
+        assert run.losses == (own.losses if grid.stage == stages - 1 else [])
+
+
+@pytest.mark.parametrize("name", ["fdg", "fdg, forward first", "ddg", "fr"])
+def test_one_stage_is_sgd_bit_for_bit(world: World, name: str) -> None:
+    grid = Grid(world, world.size, 1)
+    if grid.replicas.size > 1:
+        grid = Grid(world, 0, 1)
+    problem = replace(NOISY, deal="same", batch=12 * world.size)
+    run = train(problem, grid, replace(SCHEDULES[name], shrink=0.5), 12, alone=True)
+    alone = serial(problem, 12, world.size, world.rank)
+    assert run.part.weights.tobytes() == alone.weights.tobytes()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_staleness_and_queues_are_those_of_the_formula(world: World, name: str) -> None:
+    depth = SCHEDULES[name]
+    grid = Grid(world, 1, world.size)
+    run = train(PLAIN, grid, depth, 3 * world.size + 20)
+    ahead = world.size - 1 - grid.stage
+    passes = ahead if depth.kind == "ddg" else 2 * ahead
+    after = depth.order == "forward_first"
+    if ahead:
+        expected = passes if after else passes - 1
+        if depth.accumulate == 1:
+            assert run.schedule.staleness.most == expected
+        else:
+            assert run.schedule.staleness.most == -(-expected // depth.accumulate)
+        assert run.schedule.most_in_flight == passes + after
+    else:
+        assert run.schedule.staleness.most == 0
+
+
+def test_with_frozen_weights_gradients_are_exact_and_on_time(world: World) -> None:
+    grid = Grid(world, 1, world.size)
+    frozen = replace(NOISY, optimizer=SGD(rate=0.0, momentum=0.0), model=MLP(widths=(9, 8, 7, 6), dropout=0.3))
+    for depth, shrink in ((Depth(), 1.0), (Depth(kind="ddg"), 1.0), (Depth(shrink=0.5), 0.5)):
+        run = train(frozen, grid, depth, 2 * world.size + 5)
+        k, stages = grid.stage + 1, world.size
+        lag = 2 * stages - k - 1 if depth.kind == "fdg" else stages - k
+        whole = exact(frozen, run.bounds, grid.stage, len(run.applied) + 1)
+        assert [batch for _, batch, _ in run.applied] == list(range(len(run.applied)))
+        for iteration, batch, gradient in run.applied:
+            assert iteration == batch + lag
+            assert gradient.tobytes() == (whole[batch] * shrink ** (stages - k)).tobytes()
+
+
+def exact(problem: Problem, bounds: tuple[int, ...], stage: int, batches: int) -> list[Array]:
+    """One stage's slice of the exact gradient of every batch, at the initial weights."""
+    found = []
+    for step in range(batches):
+        oracle = Staged(problem, bounds, Depth(kind="ddg", order="forward_first"))
+        shares = problem.batches(1, 0)
+        (stages,) = oracle.replicas
+        stages.batches.append(shares.batch(step))
+        oracle.given = 1
+        for _ in range(len(bounds) - 1):
+            oracle._iterate()
+        found.append(next(a.gradient for a in oracle.applied if a.stage == stage + 1))
+    return found
+
+
+def test_an_impulse_arrives_at_every_stage_in_its_iteration(world: World) -> None:
+    grid = Grid(world, 1, world.size)
+    hit, k, stages = 4, grid.stage + 1, world.size
+
+    def silence(batch: Batch, loss: Any) -> Any:
+        return loss if batch.index == hit else (loss[0] * 0, loss[1] * 0)
+
+    run = train(PLAIN, grid, Depth(), 20 + 2 * stages, silence=silence)
+    moved = [iteration for iteration, _, gradient in run.applied if gradient.any()]
+    assert moved == [hit + 2 * stages - k - 1]
+
+
+def test_a_large_step_differs_from_serial_training(world: World) -> None:
+    grid = Grid(world, 1, world.size)
+    large = replace(PLAIN, optimizer=SGD(rate=0.5, momentum=0.5))
+    run = train(large, grid, Depth(), 20, drained=True)
+    alone = serial(large, 20)
+    parts = cut(large, run.bounds)
+    start = sum(part.layout.count for part in parts[: grid.stage])
+    values = np.concatenate([alone.weights[entry.slice] for entry in alone.layout])
+    own = np.concatenate([run.part.weights[entry.slice] for entry in run.part.layout])
+    assert np.allclose(own, values[start : start + own.size], rtol=1e-3) == (world.size == 1)
+
+
+@pytest.mark.parametrize("name", ["fdg", "ddg", "layerwise"])
+def test_messages_of_a_step_are_one_activation_and_one_gradient(world: World, name: str) -> None:
+    grid = Grid(world, 1, world.size)
+    steps, depth = 4 * world.size, SCHEDULES[name]
+    run = train(PLAIN, grid, depth, steps, drained=True)
+    counts = grid.stages.meter.counts
+    sends = steps * ((not run.first) + (not run.last))
+    assert counts.get("send", (0, 0))[0] == sends
+    assert counts.get("receive", (0, 0))[0] == sends
+    assert set(counts) <= {"send", "receive"}
+
+
+def test_dropping_what_is_in_flight_ends_cleanly(world: World) -> None:
+    grid = Grid(world, 1, world.size)
+    run = train(PLAIN, grid, Depth(), 10, drained=True, drop=True)
+    late = 2 * world.size - grid.stage - 2
+    assert len(run.applied) == 10 - late
+    again = train(PLAIN, grid, Depth(), 10, drained=True)
+    assert len(again.applied) == 10
+
+
+def test_a_stall_travels_one_stage_in_each_iteration(world: World) -> None:
+    """A late last stage holds stage k up only after as many more iterations as the gradient takes to get there."""
+    grid = Grid(world, 1, world.size)
+    late, pause, trace = 12, 0.4, Trace(10_000)
+
+    def before(step: int, stage: int) -> None:
+        if step == late and stage == world.size - 1:
+            sleep(pause)
+
+    world.control.barrier()
+    train(PLAIN, grid, Depth(), late + 3 * world.size, before=before, trace=trace)
+    begun = [event.begun for event in trace.events if event.name == "forward"]
+    gaps = np.diff(begun)
+    held = np.flatnonzero(gaps > pause / 2)
+    if not grid.stage == world.size - 1:
+        # forward passes of stage k begin in iteration k - 1: number n of them is of iteration n + k - 1
+        iteration = int(held[0]) + 1 + grid.stage
+        assert len(held) == 1
+        assert iteration == late + world.size - 1 - grid.stage
