@@ -8,14 +8,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mpinn.array import ops as plain
 from mpinn.array.device import choose_kernels
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
 from mpinn.comm.grid import World, shape_of
 from mpinn.config import MAY_CHANGE, Config, difference, load
+from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
+from mpinn.schedules.registry import SCHEDULES
 from mpinn.storage.directory import RunDirectory, move_aside, write_text
 from mpinn.storage.history import read
 from mpinn.storage.lock import Lock, check_free
@@ -34,6 +37,7 @@ class Request:
     resume: bool = False
     fresh: bool = False
     stop_after: int = 0
+    trace: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,44 +55,57 @@ class Start:
     summary: Mapping[str, Any] | None
     data: Mapping[str, Any] = field(default_factory=dict)
     found: tuple[str, ...] = ()
+    trace: bool = False
     lock: Lock = field(default_factory=Lock, compare=False)
 
     def encode(self) -> bytes:
         """As bytes, for the other ranks."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        told = [self.config.tables(), checkpoint, self.fresh, self.notes, self.summary, self.data, self.found]
+        told = [
+            self.config.tables(),
+            checkpoint,
+            self.fresh,
+            self.notes,
+            self.summary,
+            self.data,
+            self.found,
+            self.trace,
+        ]
         return json.dumps(told).encode()
 
     @classmethod
     def decode(cls, told: bytes) -> "Start":
         """The inverse of `encode`."""
-        tables, checkpoint, fresh, notes, summary, data, found = json.loads(told)
+        tables, checkpoint, fresh, notes, summary, data, found, trace = json.loads(told)
         path = None if checkpoint is None else Path(checkpoint)
-        return cls(load(tables, (), CHOICES, DEFAULTS), path, fresh, tuple(notes), summary, data, tuple(found))
+        config = load(tables, (), CHOICES, DEFAULTS)
+        return cls(config, path, fresh, tuple(notes), summary, data, tuple(found), trace)
 
 
 def check(request: Request, ranks: int) -> Start:
     """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing."""
     config = read_config(request.file, request.overrides)
-    check_grid(config, ranks)
+    replicas = check_grid(config, ranks)
     data = check_source(config.data)
     check_together(config, data)
     check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
+    cut(config, model, outputs_of(data), replicas, plain, measure=False)
     notes = [data["note"]] if data["note"] else []
     facts, directory = describe(data), RunDirectory(config.run.directory)
     check_free(directory.lock)
     if request.fresh:
         check_fresh(request, directory)
-        return Start(config, None, True, tuple(notes), None, facts)
+        return Start(config, None, True, tuple(notes), None, facts, trace=request.trace)
     found = names_of(directory)
     checkpoint = look_back(directory, notes)
     if checkpoint is None:
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
-        return Start(config, None, False, tuple(notes), None, facts, found)
+        return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
     notes += check_resume(checkpoint, config, model, facts)
-    return Start(config, checkpoint, False, tuple(notes), finished(directory, checkpoint, config), facts, found)
+    summary = finished(directory, checkpoint, config)
+    return Start(config, checkpoint, False, tuple(notes), summary, facts, found, request.trace)
 
 
 def describe(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,20 +120,27 @@ def names_of(directory: RunDirectory) -> tuple[str, ...]:
     return tuple(path.name for path in directory.checkpoints())
 
 
-def check_grid(config: Config, ranks: int) -> None:
-    """The grid must fit the ranks, and the choices must be able to use each of its axes."""
+def check_grid(config: Config, ranks: int) -> int:
+    """The grid must fit the ranks, and the choices must be able to use each of its axes; the number of replicas."""
     grid, names = config.grid, config.names
-    shape_of(ranks, grid.replicas, grid.stages, grid.shards)
-    if grid.stages > 1:
+    replicas, _, _ = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
+    if grid.stages > 1 and not config.schedule.staged:
         only = f"the schedule {names['schedule']} keeps the whole depth on one rank"
-        raise InputError("grid.stages", f"{only}, so this can only be 1, got {grid.stages}")
+        others = ", ".join(name for name, options in SCHEDULES.items() if options.staged)
+        raise InputError(
+            "grid.stages", f"{only}, so this can only be 1, got {grid.stages}; schedules with stages: {others}"
+        )
     if grid.shards > 1:
         only = f"the model {names['model']} is not a population"
         raise InputError("grid.shards", f"{only}, so this can only be 1, got {grid.shards}")
+    return replicas
 
 
 def check_together(config: Config, data: Mapping[str, Any]) -> None:
     """Choices that are each right but do not fit each other."""
+    if getattr(config.consensus, "in_flight", "") == "keep" and config.consensus.score in ("accuracy_shard", "fisher"):
+        why = "which measures on the batches of training, and would overwrite those in flight"
+        raise InputError("consensus.in_flight", f"keep does not go with the score {config.consensus.score}, {why}")
     if data["classes"]:
         return
     values = "needs class numbers, but the targets are values"
@@ -156,7 +180,7 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
     """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
     with Checkpoint(path) as checkpoint:
         changes = difference(checkpoint.configuration, config.tables())
-        forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if key not in MAY_CHANGE]
+        forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if not may_change(key)]
         if forbidden:
             hint = "go back to the old values, choose another run.directory, or start anew with --fresh"
             raise InputError(
@@ -170,6 +194,11 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
     if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
         said.append("with the length of the run the course of the cosine rate has changed")
     return said + met_once_more
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may give a key another value; a schedule does not change what is being trained."""
+    return key in MAY_CHANGE or key.startswith("schedule.")
 
 
 def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) -> None:

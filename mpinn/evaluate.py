@@ -15,6 +15,7 @@ from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import check_source, open_source
 from mpinn.measure import EVALUATION_BATCH, quality, totals
 from mpinn.nn.part import build_part
+from mpinn.schedules.serial import Serial
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import best_of, read_index
 from mpinn.storage.reader import Checkpoint
@@ -88,7 +89,7 @@ def _sums(world: World, file: Path, config: Config, split: str) -> Array:
     with Checkpoint(file) as checkpoint:
         checkpoint.fill(part.layout, part.weights, "model/network")
         checkpoint.fill(part.state_layout, part.state, "state/network")
-    schedule = config.schedule.build(part, config.loss, config.run.seed)
+    schedule = Serial(part, config.loss, config.run.seed)
     batches = Batches(source, config.run.seed, config.data.batch, 1, 0, "redealt", dtype)
     share = batches.evaluation(split, EVALUATION_BATCH * world.size, world.rank, world.size)
     return totals(schedule, config.loss, share)

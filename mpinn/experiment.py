@@ -1,5 +1,6 @@
 """The composition root: from a configuration to the objects that train it. The only file that knows them all."""
 
+import json
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -17,17 +18,24 @@ from mpinn.config import Config
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
-from mpinn.keeper import Resumed, RunKeeper, grid_vectors, model_vectors, resume
+from mpinn.cuts import Cuts, cut
+from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume
 from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.models.model import Model
-from mpinn.nn.part import build_part
+from mpinn.nn.part import Part, build_part
 from mpinn.schedules.schedule import Schedule
+from mpinn.schedules.stage import Place
 from mpinn.signals import Signals
 from mpinn.storage.directory import RunDirectory
 from mpinn.tally import Stopwatch, Tally
+from mpinn.trace import Trace
 from mpinn.trainer import Plan, Trainer
 from mpinn.update import OptimizerUpdate
 from mpinn.warm import warm
+
+
+TRACED = 200_000
+"""Events of one rank that a trace keeps."""
 
 
 @dataclass(eq=False)
@@ -41,6 +49,9 @@ class Experiment:
     measure: RunMeasure
     transport: str
     kernels: str
+    model: Model
+    cuts: Cuts
+    trace: Trace
     notes: tuple[str, ...]
 
     @property
@@ -59,32 +70,43 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transport, ordered=run.deterministic)
     ops, kernels = choose_kernels(run.kernels)
-    loaded = everywhere(world, lambda: _load(world, config, grid, ops))
-    schedule, batches = loaded.schedule, loaded.batches
-    (part,) = schedule.parts.values()
-    warm(world, config, part, loaded.model.shape, loaded.target_shape)
+    cuts = _cuts(world, start, grid, ops)
+    column = grid.replicas.split(0, grid.replica, "column")
+    trace = Trace(TRACED if start.trace else 0)
+    loaded = everywhere(world, lambda: _load(world, config, grid, ops, cuts))
+    part, batches = loaded.part, loaded.batches
+    place = _place(grid, loaded.model, cuts, trace)
+    schedule: Schedule = config.schedule.build(part, config.loss, run.seed, place)
+    last = grid.stage == grid.stages.size - 1
+    warm(world, config, part, place.inputs, loaded.target_shape if last else None)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     consensus.prepare(schedule.parts)
     tally = Tally()
-    model_kinds, grid_kinds = model_vectors(schedule.parts), grid_vectors(consensus, tally)
+    grid_kinds = grid_vectors(consensus, tally, grid.stage)
     begin = Resumed()
     if (path := start.checkpoint) is not None:
-        begin = everywhere(world, lambda: resume(path, model_kinds, grid_kinds, grid.shape, grid.replica))
+        stand = Stand(grid.shape, grid.replica, grid.stage, cuts.bounds, config.tables()["schedule"])
+        begin = everywhere(world, lambda: resume(path, schedule.parts, grid_kinds, stand))
+        if begin.flight is not None:
+            schedule.resume(begin.flight, batches.batch)
     plan = plan_of(config, batches.steps_per_epoch, begin.step, stop_after)
     moved = world.verdict(lambda: prepare(start)).decode()
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
-        [*model_kinds, *grid_kinds], start.data,
+        [*model_vectors(schedule.parts, grid.stage), *grid_kinds], schedule, grid.replica, grid.stage, cuts.bounds,
+        start.data,
     )  # fmt: skip
     keeper.rewind(begin.step)
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)
-    measure = RunMeasure(schedule, config.loss, batches, grid.control, consensus)
+    measure = RunMeasure(schedule, config.loss, batches, grid.control, consensus, column)
     trainer = Trainer(
         plan=plan,
         control=grid.control,
         schedule=schedule,
         consensus=consensus,
-        update=OptimizerUpdate(consensus, config.optimizer, rate, config.train.clip, schedule.parts),
+        update=OptimizerUpdate(
+            consensus, config.optimizer, rate, config.train.clip, schedule.parts, schedule.chained, trace
+        ),
         rate=rate,
         batches=batches,
         measure=measure,
@@ -92,39 +114,69 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         agreement=Agreement(world.channel("agreement"), begin.step),
         signals=signals,
         tally=tally,
-        stopwatch=Stopwatch([grid.replicas], grid.control),
+        stopwatch=Stopwatch(grid.replicas, grid.stages, column),
         keeper=keeper,
         classes=loaded.classes,
+        ranks_per_replica=grid.stages.size * grid.shards.size,
         samples=begin.samples,
         seconds=begin.seconds,
         quality=begin.quality,
     )
     notes = (*begin.notes, *_past(stop_after, plan), *([moved] if moved else []))
-    return Experiment(config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, notes)
+    return Experiment(
+        config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, loaded.model, cuts, trace, notes
+    )
+
+
+def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
+    """Where the depth is cut, found by one rank; a run that goes on keeps the cuts that it has."""
+    config = start.config
+
+    def find() -> bytes:
+        if start.checkpoint is not None and (kept := bounds_of(start.checkpoint, grid.stages.size)):
+            cuts = Cuts(kept, "as before")
+        else:
+            source = open_source(config.data)
+            outputs = outputs_of(source.summary())
+            model = build_model(config, source.sample_shape, outputs)
+            cuts = cut(config, model, outputs, grid.replicas.size, ops)
+        return json.dumps([cuts.bounds, cuts.reason]).encode()
+
+    bounds, reason = json.loads(world.verdict(find))
+    return Cuts(tuple(bounds), reason)
+
+
+def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace) -> Place:
+    stage = grid.stage
+    aside = grid.stages.split(0, stage, "aside")
+    return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    schedule: Schedule
+    part: Part
     batches: Batches
     model: Model
     classes: int
     target_shape: Shape
 
 
-def _load(world: World, config: Config, grid: Grid, ops: ModuleType) -> _Loaded:
+def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts) -> _Loaded:
     """The data and the model, without any message."""
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
     spare = world.cores > world.local_size
-    batches = Batches(source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare)
+    batches = Batches(
+        source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare,
+        held=config.schedule.held(grid.stages.size), samples=grid.stage == 0,
+    )  # fmt: skip
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
-    part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
+    network, shape = cuts.network(model, grid.stage), cuts.shape(model, grid.stage)
+    part = build_part("network", network, shape, dtype, config.optimizer.slots, ops=ops)
     part.initialize(config.run.seed)
-    schedule = config.schedule.build(part, config.loss, config.run.seed)
-    return _Loaded(schedule, batches, model, source.classes, tuple(summary["target_shape"]))
+    return _Loaded(part, batches, model, source.classes, tuple(summary["target_shape"]))
 
 
 def plan_of(config: Config, steps_per_epoch: int, start: int, stop_after: int) -> Plan:

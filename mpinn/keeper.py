@@ -227,6 +227,13 @@ class Resumed:
     flight: Flight | None = None
 
 
+def bounds_of(path: Path, stages: int) -> tuple[int, ...]:
+    """Where the depth of a saved run was cut, if it was cut into so many stages; else nothing."""
+    with Checkpoint(path) as checkpoint:
+        bounds = tuple(np.asarray(checkpoint.scalars.get("bounds", ())).tolist())
+    return bounds if len(bounds) == stages + 1 else ()
+
+
 @dataclass(frozen=True)
 class Stand:
     """Where a rank stands: in the grid, in the depth, and in which schedule. A flight goes on only where all agree."""

@@ -84,7 +84,7 @@ def answer(question: Question) -> Plan:
     batch = -(-config.data.batch // replicas)
     stages = question.stages or config.grid.stages
     if question.cuts and question.stages not in (0, len(question.cuts) + 1):
-        raise InputError("--cut", f"{len(question.cuts)} cuts make {len(question.cuts) + 1} stages, not {stages}")
+        raise InputError("--cut", f"the cuts make {len(question.cuts) + 1} stages, not {stages}")
     chosen = parse(model, question.cuts, "--cut") if question.cuts else None
     costs, source = _costs(config, model, outputs_of(summary), batch, ops, question)
     link = Link(

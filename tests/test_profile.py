@@ -27,7 +27,7 @@ from mpinn.nn.layer import Pass
 from mpinn.nn.network import Network
 from mpinn.nn.norm import BatchNorm
 from mpinn.nn.part import build_part
-from mpinn.nn.pool import MaxPool2d
+from mpinn.nn.pool import GlobalAveragePool, MaxPool2d
 from mpinn.profile import ELEMENT, OPERATIONS, Cost, Subject, estimate, load, measure, profile, save, subject_of, units
 
 F4, F8 = np.dtype("f4"), np.dtype("f8")
@@ -124,7 +124,14 @@ def test_bytes_of_what_the_next_unit_needs_are_those_of_the_unit_that_makes_it()
     assert [cost.kept_bytes for cost in costs] == [image, image + moments, image + moments, 5 * 2 * 8]
 
 
-@pytest.mark.parametrize("model", [RESNET, CNN(channels=(3, 4), widths=(6,), dropout=0.3).build((8, 8, 1), 10)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        RESNET,
+        CNN(channels=(3, 4), widths=(6,), dropout=0.3).build((8, 8, 1), 10),
+        written(Conv2d(3), MaxPool2d(), GlobalAveragePool(), Dense(2), head=2),  # nobody keeps what the pool gives
+    ],
+)
 @pytest.mark.parametrize("ops", [plain, cpu])
 def test_bytes_of_the_units_add_up_to_those_of_a_pass(model, ops):
     costs = measure(model, 6, F4, ops, repeats=1)

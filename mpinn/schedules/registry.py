@@ -1,10 +1,11 @@
 """The schedules by name."""
 
+from mpinn.schedules.cut import StagedOptions
 from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions, LayerwiseOptions
 from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions, OneFOneBOptions
 from mpinn.schedules.serial import SerialOptions
 
-SCHEDULES: dict[str, type] = {
+SCHEDULES: dict[str, type[SerialOptions | StagedOptions]] = {
     "serial": SerialOptions,
     "naive": NaiveOptions,
     "gpipe": GPipeOptions,

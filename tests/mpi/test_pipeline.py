@@ -51,9 +51,7 @@ def test_equals_training_on_one_rank(world: World, name: str, problem: Problem) 
     for grid in grids(world):
         run = train(problem, grid, PIPELINES[name], STEPS)
         alone = synchronous(problem, 1, STEPS)
-        np.testing.assert_allclose(
-            values(run.part), slice_of(alone, problem, run.bounds, grid.stage), **CLOSE
-        )
+        np.testing.assert_allclose(values(run.part), slice_of(alone, problem, run.bounds, grid.stage), **CLOSE)
         assert run.losses or not run.last
 
 

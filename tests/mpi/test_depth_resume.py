@@ -1,0 +1,128 @@
+"""Runs with stages: a resumed one ends as if it had not been stopped; on another grid it goes back to what all applied."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_resume import first, meet
+from training import SMALL, differences, records
+
+from mpinn.checks import Request, check
+from mpinn.comm.grid import World
+from mpinn.experiment import build
+from mpinn.signals import Signals
+from mpinn.storage.reader import Checkpoint
+from mpinn.train import train
+
+pytestmark = pytest.mark.mpi
+HALF, WHOLE, SAMPLES = 9, 18, 3 * 1197
+DEEP = ("model.widths=[9,8,7,6]", "schedule.cut=estimated")
+NOISY = ("model.norm=batch", "model.dropout=0.3")
+MEETING = ("consensus.name=averaging", "consensus.score=uniform", "consensus.period=4 steps")
+KEPT = ("consensus.name=averaging", "consensus.period=4 steps", "consensus.in_flight=keep")
+CASES = {
+    "gpipe": ("schedule.name=gpipe", "consensus.name=gradients", "train.clip=0.1", *NOISY),
+    "1f1b": ("schedule.name=1f1b", "consensus.name=gradients", "optimizer.name=adam"),
+    "fdg": ("schedule.name=fdg", "consensus.name=gradients", *NOISY),
+    "fdg, mixed": ("schedule.name=fdg", "schedule.versions=mixed", "consensus.name=none", *NOISY),
+    "fdg, recompute": ("schedule.name=fdg", "schedule.recompute=true", "consensus.name=gradients", *NOISY),
+    "fdg, accumulate": ("schedule.name=fdg", "schedule.accumulate=4", "consensus.name=gradients", "optimizer.name=adamw"),
+    "fdg, averaging": ("schedule.name=fdg", *MEETING, *NOISY),
+    "fdg, averaging, kept": ("schedule.name=fdg", *KEPT, "consensus.slots=average"),
+    "ddg, accuracy": ("schedule.name=ddg", "consensus.name=averaging", "consensus.period=4 steps", *NOISY),
+    "fr, fisher": ("schedule.name=fr", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
+    "layerwise": ("schedule.name=layerwise", "consensus.name=gradients", *NOISY),
+    "layerwise, gradient norm": ("schedule.name=layerwise", *MEETING, "consensus.score=inverse_gradient_norm"),
+    "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
+}
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(world: World, mpi_tmp_path: Path) -> Run:
+    """Train in this process, in the run directory ``run``."""
+
+    def start(*settings: str, world: World = world, **request: object) -> int:
+        overrides = (f"run.directory={mpi_tmp_path / 'run'}", *SMALL, *settings)
+        return train(world, replace(Request(overrides=overrides), **request))
+
+    return start
+
+
+def deep(case: str, stages: int) -> tuple[str, ...]:
+    """The settings of a case on so many stages."""
+    return *DEEP, f"grid.stages={stages}", *CASES[case]
+
+
+def grids(world: World) -> list[int]:
+    """Numbers of stages: all ranks, and half of them for two replicas."""
+    return [world.size] if world.size % 2 else [world.size, world.size // 2]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(case: str, world: World, run: Run, mpi_tmp_path: Path) -> None:
+    for stages in grids(world):
+        settings = deep(case, stages)
+        assert run(*settings, fresh=True) == 0
+        meet(world)
+        assert run(*settings, fresh=True, stop_after=HALF) == 75
+        meet(world)
+        stopped, whole = (mpi_tmp_path / name for name in ("run", newest_aside(mpi_tmp_path)))
+        assert run(*settings, resume=True) == 0
+        meet(world)
+        last = f"checkpoint-{WHOLE:08d}.h5"
+        assert differences(stopped / last, whole / last) == []
+        timeless = [[{**line, "seconds": 0} for line in records(place)] for place in (stopped, whole)]
+        assert timeless[0] == timeless[1]
+        meet(world)
+
+
+def newest_aside(path: Path) -> str:
+    """The run that was last moved aside."""
+    return max((place.name for place in path.glob("run.*")), key=lambda name: int(name.partition(".")[2]))
+
+
+@pytest.mark.parametrize(("case", "lag"), [("fdg", 2), ("ddg, accuracy", 1), ("gpipe", 0), ("layerwise", 2)])
+def test_on_another_grid_the_run_goes_back_to_what_all_stages_have_applied(
+    case: str, lag: int, world: World, run: Run, mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # stopped where averaging has not just met, which drains
+    settings = deep(case, world.size)
+    assert run(*settings, stop_after=11) == 75
+    meet(world)
+    behind = lag * (world.size - 1)
+    for ranks in range(1, world.size):
+        fewer = first(world, ranks)
+        if world.rank < ranks:
+            _begins(fewer, deep(case, ranks), mpi_tmp_path / "run", 11 - behind, world.size, behind)
+        meet(world)
+    if world.size > 1:
+        fewer = first(world, 1)
+        if world.rank == 0:
+            capfd.readouterr()
+            assert run(*deep(case, 1), world=fewer) == 0
+            said = capfd.readouterr().out
+            assert (f"goes back {behind} batches" in said) == bool(behind)
+        meet(world)
+        lines = [line for line in records(mpi_tmp_path / "run") if "loss" in line]
+        assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+        assert lines[-1]["samples"] == SAMPLES
+
+
+def _begins(world: World, settings: tuple[str, ...], directory: Path, step: int, stages: int, behind: int) -> None:
+    with Checkpoint(directory / "latest") as checkpoint:
+        assert checkpoint.grid == (1, stages, 1)
+        assert ("flight/0/0" in checkpoint.kinds()) == (behind > 0)
+        saved = {entry.name: checkpoint.weights(entry.name) for entry in checkpoint.parameters("model/network")}
+    world.control.barrier()
+    begin = check(Request(overrides=(f"run.directory={directory}", *SMALL, *settings)), world.size)
+    world.control.barrier()
+    experiment = build(world, begin, Signals())
+    (part,) = experiment.trainer.schedule.parts.values()
+    assert experiment.trainer.plan.start == step
+    for entry in part.layout:
+        np.testing.assert_array_equal(part.weights[entry.slice].reshape(entry.shape), saved[entry.name])
+    experiment.keeper.close()
+    begin.lock.release()
