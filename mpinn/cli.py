@@ -60,6 +60,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on from a checkpoint.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and start anew.")] = False,
     stop_after: Annotated[int, typer.Option(min=0, help="Stop and save after this step, as a signal would.")] = 0,
+    trace: Annotated[bool, typer.Option("--trace", help="Write a timeline of all ranks for ui.perfetto.dev.")] = False,
 ) -> None:
     """Train, or go on where the run directory's newest checkpoint is.
 
@@ -78,7 +79,7 @@ def train(
     from mpinn.train import train as run
     from mpinn.words import nearest
 
-    request = Request(config, tuple(settings or ()), resume, fresh, stop_after)
+    request = Request(config, tuple(settings or ()), resume, fresh, stop_after, trace)
     try:
         code = run(connect(), request, signals)
     except InputError as error:

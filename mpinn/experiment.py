@@ -15,10 +15,10 @@ from mpinn.comm.channel import Channel
 from mpinn.comm.grid import Grid, World
 from mpinn.comm.transport import choose_transport
 from mpinn.config import Config
+from mpinn.cuts import Cuts, cut
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
-from mpinn.cuts import Cuts, cut
 from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume
 from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.models.model import Model
@@ -32,7 +32,6 @@ from mpinn.trace import Trace
 from mpinn.trainer import Plan, Trainer
 from mpinn.update import OptimizerUpdate
 from mpinn.warm import warm
-
 
 TRACED = 200_000
 """Events of one rank that a trace keeps."""
@@ -117,6 +116,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         stopwatch=Stopwatch(grid.replicas, grid.stages, column),
         keeper=keeper,
         classes=loaded.classes,
+        trace=trace,
         ranks_per_replica=grid.stages.size * grid.shards.size,
         samples=begin.samples,
         seconds=begin.seconds,

@@ -26,7 +26,6 @@ from mpinn.storage.schema import Scalar, Snapshot, VectorSpec
 from mpinn.tally import Tally
 from mpinn.trainer import Moment
 
-
 FACTS = "facts"
 """The name of what is known about a flight, among its arrays."""
 

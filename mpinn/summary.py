@@ -18,6 +18,7 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
     seconds = trainer.elapsed()
     sent = sum(size for channel in experiment.channels for _, size in channel.meter.counts.values())
     everyone = _gather(experiment, trainer.stopwatch.times, sent)
+    ranks = [_rank(row) for row in everyone]
     return {
         "outcome": outcome,
         "model": config.names["model"],
@@ -33,7 +34,9 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
         "samples_per_second": trainer.samples / seconds if seconds else 0.0,
         "test": _numbers(test, trainer.classes),
         "validation": _numbers(validation, trainer.classes),
-        "ranks": [_rank(row) for row in everyone],
+        "schedule": config.names["schedule"],
+        "stages": experiment.cuts.starts(experiment.model).split(", "),
+        "ranks": ranks,
         "weights": experiment.keeper.last_meeting(),
         "meetings": _meetings(experiment.keeper.records),
         "checkpoint": str(experiment.keeper.directory.checkpoint(trainer.plan.total)),
@@ -56,16 +59,20 @@ def _numbers(quality: Quality, classes: int) -> dict[str, float]:
 
 
 def _gather(experiment: Experiment, times: Times, sent: int) -> Array:
-    own = np.array([times.training, times.communicating, times.waiting, float(sent)])
+    age = experiment.trainer.schedule.staleness
+    own = np.array([times.training, times.communicating, times.waiting, float(sent), age.mean, age.most, age.formula])
     everyone = np.empty((experiment.grid.control.size, own.size))
     experiment.grid.control.all_gather(own, everyone).wait()
     return everyone
 
 
 def _rank(row: Array) -> dict[str, float]:
-    training, communicating, waiting, sent = row.tolist()
+    training, communicating, waiting, sent, mean, most, formula = row.tolist()
     shares = [seconds / training if training else 0.0 for seconds in (communicating, waiting)]
-    return {"computing": 1 - sum(shares), "communicating": shares[0], "waiting": shares[1], "bytes": sent}
+    return {
+        "computing": 1 - sum(shares), "communicating": shares[0], "waiting": shares[1], "bytes": sent,
+        "staleness": mean, "most_stale": most, "staleness_formula": formula,
+    }  # fmt: skip
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
@@ -73,7 +80,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     replicas, stages, shards = summary["grid"]
     score = f", score {summary['score']}" if summary["score"] else ""
     facts = {
-        "run": f"{summary['model']} on {summary['data']}, consensus {summary['consensus']}{score}, "
+        "run": f"{summary['model']} on {summary['data']}, "
+        + (f"schedule {summary['schedule']}, " if stages > 1 else "")
+        + f"consensus {summary['consensus']}{score}, "
         f"{replicas} x {stages} x {shards} ranks (replicas x stages x shards)",
         "test": _quality(summary["test"]),
         "validation": _quality(summary["validation"]),
@@ -92,7 +101,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "use it": f"python -m mpinn evaluate {place}",
     }
     since = [f"since step {summary['start']}:"] if summary["start"] else []
-    table = _table(summary["ranks"], summary["weights"])
+    weights = summary["weights"]
+    staged = summary["stages"] if stages > 1 else None
+    table = _staged(summary["ranks"], staged, weights) if staged else _table(summary["ranks"], weights)
     return ["", *_aligned(facts), "", *since, *table, "", *_aligned(where)]
 
 
@@ -111,6 +122,21 @@ def _table(ranks: Sequence[Mapping[str, float]], weights: Sequence[float] | None
         shares = f"{row['computing']:>11.1%}{row['communicating']:>15.1%}{row['waiting']:>9.1%}"
         weight = f"  {weights[rank]:.6f}" if weights else ""
         rows.append(f"{rank:>4}{shares}{bytes_text(row['bytes']):>10}{weight}")
+    return rows
+
+
+def _staged(ranks: Sequence[Mapping[str, float]], stages: Sequence[str], weights: Sequence[float] | None) -> list[str]:
+    """With stages a rank waits in the bubbles of its pipeline, and its gradients may be old."""
+    wide = max(len("begins with"), *map(len, stages))
+    head = f"rank  replica  stage  {'begins with':<{wide}}   busy  messages  bubble      sent  staleness (formula)"
+    rows = [head + ("  weight at the last meeting" if weights else "")]
+    for rank, row in enumerate(ranks):
+        replica, stage = divmod(rank, len(stages))
+        place = f"{rank:>4}{replica:>9}{stage:>7}  {stages[stage]:<{wide}}"
+        shares = f"{row['computing']:>7.1%}{row['communicating']:>10.1%}{row['waiting']:>8.1%}"
+        age = f"{row['staleness']:.2f} ({row['staleness_formula']:g})"
+        weight = f"  {weights[replica]:.6f}" if weights else ""
+        rows.append(f"{place}{shares}{bytes_text(row['bytes']):>10}  {age:>19}{weight}")
     return rows
 
 

@@ -28,6 +28,8 @@ class Trace:
     def __init__(self, limit: int = 0):
         self.events: list[Event] = []
         self.dropped = 0
+        self.zero = 0.0
+        """The moment from which a timeline counts, the same on all ranks."""
         self._limit = limit
 
     @property

@@ -3,6 +3,7 @@
 import gc
 import json
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build
+from mpinn.nn.layout import Layout
 from mpinn.reporter import open_reporter
 from mpinn.signals import STOPPED, Signals
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
+from mpinn.timeline import write_timeline
 from mpinn.trainer import Outcome
 
 
@@ -42,6 +45,7 @@ def _train(world: World, start: Start, signals: Signals, stop_after: int) -> int
     gc.enable()
     try:
         outcome = _run(world, experiment, start)
+        _write_trace(experiment)
         return _stop(world, experiment) if outcome is Outcome.STOPPED else _finish(world, experiment, outcome)
     except FatalError:
         experiment.keeper.abandon()
@@ -54,6 +58,8 @@ def _run(world: World, experiment: Experiment, start: Start) -> Outcome:
     try:
         for text in _opening(world, experiment, start):
             trainer.reporter.line(text)
+        experiment.grid.control.barrier()
+        experiment.trace.zero = perf_counter()
         # a loss that is not finite is noticed and named by the trainer
         with np.errstate(all="ignore"):
             return trainer.run()
@@ -70,14 +76,14 @@ def _tell_again(world: World, start: Start) -> None:
 
 def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
     config, trainer = experiment.config, experiment.trainer
-    (part,) = trainer.schedule.parts.values()
     shape = " x ".join(map(str, experiment.grid.shape))
     said = [
         f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), messages {experiment.transport}",
         f"kernels {experiment.kernels}",
-        f"{config.names['model']} with {part.layout.count:,} parameters on {config.data.name}, "
+        *_depth(experiment),
+        f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
         f"consensus {_choice(config, 'consensus')}, {config.names['optimizer']}, {config.run.dtype}",
         *_remarks(config, experiment.grid.replicas.size),
         *start.notes,
@@ -87,6 +93,21 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
         said.append(f"resumed from {start.checkpoint} at step {trainer.plan.start}")
     said.append(f"run directory {config.run.directory}")
     return said
+
+
+def _parameters(experiment: Experiment) -> int:
+    """Of the whole model."""
+    model = experiment.model
+    return Layout(model.network.parameters(model.shape), experiment.config.run.dtype).count
+
+
+def _depth(experiment: Experiment) -> list[str]:
+    """How the depth is cut, and why so."""
+    cuts = experiment.cuts
+    if experiment.grid.stages.size == 1:
+        return []
+    begin = cuts.starts(experiment.model)
+    return [f"schedule {experiment.config.names['schedule']}, stages begin at {begin}: {cuts.reason}"]
 
 
 def _remarks(config: Config, replicas: int) -> list[str]:
@@ -104,6 +125,15 @@ def _remarks(config: Config, replicas: int) -> list[str]:
 def _choice(config: Config, table: str) -> str:
     score = getattr(getattr(config, table), "score", None)
     return config.names[table] + (f" by {score}" if score else "")
+
+
+def _write_trace(experiment: Experiment) -> None:
+    """The timeline of all ranks, if it was asked for; called by all ranks."""
+    grid, trace = experiment.grid, experiment.trace
+    if not trace.wanted:
+        return
+    label = f"rank {grid.control.rank}: replica {grid.replica}, stage {grid.stage}"
+    write_timeline(experiment.keeper.directory.path / "trace.json", grid.control, trace, label)
 
 
 def _stop(world: World, experiment: Experiment) -> int:

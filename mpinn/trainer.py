@@ -22,7 +22,7 @@ from mpinn.reporter import Reporter, Silent
 from mpinn.schedules.schedule import Measured, Schedule, Update
 from mpinn.signals import Signals
 from mpinn.tally import NEVER, Stopwatch, Tally
-
+from mpinn.trace import SILENT, Trace
 
 NAME = 256
 """Bytes of the longest name of a layer that one rank tells another."""
@@ -111,6 +111,7 @@ class Trainer:
     """Of the data; 0 for a regression, which has no accuracy."""
     reporter: Reporter = field(default_factory=Silent)
     ranks_per_replica: int = 1
+    trace: Trace = SILENT
     samples: int = 0
     """Samples that the replicas together have been trained on since the run began."""
     seconds: float = 0.0
@@ -153,9 +154,11 @@ class Trainer:
         return self.seconds + self.stopwatch.times.training
 
     def _meet(self, step: int, last: bool) -> None:
+        begun = self.trace.now()
         meeting = self.consensus.weights(self.schedule.parts, step, self.replica_measure(step), last)
         if meeting is None:
             return
+        self.trace.add("mix", begun, step - 1)
         if meeting.weights is None:
             self._check_weights(step)
             return

@@ -33,6 +33,7 @@ class OptimizerUpdate:
         self._clip = clip
         self._chained = chained
         self._trace = trace
+        self._versions = dict.fromkeys(parts, 0)
         self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
         self._layers = {name: [part.layout.span((n,)) for n in part.weight_views] for name, part in parts.items()}
 
@@ -50,7 +51,8 @@ class OptimizerUpdate:
         if samples:
             begun = self._trace.now()
             self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
-            self._trace.add("update", begun, batch.index)
+            self._versions[part.name] += 1
+            self._trace.add("update", begun, batch.index, self._versions[part.name])
         begun = self._trace.now()
         self._consensus.adapted(part)
         self._trace.add("mix", begun, batch.index)

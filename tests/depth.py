@@ -6,6 +6,7 @@ weights, and what it is sent. A message says in which iteration it was sent, and
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ def cut(problem: Problem, bounds: tuple[int, ...]) -> list[Part]:
     """The stages of the model, each with the weights that it has in the whole one."""
     model = problem.model.build(problem.source.sample_shape, problem.source.classes)
     parts, shape = [], model.shape
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         network = model.network[first:last]
         part = build_part("network", network, shape, np.dtype(problem.dtype), problem.optimizer.slots)
         part.initialize(problem.seed)

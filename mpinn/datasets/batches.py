@@ -43,8 +43,8 @@ class Batches:
     """The batches of one replica; see `mpinn.datasets.deal` for what each ``deal`` means.
 
     ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for, and for
-    ``held`` more. With ``ahead`` a batch that is costly to prepare is prepared in a thread while the one before it is in
-    use. Without ``samples`` every x is (count, 0): a stage of the depth that no sample enters reads none.
+    ``held`` more. With ``ahead`` a batch that is costly to prepare is prepared in a thread while another is in use.
+    Without ``samples`` every x is (count, 0): a stage of the depth that no sample enters reads none.
     """
 
     def __init__(

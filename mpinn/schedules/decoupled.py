@@ -1,14 +1,14 @@
 """Decoupled backpropagation: stages that work on different batches at the same time, with delayed gradients.
 
 FDG (Zhuang, Wang, Liu & Lin, arXiv 1906.09108; the pipeline of Pham & Ahn, arXiv 2509.05679): in iteration t stage k of
-K, counted from 1, runs batch t - k + 1 forward and batch t - 2K + k + 1 backward. Whatever it needs from a neighbour was
-sent one iteration earlier, so nobody waits inside an iteration for the batch that it works on.
+K, counted from 1, runs batch t - k + 1 forward and batch t - 2K + k + 1 backward. Whatever it needs from a neighbour
+was sent one iteration earlier, so nobody waits inside an iteration for the batch that it works on.
 
 DDG (Huo, Gu, Yang & Huang, ICML 2018) and FR (Huo, Gu & Huang, NeurIPS 2018): batch t passes forward through all stages
 within iteration t, and stage k runs batch t - K + k backward.
 
-The layer-wise method (Akintoye et al., arXiv 2207.11019) is read as FDG on the measured partition, with stages that keep
-only their inputs and run the forward pass again.
+The layer-wise method (Akintoye et al., arXiv 2207.11019) is read as FDG on the measured partition, with stages that
+keep only their inputs and run the forward pass again.
 
 Which weights a delayed gradient is computed with, and what is kept until then:
 
@@ -51,8 +51,8 @@ from mpinn.schedules.versions import Stash, Version
 class DecoupledOptions(StagedOptions):
     """When a stage runs what, and with which weights; see the module for ``versions`` and ``recompute``.
 
-    ``order``: which of its two batches a stage runs first in an iteration. ``shrink`` multiplies a gradient that arrives
-    from the next stage, once per hop. ``accumulate``: gradients that are added up for one update (ADL, arXiv
+    ``order``: which of its two batches a stage runs first in an iteration. ``shrink`` multiplies a gradient that
+    arrives from the next stage, once per hop. ``accumulate``: gradients that are added up for one update (ADL, arXiv
     2012.03747). ``drain``: whether what is in flight at the end, or at a meeting, is finished or dropped.
     """
 
@@ -117,7 +117,6 @@ class Decoupled:
 
     def __init__(self, stage: Stage, options: DecoupledOptions):
         self.parts: Mapping[str, Part] = {stage.part.name: stage.part}
-        self.staleness = Staleness()
         self.most_in_flight = 0
         k, count = stage.number + 1, stage.count
         self._stage = stage
@@ -125,6 +124,8 @@ class Decoupled:
         self._forward_lag = 0 if options.chained else k - 1
         self._backward_lag = count - k if options.chained else 2 * count - k - 1
         self._longest = options.held(count)
+        updates = self._backward_lag - self._forward_lag - (options.order == "backward_first")
+        self.staleness = Staleness(max(0, updates) / options.accumulate)
         self._stash = Stash(stage.part) if options.versions == "stash" and not stage.last else None
         self._total: Total | None = stage.total() if options.accumulate > 1 else None
         self._begin()

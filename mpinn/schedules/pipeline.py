@@ -1,8 +1,9 @@
 """Pipelines that agree with training on one rank: a batch is cut into micro-batches, and the update waits for all.
 
-naive: the whole batch passes from stage to stage, and one stage computes at a time. GPipe (Huang et al., NeurIPS 2019):
-all micro-batches forward, then all backward. 1F1B (Narayanan et al., PipeDream, SOSP 2019, with a flush): a stage starts
-with as many forward passes as there are stages from it to the end, then takes turns, so that it holds no more than those.
+naive: the whole batch passes from stage to stage, and one stage computes at a time. GPipe (Huang et al., NeurIPS
+2019): all micro-batches forward, then all backward. 1F1B (Narayanan et al., PipeDream, SOSP 2019, with a flush): a
+stage starts with as many forward passes as there are stages from it to the end, then takes turns, so that it holds no
+more than those.
 
 Gradients of micro-batches add up in their order, so GPipe and 1F1B agree bit for bit with each other, and with training
 on one rank to rounding; batch norms see micro-batches, and move their running statistics for each of them.
@@ -10,6 +11,7 @@ on one rank to rounding; batch norms see micro-batches, and move their running s
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta
@@ -78,7 +80,7 @@ def pieces_of(batch: Batch, count: int) -> list[Batch]:
             batch, x=batch.x[low:high], target=batch.target[low:high], samples=batch.samples[low:high],
             count=high - low, rows=(start + low * stride, stride),
         )
-        for low, high in zip(bounds, bounds[1:], strict=False)
+        for low, high in pairwise(bounds)
         if high > low
     ]  # fmt: skip
 

@@ -21,8 +21,12 @@ class Measured:
 
 @dataclass(slots=True)
 class Staleness:
-    """How many updates lie between the weights of a forward pass and those that its gradient is applied to."""
+    """How many updates lie between the weights of a forward pass and those that its gradient is applied to.
 
+    ``formula`` is the age that the schedule's definition gives to every gradient once all stages have work.
+    """
+
+    formula: float = 0.0
     updates: int = 0
     total: int = 0
     most: int = 0
@@ -102,7 +106,7 @@ class Schedule(Protocol):
         ...
 
     def chained(self, values: Sequence[float]) -> Sequence[float]:
-        """One number for each layer of this rank, in order: those of all layers whose gradients are applied together."""
+        """A number for each layer of this rank, in order: those of all layers whose gradients are applied together."""
         ...
 
     def flight(self) -> Flight | None:

@@ -164,11 +164,11 @@ class Stage:
     def backward(
         self, batch: Batch, saved: Saved, dy: Array, weights: Tree, ready: Ready, total: Total | None = None
     ) -> None:
-        """From dy: (B, *outputs) to the part's gradient. The input gradient leaves before weight gradients are computed."""
+        """From dy: (B, *outputs) to the part's gradient; the input gradient leaves before weight gradients are made."""
         begun = self.trace.now()
         finishes: deque[tuple[str, Finish]] = deque()
         dx: Any = dy
-        for name, dx, finish in self.part.network.sweep(weights, saved, dy, self._pass(batch)):
+        for name, dx, finish in self.part.network.sweep(weights, saved, dy, self._pass(batch)):  # noqa: B007
             finishes.append((name, finish))
             if self.first:
                 self._finish(*finishes.popleft(), ready, total)

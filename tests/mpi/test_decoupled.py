@@ -179,7 +179,7 @@ def test_a_stall_travels_one_stage_in_each_iteration(world: World) -> None:
     begun = [event.begun for event in trace.events if event.name == "forward"]
     gaps = np.diff(begun)
     held = np.flatnonzero(gaps > pause / 2)
-    if not grid.stage == world.size - 1:
+    if grid.stage != world.size - 1:
         # forward passes of stage k begin in iteration k - 1: number n of them is of iteration n + k - 1
         iteration = int(held[0]) + 1 + grid.stage
         assert len(held) == 1

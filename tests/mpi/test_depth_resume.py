@@ -1,4 +1,4 @@
-"""Runs with stages: a resumed one ends as if it had not been stopped; on another grid it goes back to what all applied."""
+"""Runs with stages: a resumed one ends as if it had not been stopped; on another grid it goes back a few batches."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,12 @@ CASES = {
     "fdg": ("schedule.name=fdg", "consensus.name=gradients", *NOISY),
     "fdg, mixed": ("schedule.name=fdg", "schedule.versions=mixed", "consensus.name=none", *NOISY),
     "fdg, recompute": ("schedule.name=fdg", "schedule.recompute=true", "consensus.name=gradients", *NOISY),
-    "fdg, accumulate": ("schedule.name=fdg", "schedule.accumulate=4", "consensus.name=gradients", "optimizer.name=adamw"),
+    "fdg, accumulate": (
+        "schedule.name=fdg",
+        "schedule.accumulate=4",
+        "consensus.name=gradients",
+        "optimizer.name=adamw",
+    ),
     "fdg, averaging": ("schedule.name=fdg", *MEETING, *NOISY),
     "fdg, averaging, kept": ("schedule.name=fdg", *KEPT, "consensus.slots=average"),
     "ddg, accuracy": ("schedule.name=ddg", "consensus.name=averaging", "consensus.period=4 steps", *NOISY),
