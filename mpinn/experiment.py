@@ -79,6 +79,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     last = grid.stage == grid.stages.size - 1
     warm(world, config, part, place.inputs, loaded.target_shape if last else None)
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
+    consensus.prepare(schedule.parts)
     tally = Tally()
     grid_kinds = grid_vectors(consensus, tally, grid.stage)
     begin = Resumed()

@@ -136,7 +136,9 @@ class Trainer:
             self._meet(step, last)
             self._look(step, last)
             if self._agreed(step, last):
+                self.consensus.close()
                 return Outcome.STOPPED
+        self.consensus.close()
         self.agreement.close()
         if not self.plan.total:
             self._save(0)
@@ -260,6 +262,7 @@ class Trainer:
         layer = next(filter(None, layers[begin : begin + self.ranks_per_replica]), "")
         where = f"the first layer that is not finite is {layer}" if layer else "all weights are still finite"
         path = self.keeper.inspection(self._moment(step))
+        self.consensus.close()
         raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {where}. The state is in {path}")
 
     def _moment(self, step: int) -> Moment:

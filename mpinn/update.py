@@ -42,23 +42,30 @@ class OptimizerUpdate:
         self._consensus.ready(part, span)
 
     def __call__(self, part: Part, batch: Batch) -> None:
-        """The part's gradient is complete; a batch without samples anywhere changes nothing."""
+        """The part's gradient is complete; without samples there is no step, but neighbours may still combine."""
         begun = self._trace.now()
         samples = self._consensus.gradients(part, batch)
+        scale = self._scale(part, samples) if samples else 0.0
+        self._consensus.combine(part)
         self._trace.add("mix", begun, batch.index)
-        if not samples:
-            return
+        if samples:
+            begun = self._trace.now()
+            self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
+            self._versions[part.name] += 1
+            self._trace.add("update", begun, batch.index, self._versions[part.name])
+        begun = self._trace.now()
+        self._consensus.adapted(part)
+        self._trace.add("mix", begun, batch.index)
+
+    def _scale(self, part: Part, samples: int) -> float:
+        """What turns the summed gradient into a mean that is no longer than the limit."""
         scale = 1 / samples
         if self._clip:
             norm = self._norm(part) * scale
             # a norm that is not finite is left alone, so that it shows
             if self._clip < norm < inf:
                 scale *= self._clip / norm
-        self._consensus.combine(part)
-        begun = self._trace.now()
-        self._optimizer.apply(part, self._segments[part.name], self._rate(batch.index), scale)
-        self._versions[part.name] += 1
-        self._trace.add("update", begun, batch.index, self._versions[part.name])
+        return scale
 
     def _norm(self, part: Part) -> float:
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model

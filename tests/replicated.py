@@ -47,6 +47,7 @@ def train(
     shard = channel.rank if shard is None else shard
     part, batches = problem.part(), problem.batches(channel.size, shard)
     schedule = Serial(part, problem.loss, problem.seed)
+    consensus.prepare(schedule.parts)
     update = OptimizerUpdate(consensus, problem.optimizer, problem.rate, problem.clip, schedule.parts)
     meetings: list[Meeting] = []
     for step in range(steps):

@@ -24,7 +24,7 @@ SETTINGS = {
     "model.widths=[64,": "--set model.widths=[64,: the value is not TOML",
     "data.name=digts": "data.name: 'digts' is not one of digits, mnist, cifar10, cifar100, hdf5, npz (did you mean",
     "data.name=hdf5": 'data.path: data.name = "hdf5" needs the path of a file',
-    "consensus.name=gossp": "consensus.name: 'gossp' is not one of averaging, gradients, none",
+    "consensus.name=gossp": "consensus.name: 'gossp' is not one of averaging, gossip, gradients, none, outer (did",
     "consensus.score=bst": "consensus.score: 'bst' is not one of",
     "model.activation=rel": "model.activation: 'rel' is not one of",
     "optimizer.rate=0": "optimizer.rate: expected a number above 0, got 0",

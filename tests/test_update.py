@@ -34,6 +34,9 @@ class Recorded:
     def combine(self, part: Part) -> None:
         self.events.append("combine")
 
+    def adapted(self, part: Part) -> None:
+        self.events.append("adapted")
+
 
 def with_gradient(problem: Problem = PROBLEM, scale: float = 1.0) -> Part:
     part, rng = problem.part(), np.random.default_rng(0)
@@ -126,4 +129,4 @@ def test_consensus_comes_before_the_optimizer() -> None:
     update = OptimizerUpdate(consensus, Watched(), lambda index: 1.0, 1.0, {part.name: part})
     update.ready(part, slice(64, 128))
     update(part, BATCH)
-    assert consensus.events == ["ready 64", "gradients", "combine", "apply"]
+    assert consensus.events == ["ready 64", "gradients", "combine", "apply", "adapted"]

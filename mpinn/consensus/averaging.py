@@ -87,6 +87,9 @@ class Averaging:
         """Whether no replica has moved since all went on from the same mean."""
         return bool(self._agreed[0])
 
+    def prepare(self, parts: Mapping[str, Part]) -> None:
+        """Nothing is kept of a part before it is used."""
+
     def ready(self, part: Part, span: slice) -> None:
         """Gradients stay at home."""
 
@@ -101,6 +104,9 @@ class Averaging:
         return batch.count
 
     def combine(self, part: Part) -> None:
+        """Nothing is combined between meetings."""
+
+    def adapted(self, part: Part) -> None:
         """Nothing is combined between meetings."""
 
     def drains(self, step: int, last: bool) -> bool:
@@ -131,6 +137,9 @@ class Averaging:
             count.fill(0)
         self._agreed.fill(self._options.mix == 1)
         return Meeting(numbers, weights, tuple(int(r) for r in np.flatnonzero(~np.isfinite(numbers))))
+
+    def close(self) -> None:
+        """Nothing is under way."""
 
     def _gather(self, measure: Measure) -> Array:
         own = np.full(1, np.nan)

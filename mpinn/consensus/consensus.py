@@ -71,6 +71,10 @@ class Consensus(Protocol):
         """What the consensus remembers between steps, which a checkpoint keeps."""
         ...
 
+    def prepare(self, parts: Mapping[str, Part]) -> None:
+        """Make room for what is kept of ``parts``; before training, and before ``memory`` is saved or restored."""
+        ...
+
     def ready(self, part: Part, span: slice) -> None:
         """A piece of the gradient is complete: a bucket may leave."""
         ...
@@ -80,7 +84,11 @@ class Consensus(Protocol):
         ...
 
     def combine(self, part: Part) -> None:
-        """Between gradient and optimizer (combine-then-adapt gossip)."""
+        """Between gradient and optimizer (combine-then-adapt gossip); also where there is nothing to apply."""
+        ...
+
+    def adapted(self, part: Part) -> None:
+        """The optimizer has moved the weights (adapt-then-combine gossip), or had nothing to apply."""
         ...
 
     def drains(self, step: int, last: bool) -> bool:
@@ -89,4 +97,8 @@ class Consensus(Protocol):
 
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """At the boundary after ``step`` steps: meet if it is time, or if this was the last step."""
+        ...
+
+    def close(self) -> None:
+        """Training ends here, on all replicas: complete what is under way."""
         ...

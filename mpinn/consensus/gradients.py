@@ -58,6 +58,9 @@ class Gradients:
         self._bucket = bucket
         self._flights: dict[str, _Flight] = {}
 
+    def prepare(self, parts: Mapping[str, Part]) -> None:
+        """Nothing is kept of a part."""
+
     def ready(self, part: Part, span: slice) -> None:
         """Let every bucket leave that ``span`` completes; poke what is on its way."""
         if self._channel.size == 1:
@@ -96,6 +99,9 @@ class Gradients:
     def combine(self, part: Part) -> None:
         """Weights agree already."""
 
+    def adapted(self, part: Part) -> None:
+        """Weights agree already."""
+
     def drains(self, step: int, last: bool) -> bool:
         """Nobody meets."""
         return False
@@ -103,3 +109,6 @@ class Gradients:
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Weights agree already."""
         return None
+
+    def close(self) -> None:
+        """Nothing is under way."""

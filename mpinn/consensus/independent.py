@@ -36,6 +36,9 @@ class Independent:
         self.merge: Array = np.eye(1, channel.size)[0]
         self.memory: Mapping[str, tuple[Layout, Array]] = {}
 
+    def prepare(self, parts: Mapping[str, Part]) -> None:
+        """Nothing is kept of a part."""
+
     def ready(self, part: Part, span: slice) -> None:
         """Nothing leaves."""
 
@@ -46,6 +49,9 @@ class Independent:
     def combine(self, part: Part) -> None:
         """Nothing is combined."""
 
+    def adapted(self, part: Part) -> None:
+        """Nothing is combined."""
+
     def drains(self, step: int, last: bool) -> bool:
         """Nobody meets."""
         return False
@@ -53,3 +59,6 @@ class Independent:
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Nobody meets."""
         return None
+
+    def close(self) -> None:
+        """Nothing is under way."""

@@ -43,6 +43,16 @@ CASES = {
         *("consensus.score=inverse_gradient_norm", "consensus.mix=0.5", "consensus.period=4 steps"),
         *("optimizer.name=adamw", "model.norm=layer"),
     ),
+    "gossip": ("consensus.name=gossip", "optimizer.name=adam", "consensus.period=2 steps", *NOISY),
+    "gossip, sent early": (
+        *("consensus.name=gossip", "consensus.form=combine_then_adapt", "consensus.graph=complete"),
+        *("run.dtype=float64", *NOISY),
+    ),
+    "outer": ("consensus.name=outer", "consensus.period=4 steps", *NOISY),
+    "outer, weighted": (
+        *("consensus.name=outer", "consensus.score=accuracy", "consensus.period=4 steps"),
+        *("optimizer.name=adamw", "consensus.nesterov=false", "consensus.momentum=0.5"),
+    ),
     "images, augmented": ("consensus.score=uniform", "consensus.period=4 steps", *IMAGES),
     "images, read batch by batch": ("consensus.name=gradients", "data.memory=0", *IMAGES),
 }
@@ -135,7 +145,9 @@ def first(world: World, ranks: int) -> World:
     )
 
 
-@pytest.mark.parametrize("case", ["uniform", "sgd, none", "slots reset", "adamw, gradients"])
+@pytest.mark.parametrize(
+    "case", ["uniform", "sgd, none", "slots reset", "adamw, gradients", "gossip, sent early", "outer"]
+)
 def test_a_file_of_all_ranks_goes_on_with_fewer(
     case: str, world: World, run: Run, mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
