@@ -9,7 +9,7 @@ from mpinn.array.typing import Array
 
 
 def flatten(tree: Any, name: str, arrays: dict[str, Array]) -> Any:
-    """Put the arrays of ``tree`` (tuples, lists, None, arrays, numbers) into ``arrays``; what `unflatten` also needs."""
+    """Put the arrays of ``tree`` (tuples, lists, None, arrays, numbers) into ``arrays``; what `unflatten` needs too."""
     if isinstance(tree, (tuple, list)):
         inside = [flatten(item, f"{name}.{index}", arrays) for index, item in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": inside}
