@@ -101,8 +101,17 @@ def _layer(path: str, table: Mapping[str, Any], problems: list[InputError]) -> L
         return None  # type: ignore[return-value]
     values = {key: value for key, value in table.items() if key not in ("kind", "name")}
     type_ = Ways if LAYERS[kind] is Residual else LAYERS[kind]
-    options = read_options(path, f"a layer of kind {kind}", values, type_, problems)
+    found: list[InputError] = []
+    options = read_options(path, f"a layer of kind {kind}", values, type_, found)
+    problems += [_of_field(path, problem, type_) for problem in found]
     return options.layer() if isinstance(options, Ways) else options
+
+
+def _of_field(path: str, problem: InputError, type_: type) -> InputError:
+    """A problem of a whole layer, as one of the field whose name its sentence begins with: see `nn.bounds`."""
+    name, _, wrong = str(problem).removeprefix(f"{path}: ").partition(" ")
+    of_layer = problem.path == path and name in {entry.name for entry in fields(type_)}
+    return InputError(f"{path}.{name}", wrong) if of_layer else problem
 
 
 def _table(name: str, layer: Layer) -> dict[str, Any]:
