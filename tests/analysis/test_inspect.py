@@ -178,7 +178,7 @@ def test_written_layers_are_a_table_of_their_own(tmp_path, capsys, monkeypatch):
     layers = [
         {"kind": "residual", "name": "sum", "body": [inner], "projection": [{**inner, "name": "again"}]},
         {"kind": "flatten", "name": "flatten1"},
-        {"kind": "dense", "name": "dense1", "outputs": 10, "activation": "identity", "initial": "lecun", "bias": True},
+        {"kind": "dense", "name": "dense1", "outputs": 10, "initial": "lecun", "bias": True},
     ]
     model = {"name": "layers", "layers": layers}
     write_file(tmp_path / "a.h5", 1, {"model/network": values(0)}, model=model)
@@ -192,7 +192,7 @@ def test_written_layers_are_a_table_of_their_own(tmp_path, capsys, monkeypatch):
         "sum/body/conv1 conv outputs 32, kernel [3, 1], bias false",
         "sum/projection/again conv outputs 32, kernel [3, 1], bias false",
         "flatten1 flatten",
-        "dense1 dense outputs 10, activation identity, initial lecun, bias true",
+        "dense1 dense outputs 10, initial lecun, bias true",
         "",
     ]
     assert max(map(len, out.splitlines())) <= 80
