@@ -8,24 +8,18 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import pytest
-from launch import alone, mpirun, open_mpi
+from launch import alone, mpirun, open_mpi, open_mpi_library
 
 import mpinn
 from mpinn.doctor import warnings
+from mpinn.storage.versions import versions
 
 Table = dict[str, str]
 AMOUNT = r"(\d[\d.e+-]*) {unit} \((\d[\d.e+-]*) to (\d[\d.e+-]*)\)"
-
-
-def under_open_mpi() -> dict[str, str]:
-    """The environment that lets mpi4py load the library of `open_mpi`."""
-    prefix = open_mpi()
-    assert prefix is not None
-    library = next(path for folder in ("lib", "lib64") for path in (prefix / folder).glob("libmpi.so.*"))
-    return {"MPI4PY_LIBMPI": str(library)}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +67,7 @@ def test_libraries_are_told_with_their_versions(ranks: int, told: Callable[[int]
         assert found[library] == version(library)
     assert re.fullmatch(r"(MPICH|Open MPI) \d+\.\d+\.\d+", found["MPI"])
     assert found["HDF5"].startswith(f"{h5py.version.hdf5_version}, ")
+    assert found["HDF5"].endswith("one rank writes")
     assert found["transport"] == "direct: arrays are in host memory"
     assert found["launcher"].endswith("mpirun" if ranks else "none")
 
@@ -119,6 +114,14 @@ def test_what_makes_a_run_slow_is_warned_of() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("mpi", "told"), [(False, "one rank writes"), (True, "built with MPI, of which no use is made: one rank writes")]
+)
+def test_a_library_with_mpi_is_no_promise(mpi: bool, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h5py, "get_config", lambda: SimpleNamespace(mpi=mpi))
+    assert versions()["HDF5"] == f"{h5py.version.hdf5_version}, {told}"
+
+
 def test_its_help_has_an_example() -> None:
     job = alone("-m", "mpinn", "doctor", "--help")
     assert (job.returncode, job.stderr) == (0, "")
@@ -129,7 +132,7 @@ def test_its_help_has_an_example() -> None:
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_under_open_mpi(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPINN_TEST_MPIRUN", str(Path(open_mpi() or "") / "bin/mpirun"))
-    job = mpirun(ranks, "-m", "mpinn", "doctor", env=under_open_mpi())
+    job = mpirun(ranks, "-m", "mpinn", "doctor", env={"MPI4PY_LIBMPI": str(open_mpi_library())})
     assert job.returncode == 0, job.stderr
     found = facts(job.stdout)
     assert found["MPI"].startswith("Open MPI ")
