@@ -136,6 +136,8 @@ def _alone(note: str) -> World:
 
 def remedy() -> str:
     """How mpi4py gets a library where it has found none; Debian's MPICH has a name of its own."""
+    if named := os.environ.get("MPI4PY_LIBMPI"):
+        return f"MPI4PY_LIBMPI names {named}: is that the file of an MPI library?"
     if other := find_library("mpich"):
         return f"{other} is an MPICH: link it as libmpi.so.12 into a folder that LD_LIBRARY_PATH names"
     return "pip install 'mpinn[mpi]' brings one, and LD_LIBRARY_PATH can name the folder of the site's"

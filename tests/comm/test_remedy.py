@@ -12,10 +12,17 @@ DEBIAN = "libmpich.so.12 is an MPICH: link it as libmpi.so.12 into a folder that
 NONE = "pip install 'mpinn[mpi]' brings one, and LD_LIBRARY_PATH can name the folder of the site's"
 
 
-@pytest.mark.parametrize(("found", "remedy"), [("libmpich.so.12", DEBIAN), (None, NONE)])
+NAMED = "MPI4PY_LIBMPI names /opt/libmpi.so: is that the file of an MPI library?"
+
+
+@pytest.mark.parametrize(
+    ("named", "found", "remedy"),
+    [("", "libmpich.so.12", DEBIAN), ("", None, NONE), ("/opt/libmpi.so", "libmpich.so.12", NAMED)],
+)
 def test_a_job_without_a_library_is_told_how_to_get_one(
-    found: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
+    named: str, found: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MPI4PY_LIBMPI", named)
     monkeypatch.setattr(grid, "find_library", {"mpich": found}.get)
     monkeypatch.setitem(sys.modules, "mpinn.comm.mpi", None)
     for name in ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"):
