@@ -1,8 +1,8 @@
 """Convolution by Winograd's algorithm, directly in registers, pixel by pixel for tiny images, or by columns.
 
 The shapes alone decide. Winograd's algorithm rounds four times as much as the direct one. In a backward pass that is
-lost among other roundings; in the forward pass it decides which of the units near zero are on, and the first layers of a
-network, which have few channels and many pixels, pass what they round on to all others. There the direct one stands.
+lost among other roundings; in the forward pass it decides which units near zero are on, and the first layers, which
+have few channels and many pixels, pass what they round on to all others: there the direct one stands.
 """
 
 from types import ModuleType

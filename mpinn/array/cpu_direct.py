@@ -4,50 +4,23 @@ Each sum stands in two registers for six pixels at once, which keeps all sixteen
 reads and writes is listed beforehand as `Taps`.
 """
 
-from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
 
 from mpinn.array.cpu_vector import BYTES, lanes, load, spread, spread_from, store
-from mpinn.array.im2col import Pair, extent
+from mpinn.array.im2col import Pair
 from mpinn.array.jit import kernel
 from mpinn.array.pool import Pool
+from mpinn.array.taps import Taps, backward_taps, forward_taps, output_size, reads_of_rows
 from mpinn.array.typing import Array, Shape
 
 ROWS = 6
 """Pixels, or rows of a weight, that a kernel handles at once."""
-TERMS = 48
-"""About so many terms of a sum are added up one after another; fewer in a row lose fewer digits."""
 PIXELS = 128
 """Pixels whose part of the weight's gradient is added up before it joins the total."""
-
-
-class Taps(NamedTuple):
-    """Where the sums of one sample are read and written, as places in flat vectors.
-
-    Pixels of the output fall into groups that see the same places of the kernel: one group, or one for each phase of
-    the stride in the gradient by the input. Group g has pixels ``pixels[g]`` to ``pixels[g + 1]``; its part of the
-    weight, one row for each term of a sum, meets runs ``runs[g]`` to ``runs[g + 1]`` of numbers that lie side by side.
-    """
-
-    padded: tuple[int, int, int, int]
-    """Rows and columns of the padded sample, and those above and left of the image."""
-    bases: Array
-    """Of each pixel of the output: its first pixel of the padded sample."""
-    places: Array
-    """And where it is written."""
-    pixels: Array
-    reads: Array
-    """Of each run: how far from its base a pixel reads."""
-    lengths: Array
-    last: Array
-    """And whether what was added up so far joins the total after it."""
-    runs: Array
-    order: Array
-    """The places of the kernel in the order of the weight's rows."""
 
 
 @register_jitable
@@ -65,7 +38,7 @@ def _pad(x: Any, start: int, high: int, line: int, above: int, left: int, rows: 
 
 @kernel
 def correlate(
-    x: Any, samples: int, high: int, wide: int, channels: int, padded_: Any, bases: Any, places: Any, pixels: Any,
+    x: Any, samples: int, high: int, wide: int, channels: int, frame: Any, bases: Any, places: Any, pixels: Any,
     reads: Any, lengths: Any, last: Any, runs: Any, weight: Any, outputs: int, padded: Any, y: Any,
 ) -> None:  # fmt: skip
     """x: (B, H, W, C) to y: (B, ..., O) by a weight (places of the kernel, C, O), as the taps say."""
@@ -74,7 +47,7 @@ def correlate(
     for n in range(samples):
         source, origin = x, n * high * line
         if padded.size:
-            _pad(x, origin, high, line, padded_[2], padded_[3] * channels, padded_[0], padded_[1] * channels, padded)
+            _pad(x, origin, high, line, frame[2], frame[3] * channels, frame[0], frame[1] * channels, padded)
             source, origin = padded, 0
         top = 0
         for g in range(pixels.size - 1):
@@ -127,16 +100,16 @@ def _join(y: Any, at: int, width: int, a0: Any, a1: Any, new: bool) -> None:
 
 @kernel
 def add_gradient(
-    x: Any, samples: int, high: int, wide: int, channels: int, margins: Any, bases: Any, rows: Any, dz: Any,
+    x: Any, samples: int, high: int, wide: int, channels: int, frame: Any, bases: Any, rows: Any, dz: Any,
     outputs: int, padded: Any, grad: Any,
 ) -> None:  # fmt: skip
-    """Add the gradient by the weight up in grad: (rows, O); row r of the weight meets what lies ``rows[r]`` from a base."""
+    """Add to grad: (rows, O) the gradient by the weight, whose row r meets what lies ``rows[r]`` from a base."""
     width, zero = lanes(x), spread(x.dtype.type(0))
     line = wide * channels
     for n in range(samples):
         source, origin = x, n * high * line
         if padded.size:
-            _pad(x, origin, high, line, margins[2], margins[3] * channels, margins[0], margins[1] * channels, padded)
+            _pad(x, origin, high, line, frame[2], frame[3] * channels, frame[0], frame[1] * channels, padded)
             source, origin = padded, 0
         for first in range(0, bases.size, PIXELS):
             last = min(first + PIXELS, bases.size)
@@ -173,7 +146,7 @@ def add_gradient(
 
 def suits(x: Array, weight: Shape, stride: Pair, padding: Pair) -> bool:
     """Whether the numbers of a pixel of the output fill registers and its pixels a block."""
-    high, wide = _output(x.shape[1:], weight, stride, padding)
+    high, wide = output_size(x.shape[1:], weight, stride, padding)
     return x.flags.c_contiguous and weight[3] % (2 * BYTES // x.itemsize) == 0 and high * wide >= ROWS
 
 
@@ -185,7 +158,7 @@ def suits_backward(dz: Array, shape: Shape, weight: Shape, stride: Pair) -> bool
 
 def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Array:
     """The twin of `im2col.conv`."""
-    size = _output(x.shape[1:], weight.shape, stride, padding)
+    size = output_size(x.shape[1:], weight.shape, stride, padding)
     y = pool.empty((len(x), *size, weight.shape[3]), x.dtype)
     _correlate(x, forward_taps(x.shape[1:], weight.shape, stride, padding), weight, y, pool)
     return y
@@ -209,11 +182,11 @@ def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, pa
 def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
     """The twin of `im2col.conv_backward_weight`."""
     taps, rows, outputs = forward_taps(x.shape[1:], grad.shape, stride, padding), prod(grad.shape[:3]), grad.shape[3]
-    read = _reads_of_rows(taps, rows)
+    read = reads_of_rows(taps, ROWS)
     total = pool.empty((len(read), outputs), grad.dtype)
     total.fill(0)
     add_gradient(
-        x.reshape(-1), len(x), *x.shape[1:], taps.padded, taps.bases, read, dz.reshape(-1), outputs,
+        x.reshape(-1), len(x), *x.shape[1:], taps.frame, taps.bases, read, dz.reshape(-1), outputs,
         _room(x, taps, pool), total.reshape(-1),
     )  # fmt: skip
     np.copyto(grad, total[:rows].reshape(grad.shape))
@@ -226,110 +199,8 @@ def _correlate(x: Array, taps: Taps, weight: Array, y: Array, pool: Pool) -> Non
     )  # fmt: skip
 
 
-def _reads_of_rows(taps: Taps, rows: int) -> Array:
-    """How far from its base a pixel reads for each row of the weight, and as often again the last as fills blocks."""
-    reads = np.concatenate([start + np.arange(count) for start, count in zip(taps.reads, taps.lengths, strict=True)])
-    return np.concatenate([reads, np.repeat(reads[-1:], -rows % ROWS)])
-
-
 def _room(x: Array, taps: Taps, pool: Pool) -> Array:
     """Room for a padded sample, or nothing where none is needed."""
-    rows, columns = taps.padded[:2]
+    rows, columns = taps.frame[:2]
     size = 0 if (rows, columns) == x.shape[1:3] else rows * columns * x.shape[3]
     return pool.empty((size,), x.dtype)
-
-
-@lru_cache(maxsize=256)
-def forward_taps(shape: Shape, weight: Shape, stride: Pair, padding: Pair) -> Taps:
-    """The taps of a convolution of samples of ``shape`` (H, W, C)."""
-    size = _output(shape, weight, stride, padding)
-    rows, columns = (
-        max(shape[axis] + padding[axis], (size[axis] - 1) * stride[axis] + weight[axis]) for axis in (0, 1)
-    )
-    down, across = (np.arange(size[axis]) * stride[axis] for axis in (0, 1))
-    group = _Group(
-        _grid(down, across, columns) * shape[2],
-        np.arange(size[0] * size[1]) * weight[3],
-        np.arange(weight[0]) * columns * shape[2],
-        weight[1] * shape[2],
-        np.arange(weight[0] * weight[1]),
-    )
-    return _taps((rows, columns, *padding), [group])
-
-
-@lru_cache(maxsize=256)
-def backward_taps(dz: Shape, shape: Shape, weight: Shape, stride: Pair, padding: Pair) -> Taps:
-    """Those of its gradient by the input, from samples dz of shape (OH, OW, O)."""
-    phases = [_phases(shape[axis], weight[axis], stride[axis], padding[axis]) for axis in (0, 1)]
-    least = [min([0, *(int(phase.first) for phase in axis)]) for axis in phases]
-    most = [
-        max([dz[axis], *(int(phase.first) + len(phase.places) - 1 + len(phase.pixels) for phase in phases[axis])])
-        for axis in (0, 1)
-    ]
-    rows, columns = most[0] - least[0], most[1] - least[1]
-    groups = [
-        _Group(
-            _grid(np.arange(len(i.pixels)) + i.first - least[0], np.arange(len(j.pixels)) + j.first - least[1], columns) * dz[2],
-            _grid(i.pixels, j.pixels, shape[1]) * shape[2],
-            np.arange(len(i.places)) * columns * dz[2],
-            len(j.places) * dz[2],
-            _grid(i.places, j.places, weight[1]),
-        )
-        for i in phases[0]
-        for j in phases[1]
-    ]
-    return _taps((rows, columns, -least[0], -least[1]), groups)
-
-
-class _Phase(NamedTuple):
-    """Along an axis: pixels of x, the places of the kernel that they see, and where in dz the first one meets pixel 0."""
-
-    pixels: Array
-    places: Array
-    first: int
-
-
-def _phases(size: int, kernel: int, stride: int, padding: int) -> list[_Phase]:
-    """Those that see any place. The further a place lies in the kernel, the nearer is the pixel of dz that it meets."""
-    found = []
-    for phase in range(min(stride, size)):
-        places = np.arange((phase + padding) % stride, kernel, stride)[::-1]
-        if len(places):
-            found.append(_Phase(np.arange(phase, size, stride), places, int(phase + padding - places[0]) // stride))
-    return found
-
-
-class _Group(NamedTuple):
-    """See `Taps`; runs, all of one length, are not yet cut."""
-
-    bases: Array
-    places: Array
-    reads: Array
-    length: int
-    order: Array
-
-
-def _taps(padded: tuple[int, int, int, int], groups: list[_Group]) -> Taps:
-    bases, places, order = (np.concatenate([group[k] for group in groups]) for k in (0, 1, 4))
-    runs = [_cut(group.reads, group.length) for group in groups]
-    reads, lengths, last = (np.concatenate([run[k] for run in runs]) for k in range(3))
-    pixels = np.cumsum([0, *(len(group.bases) for group in groups)])
-    return Taps(padded, bases, places, pixels, reads, lengths, last, np.cumsum([0, *(len(run[0]) for run in runs)]), order)
-
-
-def _cut(reads: Array, length: int) -> tuple[Array, Array, Array]:
-    """Runs of at most `TERMS`, and where sums of about so many end."""
-    starts = np.arange(0, length, TERMS)
-    lengths = np.tile(np.minimum(TERMS, length - starts), len(reads))
-    terms = np.cumsum(lengths)
-    last = np.append(terms[:-1] // TERMS < terms[1:] // TERMS, True)
-    return _grid(reads, starts, 1), lengths, last
-
-
-def _grid(down: Array, across: Array, columns: int) -> Array:
-    return (down[:, None] * columns + across).reshape(-1)
-
-
-def _output(shape: Shape, weight: Shape, stride: Pair, padding: Pair) -> Pair:
-    high, wide = (extent(shape[axis], weight[axis], stride[axis], padding[axis]) for axis in (0, 1))
-    return high, wide
