@@ -14,12 +14,12 @@ import numpy as np
 from mpinn.array import ops as plain
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Array, Shape
-from mpinn.bench.peer import LAYOUTS, images, import_torch, stored, translate
+from mpinn.bench.peer import LAYOUTS, array, images, import_torch, stored, translate
 from mpinn.bench.timing import Operation, Spread, alternate, ratio_text, seconds_text
 from mpinn.nn.conv import Conv2d
 from mpinn.nn.layer import Layer, Pass
 from mpinn.nn.network import Network
-from mpinn.nn.norm import BatchNorm
+from mpinn.nn.norm import BatchNorm, LayerNorm
 from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import MaxPool2d
 
@@ -35,16 +35,20 @@ class Work:
     shape: Shape
 
 
-def _conv(size: int, channels: int, outputs: int, stride: int = 1) -> Work:
-    name = f"conv 3x3, stride {stride}, {size}x{size}, {channels} to {outputs}"
-    return Work(name, Conv2d(outputs, 3, stride, bias=False), (size, size, channels))
+def _conv(size: int, channels: int, outputs: int, stride: int = 1, kernel: int = 3) -> Work:
+    name = f"conv {kernel}x{kernel}, stride {stride}, {size}x{size}, {channels} to {outputs}"
+    return Work(name, Conv2d(outputs, kernel, stride, bias=False), (size, size, channels))
 
 
 WORKS = (
-    _conv(32, 3, 16), _conv(32, 16, 16), _conv(32, 16, 32, 2), _conv(16, 32, 32), _conv(8, 64, 64),
+    _conv(32, 3, 16), _conv(32, 3, 64), _conv(28, 1, 32, kernel=5), _conv(14, 32, 64, kernel=5),
+    _conv(32, 16, 32, 2), _conv(16, 32, 64, 2), _conv(32, 16, 32, 2, 1), _conv(16, 32, 64, 2, 1),
+    _conv(8, 256, 64, 1, 1),
+    _conv(32, 16, 16), _conv(16, 32, 32), _conv(8, 64, 64),
     _conv(32, 64, 64), _conv(16, 128, 128), _conv(8, 256, 256), _conv(4, 512, 512), _conv(2, 512, 512),
     Work("batch norm and relu, 32x32, 16", BatchNorm(activation="relu"), (32, 32, 16)),
     Work("batch norm and relu, 32x32, 64", BatchNorm(activation="relu"), (32, 32, 64)),
+    Work("layer norm, 512", LayerNorm(), (512,)),
     Work("max pool 2x2, 32x32, 64", MaxPool2d(), (32, 32, 64)),
 )  # fmt: skip
 
@@ -143,7 +147,7 @@ def _torch_pass(module: Any, x: Any, dy: Any) -> tuple[Operation, dict[str, Arra
         return y
 
     y = compute().detach()
-    found = {"y": y.permute(0, 2, 3, 1).numpy(), "dx": x.grad.permute(0, 2, 3, 1).numpy()}
+    found = {"y": array(y), "dx": array(x.grad)}
     grads = [
         parameter.grad.permute(2, 3, 1, 0) if parameter.dim() == 4 else parameter.grad
         for parameter in module.parameters()

@@ -167,6 +167,28 @@ def test_batch_norm(shape: Any, of_batch: bool, activation: str, dtype: str) -> 
     close(dshift.astype(dtype), exact[2], dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", NORMED)
+def test_layer_norm(shape: Any, dtype: str) -> None:
+    x, dy = noise(shape, dtype) + np.asarray(3, dtype), noise(shape, dtype, 1)
+    scale, shift = (noise(shape[-1:], dtype, seed) for seed in (2, 3))
+    exact = plain.layer_norm(*wide(x, scale, shift), 1e-5, Pool())
+    found = cpu.layer_norm(x, scale, shift, 1e-5, Pool())
+    for one, other in zip(found, exact, strict=True):
+        close(one, other, dtype)
+    exact = plain.layer_norm_backward(*wide(x, *found[1:], scale, dy), Pool())
+    dx, dscale, dshift = cpu.layer_norm_backward(x, *found[1:], scale, dy, Pool())
+    assert dscale.dtype == dshift.dtype == np.float64
+    for one, other in zip((dx, dscale.astype(dtype), dshift.astype(dtype)), exact, strict=True):
+        close(one, other, dtype)
+
+
+def test_layer_norm_passes_nan_on_within_its_row() -> None:
+    x, one = noise((3, 8), "float32").copy(), np.ones(8, np.float32)
+    x[1, 2] = np.nan
+    assert (np.isnan(cpu.layer_norm(x, one, one, 1e-5, Pool())[0]).all(axis=1) == [False, True, False]).all()
+
+
 def test_rectified_batch_norm_passes_nan_on() -> None:
     x, one = np.full((3, 8), np.nan, np.float32), np.ones(8, np.float32)
     assert np.isnan(cpu.batch_norm(x, one, one, one, one, "relu", Pool())[0]).all()

@@ -16,7 +16,7 @@ def test_measures_networks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mpinn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("work", [layers.WORKS[1], layers.WORKS[-2], layers.WORKS[-1]], ids=lambda work: work.name)
+@pytest.mark.parametrize("work", [layers.WORKS[4], *layers.WORKS[-3:]], ids=lambda work: work.name)
 def test_measures_layers(work: layers.Work, capsys: pytest.CaptureFixture[str]) -> None:
     rows = layers.run((work,), batch=2, rounds=2, sample=0.0)
     assert rows[0].program == "mpinn"
