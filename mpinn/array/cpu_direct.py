@@ -51,8 +51,8 @@ def correlate(
             source, origin = padded, 0
         top = 0
         for g in range(pixels.size - 1):
-            for o in range(0, outputs, 2 * width):
-                for pixel in range(pixels[g], pixels[g + 1], ROWS):
+            for pixel in range(pixels[g], pixels[g + 1], ROWS):
+                for o in range(0, outputs, 2 * width):
                     p = min(pixel, pixels[g + 1] - ROWS)
                     a0 = b0 = c0 = d0 = e0 = f0 = a1 = b1 = c1 = d1 = e1 = f1 = zero
                     at, new = top + o, True
