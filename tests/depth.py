@@ -137,7 +137,7 @@ class Staged:
         for stages in self.replicas:
             part, batch = stages.parts[k - 1], stages.batches[b - 1]
             x = batch.x
-            if k > 1:
+            if k > 1 and batch.count:
                 sent, x = stages.activations.pop((k, b))
                 assert sent == (self.iteration - 1 if self.depth.kind == "fdg" else self.iteration)
             weights = part.weights.copy()

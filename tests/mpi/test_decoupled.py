@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from depth import Depth, Staged, cut
-from oracles import Problem, serial
+from oracles import Problem, clusters, serial
 from staged import grids, train
 
 from mpinn.array.typing import Array
@@ -59,6 +59,19 @@ def test_equals_the_simulator_bit_for_bit(world: World, name: str, drained: bool
         for slot, vector in mine.slots.items():
             assert vector.tobytes() == part.slots[slot].tobytes()
         assert run.losses == (own.losses if grid.stage == stages - 1 else [])
+
+
+@pytest.mark.parametrize("name", ["fdg", "layerwise", "fr", "accumulate"])
+def test_a_replica_without_samples_in_a_batch_takes_part(world: World, name: str) -> None:
+    ragged = replace(PLAIN, source=clusters(25), batch=8)
+    for grid in grids(world):
+        run = train(ragged, grid, SCHEDULES[name], 19, drained=True)
+        oracle = Staged(ragged, run.bounds, SCHEDULES[name], grid.replicas.size)
+        for _ in range(19):
+            oracle.step()
+        oracle.drain()
+        own = oracle.replicas[grid.replica].parts[grid.stage]
+        assert run.part.weights.tobytes() == own.weights.tobytes()
 
 
 @pytest.mark.parametrize("name", ["fdg", "fdg, forward first", "ddg", "fr"])
