@@ -40,6 +40,8 @@ CASES = {
     "fr, fisher": ("schedule.name=fr", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "layerwise": ("schedule.name=layerwise", "consensus.name=gradients", *NOISY),
     "layerwise, gradient norm": ("schedule.name=layerwise", *MEETING, "consensus.score=inverse_gradient_norm"),
+    "fdg, gossip": ("schedule.name=fdg", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
+    "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
 }
 Run = Callable[..., int]
