@@ -39,7 +39,7 @@ from mpinn.trace import SILENT
 from mpinn.update import OptimizerUpdate
 
 SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64
-ROUNDS, SAMPLE = 9, 1.0
+ROUNDS, SAMPLE = 7, 0.6
 """Rounds, and about how many seconds a turn of one rank alone lasts."""
 MICRO_BATCHES = 4
 DTYPE = np.dtype(np.float32)
@@ -175,7 +175,7 @@ def _measured(work: Work, world: World, gloo: Any, rounds: int, sample: float) -
 def _rounds(world: World, contestants: list[Contestant], rounds: int, sample: float) -> Array:
     """(rounds, contestants, ranks, 2): wall and processor seconds of a step."""
     for contestant in contestants:  # first steps compile, allocate and fill
-        _turn(world, contestant, 2 * world.size + 1)
+        _turn(world, contestant, 2 * world.size - 1)
     steps = np.array([sample / max(_turn(world, contestants[0], 2)[0], 1e-6)])
     world.control.broadcast(steps, 0).wait()
     count = max(2, round(steps[0]))
