@@ -46,7 +46,8 @@ DTYPE = np.dtype(np.float32)
 OPTIMIZER = SGD(rate=1e-3, decay="constant")
 LAYOUT = "channels last"
 """The layout of images in which PyTorch is faster."""
-PEERS = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
+PEERS = {"PyTorch, gpipe": "ScheduleGPipe", "PyTorch, 1f1b": "Schedule1F1B"}
+PEER = "PyTorch, 1f1b"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Contestant:
 class Row:
     """One program at one work.
 
-    Seconds of a step, those of one rank alone over them, the processor time of a step on each rank without waiting,
-    and what the plan says of the ratio.
+    Seconds of a step; those of one rank alone over them, and those of PyTorch's 1F1B, round by round; the processor
+    time of a step on each rank without waiting; and what the plan says of the ratio.
     """
 
     work: str
@@ -101,6 +102,7 @@ class Row:
     batch: int
     seconds: Spread
     ratio: Spread
+    peer: Spread | None
     processor: tuple[float, ...]
     planned: float | None
     starts: str
@@ -127,20 +129,20 @@ def print_rows(rows: list[Row]) -> None:
     if not rows:
         print("one rank: there is no depth to share (start with mpirun -n 2 or more)")
         return
-    head = f"{'wall time, median (25-75 %)':28}  {'a step':>24}  {'samples/s':>9}  {'times one rank':>18}"
-    print(f"{head}  {'at most':>7}  {'plan':>5}  processor time")
+    head = f"{'wall time, median (25-75 %)':28}  {'a step':>26}  {'samples/s':>9}  {'times one rank':>18}"
+    print(f"{head}  {'times PyTorch 1f1b':>18}  {'at most':>7}  {'plan':>4}  processor time")
     work, alone = "", 0.0
     for row in rows:
         if row.work != work:
             work, alone = row.work, max(row.processor)
             print(work)
+        peer = "" if row.peer is None else ratio_text(row.peer)
         planned = "" if row.planned is None else f"{row.planned:.2f}"
-        most = f"{alone / max(row.processor):.2f}"
         times = " + ".join(f"{1e3 * seconds:.3g}" for seconds in row.processor if seconds)
-        starts = f"  from {row.starts}" if row.starts else ""
+        starts = f", from {row.starts}" if row.starts else ""
         print(
-            f"  {row.program:26}  {seconds_text(row.seconds):>24}  {row.samples:9.1f}  {ratio_text(row.ratio):>18}  "
-            f"{most:>7}  {planned:>5}  {times} ms{starts}"
+            f"  {row.program:26}  {seconds_text(row.seconds):>26}  {row.samples:9.1f}  {ratio_text(row.ratio):>18}  "
+            f"{peer:>18}  {alone / max(row.processor):7.2f}  {planned:>4}  {times} ms{starts}"
         )
 
 
@@ -164,6 +166,7 @@ def _measured(work: Work, world: World, gloo: Any, rounds: int, sample: float) -
             work.batch,
             Spread.of(walls[:, number]),
             Spread.of(walls[:, 0] / walls[:, number]),
+            Spread.of(walls[:, names.index(PEER)] / walls[:, number]) if PEER in names else None,
             tuple(np.median(samples[:, number, :, 1], axis=0).tolist()),
             plans[name].speedup if name in plans else None,
             Cuts(plans[name].bounds[1:]).starts(work.model) if name in plans else "",
@@ -265,8 +268,8 @@ def _peers(work: Work, world: World, cuts: Cuts) -> Mapping[str, Contestant]:
     torch = import_torch()
     batch = work.data()
     found = {"PyTorch, one rank": Contestant() if world.rank else _torch_alone(work, batch, torch)}
-    for ours, theirs in PEERS.items():
-        found[f"PyTorch, {ours}"] = _torch_pipeline(theirs, work, batch, cuts, world, torch)
+    for name, kind in PEERS.items():
+        found[name] = _torch_pipeline(kind, work, batch, cuts, world, torch)
     return found
 
 

@@ -42,7 +42,7 @@ def test_one_rank_has_no_depth_to_share() -> None:
 
 
 def test_samples_per_second_are_those_of_the_median() -> None:
-    row = depth.Row("work", "fdg", 64, Spread(0.5, 0.4, 0.6), Spread(1.9, 1.8, 2.0), (0.4, 0.5), 1.9, "conv7")
+    row = depth.Row("work", "fdg", 64, Spread(0.5, 0.4, 0.6), Spread(1.9, 1.8, 2.0), None, (0.4, 0.5), 1.9, "conv7")
     assert row.samples == 128
 
 
@@ -50,8 +50,8 @@ def test_prints_the_ratio_that_processor_time_allows(capsys: pytest.CaptureFixtu
     spread = Spread(1.0, 1.0, 1.0)
     depth.print_rows(
         [
-            depth.Row("work", "one rank", 64, spread, spread, (0.9, 0.0), None, ""),
-            depth.Row("work", "fdg", 64, spread, spread, (0.5, 0.4), 1.75, "conv7"),
+            depth.Row("work", "one rank", 64, spread, spread, None, (0.9, 0.0), None, ""),
+            depth.Row("work", "fdg", 64, spread, spread, Spread(4, 3.9, 4.1), (0.5, 0.4), 1.75, "conv7"),
         ]
     )
-    assert " 1.80   1.75  500 + 400 ms  from conv7" in capsys.readouterr().out
+    assert " 4.00 (3.90-4.10)     1.80  1.75  500 + 400 ms, from conv7" in capsys.readouterr().out
