@@ -145,7 +145,7 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks or messages.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks, messages or depth.")],
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
@@ -153,8 +153,9 @@ def bench(
     python -m mpinn bench mlp
     python -m mpinn bench networks
     mpirun -n 2 python -m mpinn bench messages
+    mpirun -n 2 python -m mpinn bench depth
     """
-    _choose("bench", what, ("mlp", "layers", "networks", "messages"))
+    _choose("bench", what, ("mlp", "layers", "networks", "messages", "depth"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -167,6 +168,14 @@ def bench(
         from mpinn.bench import networks
 
         networks.print_rows(networks.run())
+    elif what == "depth":
+        from mpinn.bench import depth
+        from mpinn.comm.grid import connect
+
+        world = connect()
+        timed = depth.run(world)
+        if world.rank == 0:
+            depth.print_rows(timed)
     else:
         from mpinn.bench import messages
         from mpinn.comm.grid import connect

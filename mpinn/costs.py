@@ -118,14 +118,14 @@ def forecast(schedule: str, stages: Sequence[Stage], link: Link, micro_batches: 
 def demands(schedule: str, micro_batches: int = 1) -> Demands:
     """What the schedule asks of stage k of K; ddg and fdg with the forward pass first and old weights kept.
 
-    In flight at once: gpipe all m micro-batches, 1f1b min(K - k + 1, m); ddg K - k + 1 batches, fdg 2 (K - k) + 1, all
-    but one with weights of their own; fr and layerwise as many, of which all but one are inputs only.
+    In flight at once: gpipe all m micro-batches, 1f1b min(K - k + 1, m); ddg K - k + 1 batches, fdg 2 (K - k) + 1, each
+    with a copy of weights where k < K; fr and layerwise as many, of which all but one are inputs only.
     """
     rules: dict[str, Demands] = {
         "1f1b": lambda k, K: Demand(min(K - k + 1, micro_batches) / micro_batches),
-        "ddg": lambda k, K: Demand(K - k + 1, weights=K - k),
+        "ddg": lambda k, K: Demand(K - k + 1, weights=K - k + 1 if k < K else 0),
         "fr": lambda k, K: Demand(1, inputs=K - k, forwards=2),
-        "fdg": lambda k, K: Demand(2 * (K - k) + 1, weights=2 * (K - k)),
+        "fdg": lambda k, K: Demand(2 * (K - k) + 1, weights=2 * (K - k) + 1 if k < K else 0),
         "layerwise": lambda k, K: Demand(1, inputs=2 * (K - k), forwards=2 if k < K else 1),
     }
     return rules.get(schedule, lambda k, K: Demand())

@@ -1,16 +1,13 @@
 """Time of the messages between ranks, beside PyTorch's gloo on the same ranks where PyTorch is installed."""
 
-import os
-import tempfile
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
-from time import perf_counter, time_ns
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.bench.peer import connect_gloo
 from mpinn.bench.timing import Operation, Spread, ratio_text, seconds_text
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
@@ -36,7 +33,7 @@ def run(world: World) -> list[Row]:
     if world.size == 1:
         return []
     channel = world.channel("bench")
-    gloo = _connect_gloo(world)
+    gloo = connect_gloo(world)
     rows = [
         _compare(f"all_sum {name}", channel, _our_sum(channel, size), gloo and _gloo_sum(gloo, size))
         for name, size in SIZES.items()
@@ -120,28 +117,6 @@ def ping_pong(channel: Channel, array: Array) -> Operation:
                 channel.receive(array, sender).wait()
 
     return there_and_back
-
-
-def _connect_gloo(world: World) -> Any:
-    """PyTorch's torch.distributed on the same ranks; None unless every rank has it."""
-    try:
-        import torch.distributed as gloo
-    except ImportError:
-        gloo = None
-    missing = np.array([gloo is None or not gloo.is_available()], np.int64)
-    world.control.all_max(missing).wait()
-    if missing[0]:
-        return None
-    handle = world.verdict(_rendezvous).decode()
-    gloo.init_process_group(
-        "gloo", init_method=f"file://{handle}", rank=world.rank, world_size=world.size, timeout=timedelta(minutes=2)
-    )
-    return gloo
-
-
-def _rendezvous() -> bytes:
-    """A file through which PyTorch's ranks find each other, on one machine; PyTorch makes it and removes it."""
-    return str(Path(tempfile.gettempdir(), f"mpinn-gloo-{os.getpid()}-{time_ns()}")).encode()
 
 
 def _gloo_sum(gloo: Any, size: int) -> Operation:

@@ -1,10 +1,16 @@
-"""A network of ours in PyTorch, with the same weights."""
+"""A network of ours in PyTorch, with the same weights; and PyTorch on our ranks."""
 
+import os
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import numpy as np
 
 from mpinn.array.typing import Array, Shape
+from mpinn.comm.grid import World
 from mpinn.nn.activation import Activation
 from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
@@ -115,6 +121,21 @@ def stored(module: Module, layout: str, torch: Any) -> Module:
     return module.to(memory_format=_format(layout, torch))
 
 
+def bordered(module: Module, before: bool, after: bool, torch: Any) -> Module:
+    """The module with images as (B, H, W, C) at its borders: so they are contiguous, which gloo asks of messages."""
+
+    class Turned(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, *order: int) -> None:
+            super().__init__()
+            self.order = order
+
+        def forward(self, x: Any) -> Any:
+            return x.permute(self.order) if x.dim() == 4 else x
+
+    turned = [Turned(0, 3, 1, 2)] if before else []
+    return torch.nn.Sequential(*turned, module, *([Turned(0, 2, 3, 1)] if after else []))
+
+
 def _format(layout: str, torch: Any) -> Any:
     return torch.channels_last if layout == "channels last" else torch.contiguous_format
 
@@ -127,3 +148,25 @@ def gradient(module: Module) -> Array:
         if order:
             parts.append(parameter.grad.permute(order).reshape(-1).numpy())
     return np.concatenate(parts)
+
+
+def connect_gloo(world: World) -> Any:
+    """PyTorch's torch.distributed on the same ranks; None unless every rank has it."""
+    try:
+        import torch.distributed as gloo
+    except ImportError:
+        gloo = None
+    missing = np.array([gloo is None or not gloo.is_available()], np.int64)
+    world.control.all_max(missing).wait()
+    if missing[0]:
+        return None
+    handle = world.verdict(_rendezvous).decode()
+    gloo.init_process_group(
+        "gloo", init_method=f"file://{handle}", rank=world.rank, world_size=world.size, timeout=timedelta(minutes=2)
+    )
+    return gloo
+
+
+def _rendezvous() -> bytes:
+    """A file through which PyTorch's ranks find each other, on one machine; PyTorch makes it and removes it."""
+    return str(Path(tempfile.gettempdir(), f"mpinn-gloo-{os.getpid()}-{time_ns()}")).encode()

@@ -1,0 +1,312 @@
+"""Throughput of the schedules that cut the depth into stages, one on each rank, beside one rank alone and PyTorch's.
+
+All take turns in one run: a ratio is that of two turns of the same round. Pipelines stay filled from turn to turn, and
+the first step of a turn is not counted, so that a step is one among many. Wall time is that of the slowest rank;
+processor time is that of each rank without waiting for messages, so it tells how even the stages are, and what the
+speed-up could be at most, on a machine that others use too.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.device import choose_kernels
+from mpinn.array.typing import Array
+from mpinn.bench.peer import bordered, connect_gloo, images, import_torch, stored, translate
+from mpinn.bench.timing import Operation, Spread, ratio_text, seconds_text
+from mpinn.bench.watched import Watched
+from mpinn.comm.channel import NullChannel
+from mpinn.comm.grid import World
+from mpinn.consensus.independent import Independent
+from mpinn.costs import Link, demands, forecast, stages_of
+from mpinn.cuts import Cuts, whole
+from mpinn.datasets.batches import Batch
+from mpinn.models.model import Model
+from mpinn.models.resnet import ResNet
+from mpinn.models.vgg import VGG
+from mpinn.nn.loss import CrossEntropy
+from mpinn.nn.optimizer import SGD
+from mpinn.nn.part import Part, build_part
+from mpinn.partition import BANDWIDTH, LATENCY, partition
+from mpinn.profile import measure
+from mpinn.schedules.registry import SCHEDULES
+from mpinn.schedules.stage import Place
+from mpinn.trace import SILENT
+from mpinn.update import OptimizerUpdate
+
+SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64
+ROUNDS, SAMPLE = 7, 0.6
+"""Rounds, and about how many seconds a turn of one rank alone lasts."""
+MICRO_BATCHES = 4
+DTYPE = np.dtype(np.float32)
+OPTIMIZER = SGD(rate=1e-3, decay="constant")
+LAYOUT = "channels last"
+"""The layout of images in which PyTorch is faster."""
+PEERS = {"PyTorch, gpipe": "ScheduleGPipe", "PyTorch, 1f1b": "Schedule1F1B"}
+PEER = "PyTorch, 1f1b"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model and how many samples a batch has."""
+
+    name: str
+    model: Model
+    batch: int = BATCH
+
+    def data(self) -> Batch:
+        """Random samples and classes."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((self.batch, *self.model.shape)).astype(DTYPE)
+        target = rng.integers(0, CLASSES, self.batch)
+        return Batch(0, 0, x, target, self.batch, self.batch, (0, 1), np.arange(self.batch))
+
+
+WORKS = (
+    Work("VGG-16 with batch norm", VGG(depth=16).build(SHAPE, CLASSES)),
+    Work("ResNet-20", ResNet(depth=20).build(SHAPE, CLASSES)),
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Where the depth is cut for a schedule, and how many times as fast as one rank it should be."""
+
+    bounds: tuple[int, ...]
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What one rank does in a turn, if anything, the processor time it has waited in all, and how it ends."""
+
+    step: Operation | None = None
+    waited: Callable[[], float] = lambda: 0.0
+    end: Operation = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One program at one work.
+
+    Seconds of a step; those of one rank alone over them, and those of PyTorch's 1F1B, round by round; the processor
+    time of a step on each rank without waiting; and what the plan says of the ratio.
+    """
+
+    work: str
+    program: str
+    batch: int
+    seconds: Spread
+    ratio: Spread
+    peer: Spread | None
+    processor: tuple[float, ...]
+    planned: float | None
+    starts: str
+
+    @property
+    def samples(self) -> float:
+        """Samples in a second."""
+        return self.batch / self.seconds.median
+
+
+def run(world: World, works: tuple[Work, ...] = WORKS, rounds: int = ROUNDS, sample: float = SAMPLE) -> list[Row]:
+    """Measure on all ranks; called by all, and the same rows come back on all. One rank has no rows."""
+    if world.size == 1:
+        return []
+    gloo = connect_gloo(world)
+    rows = [row for work in works for row in _measured(work, world, gloo, rounds, sample)]
+    if gloo is not None:
+        gloo.destroy_process_group()
+    return rows
+
+
+def print_rows(rows: list[Row]) -> None:
+    """Print a table; called on rank 0 only."""
+    if not rows:
+        print("one rank: there is no depth to share (start with mpirun -n 2 or more)")
+        return
+    head = f"{'wall time, median (25-75 %)':28}  {'a step':>26}  {'samples/s':>9}  {'times one rank':>18}"
+    print(f"{head}  {'times PyTorch 1f1b':>18}  {'at most':>7}  {'plan':>4}  processor time")
+    work, alone = "", 0.0
+    for row in rows:
+        if row.work != work:
+            work, alone = row.work, max(row.processor)
+            print(work)
+        peer = "" if row.peer is None else ratio_text(row.peer)
+        planned = "" if row.planned is None else f"{row.planned:.2f}"
+        times = " + ".join(f"{1e3 * seconds:.3g}" for seconds in row.processor if seconds)
+        starts = f", from {row.starts}" if row.starts else ""
+        print(
+            f"  {row.program:26}  {seconds_text(row.seconds):>26}  {row.samples:9.1f}  {ratio_text(row.ratio):>18}  "
+            f"{peer:>18}  {alone / max(row.processor):7.2f}  {planned:>4}  {times} ms{starts}"
+        )
+
+
+def _measured(work: Work, world: World, gloo: Any, rounds: int, sample: float) -> list[Row]:
+    plans = _planned(work, world)
+    contestants = {"one rank": _alone(work, world)}
+    for schedule, plan in plans.items():
+        contestants[schedule] = _scheduled(schedule, plan, work, world)
+    if gloo is not None:
+        contestants |= _peers(work, world, Cuts(plans["gpipe"].bounds))
+    names = list(contestants)
+    samples = _rounds(world, list(contestants.values()), rounds, sample)
+    for contestant in contestants.values():
+        contestant.end()
+    walls = samples[:, :, :, 0].max(axis=2)
+    title = f"{work.name}, batch {work.batch}, {world.size} stages, {MICRO_BATCHES} micro-batches"
+    return [
+        Row(
+            title,
+            name,
+            work.batch,
+            Spread.of(walls[:, number]),
+            Spread.of(walls[:, 0] / walls[:, number]),
+            Spread.of(walls[:, names.index(PEER)] / walls[:, number]) if PEER in names else None,
+            tuple(np.median(samples[:, number, :, 1], axis=0).tolist()),
+            plans[name].speedup if name in plans else None,
+            Cuts(plans[name].bounds[1:]).starts(work.model) if name in plans else "",
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def _rounds(world: World, contestants: list[Contestant], rounds: int, sample: float) -> Array:
+    """(rounds, contestants, ranks, 2): wall and processor seconds of a step."""
+    for contestant in contestants:  # first steps compile, allocate and fill
+        _turn(world, contestant, 2 * world.size - 1)
+    steps = np.array([sample / max(_turn(world, contestants[0], 2)[0], 1e-6)])
+    world.control.broadcast(steps, 0).wait()
+    count = max(2, round(steps[0]))
+    own = np.array([[_turn(world, contestant, count) for contestant in contestants] for _ in range(rounds)])
+    every = np.empty((world.size, *own.shape))
+    world.control.all_gather(own, every).wait()
+    return every.transpose(1, 2, 0, 3)
+
+
+def _turn(world: World, contestant: Contestant, steps: int) -> tuple[float, float]:
+    """Wall and processor seconds of one step on this rank; a rank without work sleeps until the others are done."""
+    world.control.barrier()
+    if contestant.step is None:
+        return 0.0, 0.0
+    for _ in range(world.size - 1):  # until stages that wait for each other have found their distance
+        contestant.step()
+    wall, processor, waited = perf_counter(), process_time(), contestant.waited()
+    for _ in range(steps):
+        contestant.step()
+    processor = process_time() - processor - (contestant.waited() - waited)
+    return (perf_counter() - wall) / steps, processor / steps
+
+
+def _planned(work: Work, world: World) -> dict[str, Planned]:
+    """The measured partition for each schedule; rank 0 measures, the others sleep."""
+
+    def plan() -> bytes:
+        costs, plans = measure(work.model, work.batch, DTYPE, choose_kernels("auto")[0]), {}
+        link = Link(BANDWIDTH, LATENCY)
+        for schedule in SCHEDULES:
+            if schedule == "serial":
+                continue
+            cut = partition(costs, world.size, slots=len(OPTIMIZER.slots), in_flight=demands(schedule, MICRO_BATCHES))
+            stages = stages_of(costs, cut)
+            one, many = (forecast(name, stages, link, MICRO_BATCHES).seconds for name in ("serial", schedule))
+            plans[schedule] = (cut.bounds, one / many)
+        return json.dumps(plans).encode()
+
+    told = json.loads(world.verdict(plan))
+    return {schedule: Planned(tuple(bounds), speedup) for schedule, (bounds, speedup) in told.items()}
+
+
+def _alone(work: Work, world: World) -> Contestant:
+    if world.rank:
+        return Contestant()
+    channel = NullChannel("alone")
+    place = Place(channel, channel, work.model.shape, (CLASSES,), SILENT)
+    return _stepping("serial", _part(work, whole(work.model), 0), place, work)
+
+
+def _scheduled(schedule: str, plan: Planned, work: Work, world: World) -> Contestant:
+    cuts, rank = Cuts(plan.bounds), world.rank
+    channel = Watched(world.channel(schedule))
+    edges = (cuts.shape(work.model, rank), cuts.shape(work.model, rank + 1))
+    place = Place(channel, world.channel("aside"), *edges, SILENT)
+    return replace(_stepping(schedule, _part(work, cuts, rank), place, work), waited=lambda: channel.seconds)
+
+
+def _part(work: Work, cuts: Cuts, stage: int) -> Part:
+    ops, _ = choose_kernels("auto")
+    network, shape = cuts.network(work.model, stage), cuts.shape(work.model, stage)
+    part = build_part("stage", network, shape, DTYPE, OPTIMIZER.slots, ops=ops)
+    part.initialize(0)
+    return part
+
+
+def _stepping(schedule: str, part: Part, place: Place, work: Work) -> Contestant:
+    options: Any = SCHEDULES[schedule]()
+    built = options.build(part, CrossEntropy(), 0, place)
+    update = OptimizerUpdate(
+        Independent(NullChannel("alone")), OPTIMIZER, lambda step: OPTIMIZER.rate, 0.0, built.parts
+    )
+    batches = _batches(work.data())
+    return Contestant(lambda: built.step(next(batches), update), end=lambda: built.drain(update))
+
+
+def _batches(batch: Batch) -> Iterator[Batch]:
+    """The same samples over and over."""
+    index = 0
+    while True:
+        yield replace(batch, index=index)
+        index += 1
+
+
+def _peers(work: Work, world: World, cuts: Cuts) -> Mapping[str, Contestant]:
+    """PyTorch on one rank, and its pipelines, cut where ours are."""
+    torch = import_torch()
+    batch = work.data()
+    found = {"PyTorch, one rank": Contestant() if world.rank else _torch_alone(work, batch, torch)}
+    for name, kind in PEERS.items():
+        found[name] = _torch_pipeline(kind, work, batch, cuts, world, torch)
+    return found
+
+
+def _torch_alone(work: Work, batch: Batch, torch: Any) -> Contestant:
+    module, optimizer = _torch_stage(work, whole(work.model), 0, torch)
+    x, target, loss = images(batch.x, LAYOUT, torch), torch.from_numpy(batch.target), torch.nn.CrossEntropyLoss()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(module(x), target).backward()
+        optimizer.step()
+
+    return Contestant(step)
+
+
+def _torch_pipeline(kind: str, work: Work, batch: Batch, cuts: Cuts, world: World, torch: Any) -> Contestant:
+    from torch.distributed import pipelining
+
+    first, last = world.rank == 0, world.rank == world.size - 1
+    module, optimizer = _torch_stage(work, cuts, world.rank, torch)
+    module = bordered(module, not first, not last, torch)
+    stage = pipelining.PipelineStage(module, world.rank, world.size, torch.device("cpu"))
+    schedule = getattr(pipelining, kind)(stage, MICRO_BATCHES, loss_fn=torch.nn.CrossEntropyLoss())
+    inputs = [images(batch.x, LAYOUT, torch)] if first else []
+    target = torch.from_numpy(batch.target) if last else None
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step(*inputs, target=target)
+        optimizer.step()
+
+    return Contestant(step)
+
+
+def _torch_stage(work: Work, cuts: Cuts, stage: int, torch: Any) -> tuple[Any, Any]:
+    """The module and the optimizer of one stage."""
+    part = _part(work, cuts, stage)
+    module = stored(translate(part.network, cuts.shape(work.model, stage), part.weight_views, torch), LAYOUT, torch)
+    optimizer = torch.optim.SGD(module.parameters(), lr=OPTIMIZER.rate, momentum=OPTIMIZER.momentum)
+    return module, optimizer
