@@ -35,15 +35,14 @@ import numpy as np
 from msgspec import Meta
 
 from mpinn.array.typing import Array
-from mpinn.comm.channel import DONE
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import Saved, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.cut import StagedOptions
-from mpinn.schedules.flight import flatten, unflatten
+from mpinn.schedules.flight import awaited, flatten, landed, unflatten
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
-from mpinn.schedules.stage import Message, Place, Stage, Total, Way
+from mpinn.schedules.stage import Message, Place, Stage, Total
 from mpinn.schedules.versions import Stash, Version
 
 
@@ -310,8 +309,8 @@ class Decoupled:
                 "batches": [[position, batch.index] for position, batch in self._batches.items()],
                 "works": works,
                 "summed": [[batch.index, batch.epoch, batch.count, batch.total] for batch in self._summed],
-                "activation": _landed(self._activation, arrays),
-                "gradient": _landed(self._gradient, arrays),
+                "activation": landed(self._activation, arrays),
+                "gradient": landed(self._gradient, arrays),
             },
             arrays,
         )
@@ -332,8 +331,8 @@ class Decoupled:
         self._batches = dict(known.values())
         for packed in facts["works"]:
             self._works.append(self._unpacked(packed, arrays, known[packed["index"]][1]))
-        self._activation = _message(facts["activation"], "activation", arrays)
-        self._gradient = _message(facts["gradient"], "gradient", arrays)
+        self._activation = awaited(facts["activation"], "activation", arrays)
+        self._gradient = awaited(facts["gradient"], "gradient", arrays)
         if facts["summed"]:
             self._stage.part.grads[:] = arrays["sum"]
             self._summed = [_bare(*numbers) for numbers in facts["summed"]]
@@ -346,20 +345,6 @@ class Decoupled:
         if self._stash:
             version = self._stash.known(-age, arrays[f"version{age}"])
         return Work(batch, x, unflatten(packed["saved"], arrays), version, -age)
-
-
-def _landed(message: Message | None, arrays: dict[str, Array]) -> int | None:
-    """Wait for a message and keep what it brought; the index of its batch."""
-    if message is None:
-        return None
-    message.pending.wait()
-    message.pending = DONE
-    arrays[message.way] = message.array
-    return message.batch
-
-
-def _message(index: int | None, way: Way, arrays: Mapping[str, Array]) -> Message | None:
-    return None if index is None else Message(arrays[way], DONE, way, index)
 
 
 def _bare(index: int, epoch: int, count: int, total: int) -> Batch:

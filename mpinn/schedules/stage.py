@@ -29,7 +29,7 @@ class Place:
     """Where a stage stands in the depth of its replica.
 
     ``channel`` joins the stages of the replica for training, ``aside`` for what no count of messages includes.
-    ``inputs`` and ``outputs`` are the shapes of one sample before and after the stage.
+    ``inputs`` and ``outputs`` are the shapes of one sample before and after the stage, ``final`` after the last one.
     """
 
     channel: Channel
@@ -37,6 +37,7 @@ class Place:
     inputs: Shape
     outputs: Shape
     trace: Trace
+    final: Shape = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +70,8 @@ class Stage:
         self.part = part
         self.number, self.count = place.channel.rank, place.channel.size
         self.first, self.last = self.number == 0, self.number == self.count - 1
+        self.returns = not self.first
+        """Whether the stage before is sent input gradients."""
         self.trace = place.trace
         self._loss = loss
         self._seed = seed
@@ -123,11 +126,10 @@ class Stage:
         """Move along what is under way."""
         self._open = [pending for pending in self._open if not pending.test()]
 
-    def settle(self) -> None:
-        """Return when everything that was sent has arrived."""
-        for pending in self._open:
-            pending.wait()
-        self._open.clear()
+    def settle(self, most: int = 0) -> None:
+        """Return when of all that is under way only the last ``most`` messages may not have arrived."""
+        while len(self._open) > most:
+            self._open.pop(0).wait()
 
     # passes
 
@@ -135,7 +137,7 @@ class Stage:
         rows, index = batch.rows, batch.index
         return Pass(
             self.part.pool, self.part.ops, seed=self._seed, batch=index, rows=rows,
-            wants_dx=not self.first, poke=self.poke, **switches,
+            wants_dx=self.returns, poke=self.poke, **switches,
         )  # fmt: skip
 
     def forward(
@@ -170,10 +172,10 @@ class Stage:
         dx: Any = dy
         for name, dx, finish in self.part.network.sweep(weights, saved, dy, self._pass(batch)):  # noqa: B007
             finishes.append((name, finish))
-            if self.first:
+            if not self.returns:
                 self._finish(*finishes.popleft(), ready, total)
             del finish
-        if not self.first:
+        if self.returns:
             self._send("gradient", dx, batch)
         del dx
         while finishes:

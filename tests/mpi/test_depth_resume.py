@@ -40,6 +40,10 @@ CASES = {
     "fr, fisher": ("schedule.name=fr", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "layerwise": ("schedule.name=layerwise", "consensus.name=gradients", *NOISY),
     "layerwise, gradient norm": ("schedule.name=layerwise", *MEETING, "consensus.score=inverse_gradient_norm"),
+    "local": ("schedule.name=local", "consensus.name=gradients", "optimizer.name=adam", *NOISY),
+    "local, fisher": ("schedule.name=local", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
+    "local, gradient norm": ("schedule.name=local", *KEPT, "consensus.score=inverse_gradient_norm", *NOISY),
+    "local, outer": ("schedule.name=local", "consensus.name=outer", "consensus.period=4 steps", "schedule.width=0"),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
 }
 Run = Callable[..., int]
@@ -89,7 +93,7 @@ def newest_aside(path: Path) -> str:
     return max((place.name for place in path.glob("run.*")), key=lambda name: int(name.partition(".")[2]))
 
 
-@pytest.mark.parametrize(("case", "lag"), [("fdg", 2), ("ddg, accuracy", 1), ("gpipe", 0), ("layerwise", 2)])
+@pytest.mark.parametrize(("case", "lag"), [("fdg", 2), ("ddg, accuracy", 1), ("gpipe", 0), ("layerwise", 2), ("local", 1)])
 def test_on_another_grid_the_run_goes_back_to_what_all_stages_have_applied(
     case: str, lag: int, world: World, run: Run, mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +114,7 @@ def test_on_another_grid_the_run_goes_back_to_what_all_stages_have_applied(
             assert run(*deep(case, 1), world=fewer) == 0
             said = capfd.readouterr().out
             assert (f"goes back {behind} batches" in said) == bool(behind)
+            assert "drawn anew" not in said
         meet(world)
         lines = [line for line in records(mpi_tmp_path / "run") if "loss" in line]
         assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
@@ -125,7 +130,7 @@ def _begins(world: World, settings: tuple[str, ...], directory: Path, step: int,
     begin = check(Request(overrides=(f"run.directory={directory}", *SMALL, *settings)), world.size)
     world.control.barrier()
     experiment = build(world, begin, Signals())
-    (part,) = experiment.trainer.schedule.parts.values()
+    part = experiment.trainer.schedule.parts["network"]
     assert experiment.trainer.plan.start == step
     for entry in part.layout:
         np.testing.assert_array_equal(part.weights[entry.slice].reshape(entry.shape), saved[entry.name])
