@@ -74,7 +74,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     trace = Trace(TRACED if start.trace else 0)
     loaded = everywhere(world, lambda: _load(world, config, grid, ops, cuts))
     batches = loaded.batches
-    place = _place(grid, loaded.model, cuts, trace)
+    place = _place(grid, loaded.model, cuts, trace, second_core(world))
     schedule: Schedule = config.schedule.build(loaded.part, config.loss, run.seed, place)
     warm(world, config, _subjects(schedule, place, loaded.target_shape))
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
@@ -145,11 +145,16 @@ def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
     return Cuts(tuple(bounds), reason)
 
 
-def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace) -> Place:
+def second_core(world: World) -> bool:
+    """Whether every rank of this machine has a core for a second thread."""
+    return world.cores >= 2 * world.local_size
+
+
+def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace, second_core: bool) -> Place:
     stage = grid.stage
     aside = grid.stages.split(0, stage, "aside")
     final = cuts.shape(model, grid.stages.size)
-    return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace, final)
+    return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace, final, second_core)
 
 
 def _subjects(schedule: Schedule, place: Place, target_shape: Shape) -> list[Subject]:

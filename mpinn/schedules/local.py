@@ -51,6 +51,10 @@ class LocalOptions(StagedOptions):
         stage = Stage(part, loss, seed, place)
         return Local(stage, None if stage.last else Auxiliary(stage, place, self.width, loss, seed))
 
+    def remarks(self, second_core: bool) -> Sequence[str]:
+        """Where the gradients come from."""
+        return ("every stage but the last learns through an auxiliary head, which is no part of the model",)
+
     def held(self, stages: int) -> int:
         """How many batches must stay valid besides the one in use."""
         return stages - 1

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel, Pending
 from mpinn.datasets.batches import Batch
@@ -38,6 +39,8 @@ class Place:
     outputs: Shape
     trace: Trace
     final: Shape = ()
+    second_core: bool = False
+    """Whether every rank of this machine has a core for a thread beside its main one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +83,8 @@ class Stage:
         self._open: list[Pending] = []
         self._aside: deque[Pending] = deque()
         self._lengths: list[int] = []
+        self.between: Callable[[], None] = _nothing
+        """Called whenever messages are moved along."""
         self.version = 0
         """How many updates the weights have seen since this start."""
 
@@ -124,6 +129,7 @@ class Stage:
 
     def poke(self) -> None:
         """Move along what is under way."""
+        self.between()
         self._open = [pending for pending in self._open if not pending.test()]
 
     def settle(self, most: int = 0) -> None:
@@ -141,16 +147,27 @@ class Stage:
         )  # fmt: skip
 
     def forward(
-        self, batch: Batch, x: Array, weights: Tree, *, recompute: bool = False, again: bool = False
+        self,
+        batch: Batch,
+        x: Array,
+        weights: Tree,
+        *,
+        recompute: bool = False,
+        again: bool = False,
+        pool: Pool | None = None,
     ) -> tuple[Array, Saved]:
         """x: (B, *inputs) to y: (B, *outputs), and what the backward pass needs.
 
-        With ``recompute`` nothing is kept; ``again`` is the second run, which moves no running statistics.
+        With ``recompute`` nothing is kept; ``again`` is the second run, which moves no running statistics. With a
+        ``pool`` of its own it may run beside the main thread, and moves no messages along.
         """
         begun = self.trace.now()
         context = self._pass(batch, recompute=recompute, update_state=not again)
+        if pool is not None:
+            context.pool, context.poke = pool, None
         y, saved = self.part.network.forward(weights, self.part.state_views, x, context)
-        self.trace.add("recompute" if again else "forward", begun, batch.index, self.version)
+        row = int(pool is not None)
+        self.trace.add("recompute" if again else "forward", begun, batch.index, self.version, row=row)
         return y, saved
 
     def pass_on(self, y: Array, batch: Batch) -> None:
@@ -266,3 +283,7 @@ class Stage:
             self._aside.append(self._place.aside.send(np.ascontiguousarray(array), self.number + step))
         while len(self._aside) > AHEAD:
             self._aside.popleft().wait()
+
+
+def _nothing() -> None:
+    """Nobody has anything to do between messages."""
