@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -66,7 +67,6 @@ class Watched:
 
     watch: Callable[[Decoupled], None]
     options: LayerwiseOptions = SIDE_BY_SIDE
-    threads: set[threading.Thread] = field(default_factory=set)
 
     def build(self, *arguments: Any) -> Decoupled:
         schedule = self.options.build(*arguments)
@@ -90,6 +90,8 @@ def test_the_forward_pass_runs_while_the_backward_pass_does(world: World) -> Non
                 # one after the other, whichever is first, this would never come to pass
                 overlapped.append(again.wait(10))
                 again.clear()
+                # long enough for the backward pass to end, whose update must wait
+                sleep(0.02)
             return plain(*arguments, **switches)
 
         stage.forward = forward  # type: ignore[method-assign]
@@ -101,6 +103,8 @@ def test_the_forward_pass_runs_while_the_backward_pass_does(world: World) -> Non
     rows = [event.row for event in trace.events if event.name == "forward"]
     assert sum(rows) == both
     assert {event.row for event in trace.events if event.name != "forward"} <= {0}
+    plain = train(DENSE, Grid(world, 1, world.size), replace(SIDE_BY_SIDE, overlap="never"), steps)
+    assert vectors(run.part) == vectors(plain.part)
 
 
 def test_messages_are_those_of_the_main_thread(world: World) -> None:
@@ -129,14 +133,21 @@ def test_messages_are_those_of_the_main_thread(world: World) -> None:
     ids=["dense", "convolved"],
 )
 def test_runs_with_compiled_kernels_are_equal(world: World, settings: tuple[str, ...], mpi_tmp_path: Path) -> None:
-    runs = {"never": "never", "always": "always", "once more": "always"}
-    for name, overlap in runs.items():
-        directory = mpi_tmp_path / name
-        common = (f"run.directory={directory}", *SMALL, *DEEP, f"grid.stages={world.size}", "schedule.name=layerwise")
-        request = Request(overrides=(*common, f"schedule.overlap={overlap}", "consensus.name=gradients", *settings))
-        assert train_run(world, request) == 0
+    common = (*SMALL, *DEEP, f"grid.stages={world.size}", "schedule.name=layerwise", "consensus.name=gradients")
+
+    def run(name: str, overlap: str, stop_after: int = 0) -> int:
+        own = (f"run.directory={mpi_tmp_path / name}", f"schedule.overlap={overlap}")
+        code = train_run(world, Request(overrides=(*own, *common, *settings), stop_after=stop_after))
         meet(world)
-    last = "checkpoint-00000018.h5"
-    for name in ("always", "once more"):
-        assert differences(mpi_tmp_path / name / last, mpi_tmp_path / "never" / last) == ["configuration"]
+        return code
+
+    codes = [run("never", "never"), run("always", "always"), run("once more", "always")]
+    # what is in flight when a run stops goes on either way
+    codes += [run("changed", "always", stop_after=9), run("changed", "never")]
+    assert codes == [0, 0, 0, 75, 0]
+    names = ("never", "always", "once more", "changed")
+    whole, *others = (mpi_tmp_path / name / "checkpoint-00000018.h5" for name in names)
+    for other in others:
+        # the run directories have other names
+        assert differences(other, whole) == ["configuration"]
     meet(world)
