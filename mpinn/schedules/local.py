@@ -212,7 +212,7 @@ class Local:
 
     def flight(self) -> Flight | None:
         """What is in flight, to be saved: what is on its way has been sent, and is waited for."""
-        if not self._given:
+        if not self.behind:
             return None
         arrays: dict[str, Array] = {}
         batches = [[position, batch.index] for position, batch in self._batches.items()]

@@ -44,6 +44,7 @@ CASES = {
     "local, fisher": ("schedule.name=local", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "local, gradient norm": ("schedule.name=local", *KEPT, "consensus.score=inverse_gradient_norm", *NOISY),
     "local, outer": ("schedule.name=local", "consensus.name=outer", "consensus.period=4 steps", "schedule.width=0"),
+    "local, gossip": ("schedule.name=local", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
 }
 Run = Callable[..., int]
