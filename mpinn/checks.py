@@ -213,11 +213,11 @@ def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) 
 
 def extra_meeting(checkpoint: Checkpoint, config: Config) -> list[str]:
     """What to say of a finished run that becomes longer, if its replicas met at its end and not for their period."""
-    before, period = checkpoint.configuration["train"]["epochs"], getattr(config.consensus, "period", None)
+    before = checkpoint.configuration["train"]["epochs"]
     ended = 0 < before == checkpoint.epoch < config.train.epochs and checkpoint.data["batch"] == 0
-    if period is None or not ended or checkpoint.grid[0] == 1:
+    if config.names["consensus"] not in ("averaging", "outer") or not ended or checkpoint.grid[0] == 1:
         return []
-    if checkpoint.step % period.steps(checkpoint.step // before) == 0:
+    if checkpoint.step % config.consensus.period.steps(checkpoint.step // before) == 0:
         return []
     once = f"the replicas have met after step {checkpoint.step}, where the run ended before"
     return [f"{once}, though it is no multiple of consensus.period: in a run of the new length they would not have"]

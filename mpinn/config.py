@@ -289,10 +289,16 @@ def read_options(path: str, title: str, values: Mapping[str, Any], type_: type, 
     try:
         return type_(**content) if len(problems) == before else None
     except ValueError as error:
-        problems.append(InputError(path, str(error)))
+        problems.append(_of_field(path, str(error), known))
     except InputError as error:
         problems.append(error)
     return None
+
+
+def _of_field(path: str, said: str, fields: Mapping[str, Any]) -> InputError:
+    """A problem of a whole table, as one of the key with whose name its sentence begins."""
+    name, _, wrong = said.partition(" ")
+    return InputError(f"{path}.{name}", wrong) if name in fields else InputError(path, said)
 
 
 def _read(path: str, value: Any, type_: Any, problems: list[InputError]) -> Any:

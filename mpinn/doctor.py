@@ -3,14 +3,18 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from mpinn import __version__
 from mpinn.bench.messages import measure, ping_pong
 from mpinn.bench.timing import Spread
 from mpinn.comm.grid import World
 
+LIBRARIES = ("numpy", "numba", "mpi4py", "cupy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIZES = {"1 MB": 2**20, "16 MB": 2**24}
 
@@ -46,12 +50,14 @@ def speeds(world: World) -> list[tuple[str, str]]:
         return [("messages", "one rank: there is nothing to measure")]
     channel = world.channel("doctor")
     there_and_back = measure(channel, [ping_pong(channel, np.zeros(8, np.uint8))])[:, 0]
-    rows = [("8 bytes there and back", _format(Spread.of(there_and_back * 1e6), "us"))]
+    rows = [("latency, 8 bytes there and back", _format(Spread.of(there_and_back * 1e6), "us"))]
     for name, size in SIZES.items():
         array = np.zeros(size // 4, np.float32)
         seconds = measure(channel, [ping_pong(channel, array), lambda array=array: channel.all_sum(array).wait()])  # type: ignore[misc]
-        rows.append((f"rank 0 to 1, {name}", _format(Spread.of(2 * size / seconds[:, 0] / 1e9), "GB/s")))
-        rows.append((f"sum over {world.size} ranks, {name}", _format(Spread.of(size / seconds[:, 1] / 1e9), "GB/s")))
+        rows.append((f"bandwidth, rank 0 to 1, {name}", _format(Spread.of(2 * size / seconds[:, 0] / 1e9), "GB/s")))
+        rows.append(
+            (f"bandwidth, sum over {world.size} ranks, {name}", _format(Spread.of(size / seconds[:, 1] / 1e9), "GB/s"))
+        )
     return rows
 
 
@@ -87,14 +93,24 @@ def _print(
     from mpinn.comm.launch import on_terminal, terminal_width
 
     console = Console(force_terminal=on_terminal(), width=max(terminal_width(), 80), highlight=False)
-    people = Table("rank", "host", "local rank", "cores", "threads", "devices", title=f"{world.size} ranks")
+    people = Table(
+        "rank",
+        "host",
+        "local rank",
+        "cores",
+        "threads",
+        "devices",
+        title=f"{world.size} rank{'s' if world.size > 1 else ''}",
+    )
     for number, rank in enumerate(ranks):
         people.add_row(str(number), *(_cell(rank[key]) for key in ("host", "local", "cores", "threads", "devices")))
     console.print(people)
     facts = Table(show_header=False)
     for name, value in [
+        ("mpinn", __version__),
+        ("Python", platform.python_version()),
+        *_installed(),
         ("MPI", world.library),
-        ("Python, NumPy", f"{platform.python_version()}, {np.__version__}"),
         ("launcher", world.launcher or "none"),
         ("transport", transport),
         *versions.items(),
@@ -106,6 +122,12 @@ def _print(
     for line in [world.note, *warnings(ranks)]:
         if line:
             console.print(f"warning: {line}", soft_wrap=True)
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def _cell(value: object) -> str:

@@ -16,7 +16,8 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
     trainer, config = experiment.trainer, experiment.config
     test, validation = experiment.measure.quality("test"), trainer.quality or experiment.measure.quality("validation")
     seconds = trainer.elapsed()
-    sent = sum(size for channel in experiment.channels for _, size in channel.meter.counts.values())
+    counts = [pair for channel in experiment.channels for pair in channel.meter.counts.items()]
+    sent = sum(size for operation, (_, size) in counts if operation != "receive")
     everyone = _gather(experiment, trainer.stopwatch.times, sent)
     ranks = [_rank(row) for row in everyone]
     return {

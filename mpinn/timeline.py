@@ -3,21 +3,37 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from mpinn.comm.channel import Channel
+from mpinn.comm.grid import World
 from mpinn.storage.directory import write_text
 from mpinn.trace import NONE, Event, Trace
 
 MICRO = 1e6
 
 
+def common_zero(world: World) -> float:
+    """A moment that all ranks agree on, by `perf_counter`; called by all ranks.
+
+    The ranks of one machine share its clock. Of several machines each takes the moment at which it leaves a barrier.
+    """
+    world.control.barrier()
+    zero = np.array([perf_counter()])
+    alone = np.array([float(world.local_size < world.size)])
+    world.control.all_max(alone).wait()
+    if not alone[0]:
+        world.control.broadcast(zero, 0).wait()
+    return float(zero[0])
+
+
 def write_timeline(path: Path, control: Channel, trace: Trace, label: str) -> None:
     """Collect the events of all ranks on rank 0, which writes them; called by all ranks.
 
-    ``label`` names this rank. Times count from a moment at which all ranks have passed a barrier.
+    ``label`` names this rank.
     """
     own = np.frombuffer(json.dumps(list(_shown(trace, control.rank, label))).encode(), np.uint8)
     sizes = np.empty((control.size, 1), np.int64)

@@ -3,7 +3,6 @@
 import gc
 import json
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from mpinn import __version__
 from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
+from mpinn.consensus.graphs import sides
 from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build, second_core
 from mpinn.nn.layout import Layout
@@ -18,7 +18,7 @@ from mpinn.reporter import open_reporter
 from mpinn.signals import STOPPED, Signals
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
-from mpinn.timeline import write_timeline
+from mpinn.timeline import common_zero, write_timeline
 from mpinn.trainer import Outcome
 
 
@@ -58,8 +58,7 @@ def _run(world: World, experiment: Experiment, start: Start) -> Outcome:
     try:
         for text in _opening(world, experiment, start):
             trainer.reporter.line(text)
-        experiment.grid.control.barrier()
-        experiment.trace.zero = perf_counter()
+        experiment.trace.zero = common_zero(world)
         # a loss that is not finite is noticed and named by the trainer
         with np.errstate(all="ignore"):
             return trainer.run()
@@ -84,7 +83,7 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
         f"kernels {experiment.kernels}",
         *_depth(world, experiment),
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
-        f"consensus {_choice(config, 'consensus')}, {config.names['optimizer']}, {config.run.dtype}",
+        f"consensus {_consensus(config)}, {config.names['optimizer']}, {config.run.dtype}",
         *_remarks(config, experiment.grid.replicas.size),
         *start.notes,
         *experiment.notes,
@@ -114,8 +113,11 @@ def _depth(world: World, experiment: Experiment) -> list[str]:
 def _remarks(config: Config, replicas: int) -> list[str]:
     """What follows from the choices and may surprise."""
     said = []
-    if replicas == 1 and config.names["consensus"] == "averaging":
-        said.append("one replica never meets: this is plain training on one rank")
+    if replicas == 1 and config.names["consensus"] in ("averaging", "outer", "gossip"):
+        said.append("one replica never meets: this is plain training of one model")
+    graph = getattr(config.consensus, "graph", "")
+    if graph == "torus" and sides(replicas)[0] == 1:
+        said.append(f"{replicas} replicas make no rectangle: the torus is a ring")
     if replicas > 1 and config.names["consensus"] == "none":
         said.append("replicas train alone and are never joined: the model of the run is replica 0")
     if config.data.batch < replicas:
@@ -123,9 +125,13 @@ def _remarks(config: Config, replicas: int) -> list[str]:
     return said
 
 
-def _choice(config: Config, table: str) -> str:
-    score = getattr(getattr(config, table), "score", None)
-    return config.names[table] + (f" by {score}" if score else "")
+def _consensus(config: Config) -> str:
+    """The consensus with the choices that make it what it is."""
+    name, options = config.names["consensus"], config.consensus
+    if name == "gossip":
+        return f"gossip on a {options.graph} graph, {options.form.replace('_', ' ')}"
+    score = getattr(options, "score", None)
+    return name + (f" by {score}" if score else "")
 
 
 def _write_trace(experiment: Experiment) -> None:

@@ -80,9 +80,10 @@ def copied(batch: Batch) -> Batch:
 
 
 class Staged:
-    """Replicas x stages, iteration by iteration; all replicas apply the mean of their gradients."""
+    """Replicas x stages, iteration by iteration; all replicas apply the mean of their gradients, or each its own."""
 
-    def __init__(self, problem: Problem, bounds: tuple[int, ...], depth: Depth, replicas: int = 1):
+    def __init__(self, problem: Problem, bounds: tuple[int, ...], depth: Depth, replicas: int = 1, alone: bool = False):
+        self.alone, self.before = alone, 0
         self.problem, self.depth, self.count = problem, depth, len(bounds) - 1
         self.replicas = [Stages(cut(problem, bounds), []) for _ in range(replicas)]
         self._shares = [problem.batches(replicas, replica) for replica in range(replicas)]
@@ -100,7 +101,7 @@ class Staged:
     def step(self) -> None:
         """An iteration with a new batch."""
         for stages, share in zip(self.replicas, self._shares, strict=True):
-            stages.batches.append(copied(share.batch(self.given)))
+            stages.batches.append(copied(share.batch(self.before + self.given)))
         self.given += 1
         self._iterate()
 
@@ -110,6 +111,9 @@ class Staged:
             self._iterate()
         for k in range(1, self.count + 1):
             self._update(k)
+        self.before, self.iteration, self.given = self.before + self.given, 0, 0
+        for stages in self.replicas:
+            stages.batches.clear()
 
     def _iterate(self) -> None:
         self.iteration += 1
@@ -133,7 +137,7 @@ class Staged:
         for stages in self.replicas:
             part, batch = stages.parts[k - 1], stages.batches[b - 1]
             x = batch.x
-            if k > 1:
+            if k > 1 and batch.count:
                 sent, x = stages.activations.pop((k, b))
                 assert sent == (self.iteration - 1 if self.depth.kind == "fdg" else self.iteration)
             weights = part.weights.copy()
@@ -186,15 +190,12 @@ class Staged:
         groups = self._summed.pop(k, [])
         if not groups:
             return
-        samples = sum(found[0][0].total for found in groups)
-        total: Array | int = 0
-        for replica in range(len(self.replicas)):
-            own = groups[0][replica][1]
-            for found in groups[1:]:
-                own = own + found[replica][1]
-            total = own if replica == 0 else total + own
-        for stages in self.replicas:
+        own = [sum((found[replica][1] for found in groups[1:]), groups[0][replica][1])
+               for replica in range(len(self.replicas))]  # fmt: skip
+        for replica, stages in enumerate(self.replicas):
             part = stages.parts[k - 1]
-            part.grads[:] = total
-            apply(self.problem, part, groups[-1][0][0].index, samples)
+            batches = [found[replica][0] for found in groups]
+            part.grads[:] = own[replica] if self.alone else sum(own[1:], own[0])
+            samples = sum(batch.count if self.alone else batch.total for batch in batches)
+            apply(self.problem, part, batches[-1].index, samples)
             stages.updates[k] += 1

@@ -39,6 +39,14 @@ def open_mpi() -> Path | None:
     return Path(prefix) if prefix and (Path(prefix) / "bin/mpirun").exists() else None
 
 
+def open_mpi_library() -> Path:
+    """The library of `open_mpi`, for MPI4PY_LIBMPI; Debian has a folder for each architecture."""
+    prefix = open_mpi()
+    assert prefix is not None
+    folders = [prefix / "lib", prefix / "lib64", *sorted((prefix / "lib").glob("*-linux-gnu"))]
+    return next(path for folder in folders for path in folder.glob("libmpi.so.*"))
+
+
 def start(
     n: int,
     *args: str,

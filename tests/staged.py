@@ -23,8 +23,9 @@ Silence = Callable[[Batch, Any], Any]
 
 
 def grids(world: World) -> Iterator[Grid]:
-    """All ranks as stages of one replica, and, where that is possible, of two."""
-    yield Grid(world, 1, world.size)
+    """Up to four ranks as stages of one replica, and, where that is possible, all of two."""
+    if world.size <= 4:
+        yield Grid(world, 1, world.size)
     if world.size % 2 == 0:
         yield Grid(world, 2, world.size // 2)
 

@@ -118,7 +118,7 @@ REFUSED = [
     ("[optimizer]\nbetas = [0.9, inf]", "optimizer.betas: expected a finite number, got [0.9, inf]"),
     ("[optimizer]\nbetas = [0.9]", "optimizer.betas: expected a list of 2: a number, a number, got [0.9]"),
     ("[optimizer]\nrate = 0", "optimizer.rate: expected a number above 0, got 0"),
-    ("[optimizer]\nmomentum = 1", "optimizer: momentum must stay below 1"),
+    ("[optimizer]\nmomentum = 1", "optimizer.momentum: must stay below 1"),
     (
         '[optimizer]\ndecay = "cosin"',
         "optimizer.decay: 'cosin' is not one of constant, step, cosine (did you mean cosine?)",

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launch import finish, mpirun, open_mpi, start
+from launch import finish, mpirun, open_mpi, open_mpi_library, start
 from training import SMALL, arguments, differences, summary, train, wait_for
 
 pytestmark = pytest.mark.open_mpi
@@ -18,9 +18,8 @@ STOPPED = 75
 def _under_open_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = open_mpi()
     assert prefix is not None
-    library = next(path for folder in ("lib", "lib64") for path in (prefix / folder).glob("libmpi.so.*"))
     monkeypatch.setenv("MPINN_TEST_MPIRUN", str(prefix / "bin/mpirun"))
-    monkeypatch.setenv("MPI4PY_LIBMPI", str(library))
+    monkeypatch.setenv("MPI4PY_LIBMPI", str(open_mpi_library()))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -7,13 +7,24 @@ from pathlib import Path
 import pytest
 from launch import mpirun
 
-TIME_LIMIT = 180
+TIME_LIMIT = 600
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_on_ranks(ranks: int, tmp_path: Path, under_mpirun: dict[int, int]) -> None:
+    under_mpirun[ranks] = passed(ranks, tmp_path, "tests/mpi")
+
+
+@pytest.mark.parametrize("ranks", [6, 8])
+def test_three_and_four_stages_of_two_replicas(ranks: int, tmp_path: Path, under_mpirun: dict[int, int]) -> None:
+    chosen = "equals_the_simulator and drained"
+    under_mpirun[ranks] = passed(ranks, tmp_path, "tests/mpi/test_decoupled.py", "-k", chosen)
+
+
+def passed(ranks: int, tmp_path: Path, *chosen: str) -> int:
+    """How many of the chosen tests passed on all ranks; any other outcome is a failure."""
     report = tmp_path / "report.json"
-    command = ["-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", "-q", "--color=no", "tests/mpi"]
+    command = ["-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", "-q", "--color=no", *chosen]
     try:
         job = mpirun(ranks, *command, timeout=TIME_LIMIT, env={"MPINN_TEST_REPORT": str(report)})
     except subprocess.TimeoutExpired as error:
@@ -24,4 +35,4 @@ def test_on_ranks(ranks: int, tmp_path: Path, under_mpirun: dict[int, int]) -> N
     outcomes: dict[str, int] = json.loads(report.read_text())
     assert outcomes == {"passed": outcomes.get("passed", 0)}, output
     assert outcomes["passed"] > 0, output
-    under_mpirun[ranks] = outcomes["passed"]
+    return outcomes["passed"]

@@ -1,6 +1,6 @@
 """Tables of what `inspect` found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,18 +50,45 @@ def _checkpoint(console: Console, file: Row) -> None:
     facts = {"file": file["file"], "step": file["step"], "epoch": file["epoch"], "seed": file["seed"]}
     for table in ("model", "schedule", "consensus", "optimizer"):
         if table in configuration:
-            facts[table] = _pairs(configuration[table])
+            facts[table] = _pairs({key: value for key, value in configuration[table].items() if not _is_chain(value)})
     facts["grid"] = " x ".join(f"{length} {axis}" for axis, length in file["grid"].items())
     facts["type"] = f"{file['dtype']}, written by mpinn {file['program']}"
     for table in ("data", "random", "scalars", "history"):
         if file[table]:
             facts[table] = _pairs(file[table])
     console.print(_facts(facts))
+    _chains(console, configuration.get("model", {}))
     for kind, rows in file["parameters"].items():
         if kind.startswith(("model/", "state/")):
             console.print(_parameters(kind, rows, file["totals"][kind]))
     _others(console, file)
     _replicas(console, file["replicas"])
+
+
+def _chains(console: Console, model: Row) -> None:
+    """The layers that a configuration writes out, each under the path that its parameters have."""
+    for key, value in model.items():
+        if _is_chain(value):
+            table = _table(f"model.{key}")
+            table.add_column("kind", no_wrap=True)
+            table.add_column("options", overflow="fold")
+            for row in _layers(value):
+                table.add_row(*map(Text, row))
+            console.print(table)
+
+
+def _layers(chain: Sequence[Row], path: str = "") -> Iterator[tuple[str, str, str]]:
+    for layer in chain:
+        place = path + str(layer.get("name", "?"))
+        inside = {key: value for key, value in layer.items() if _is_chain(value)}
+        options = {key: value for key, value in layer.items() if key not in ("name", "kind", *inside)}
+        yield place, str(layer.get("kind", "?")), _pairs(options)
+        for key, value in inside.items():
+            yield from _layers(value, f"{place}/{key}/")
+
+
+def _is_chain(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _parameters(kind: str, rows: Sequence[Row], total: Row) -> Table:

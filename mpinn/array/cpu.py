@@ -27,13 +27,15 @@ from mpinn.array.typing import Array
 _BITS = {4: (np.dtype(np.int32), 0x7F800000), 8: (np.dtype(np.int64), 0x7FF0000000000000)}
 
 
-OF_IMAGES = {
+ON_DEMAND = {
     "conv": "cpu_conv",
     "conv_backward_input": "cpu_conv",
     "conv_backward_weight": "cpu_conv",
     "batch_norm": "cpu_norms",
     "batch_norm_backward": "cpu_norms",
     "column_moments": "cpu_norms",
+    "layer_norm": "cpu_layer_norm",
+    "layer_norm_backward": "cpu_layer_norm",
     "max_pool": "cpu_pooling",
     "max_pool_backward": "cpu_pooling",
 }
@@ -41,8 +43,8 @@ OF_IMAGES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in OF_IMAGES:
-        found = getattr(import_module(f"mpinn.array.{OF_IMAGES[name]}"), name)
+    if name in ON_DEMAND:
+        found = getattr(import_module(f"mpinn.array.{ON_DEMAND[name]}"), name)
         globals()[name] = found
         return found
     return getattr(plain, name)

@@ -1,7 +1,15 @@
-"""Convolution by Winograd's algorithm, pixel by pixel for tiny images, else by columns: the shapes alone decide."""
+"""Convolution by Winograd's algorithm, directly in registers, pixel by pixel for tiny images, or by columns.
+
+The shapes alone decide. Winograd's algorithm rounds four times as much as the direct one. In a backward pass that is
+lost among other roundings; in the forward pass it decides which units near zero are on, and the first layers, which
+have few channels and many pixels, pass what they round on to all others: there the direct one stands.
+"""
+
+from types import ModuleType
 
 import numpy as np
 
+from mpinn.array import cpu_direct as direct
 from mpinn.array import im2col as plain
 from mpinn.array import tiny
 from mpinn.array.cpu_products import ROWS, add_products, products
@@ -21,13 +29,17 @@ from mpinn.array.typing import Array, Shape
 SMALL_CHANNELS = 128
 """Up to so many channels, matrices are multiplied by a kernel of ours, not by BLAS."""
 BLOCK_BYTES = 400_000
+PRECISE_CHANNELS = 16
+"""Up to so many input channels, a forward pass is direct though Winograd's algorithm would suit."""
+DIRECT_WEIGHT = 64 * 64
+"""Up to so many numbers at each place of the kernel, sums in registers are as fast as columns and BLAS."""
 
 
 def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Array:
     """The twin of `im2col.conv`."""
-    if not _suits_winograd(x.shape, weight.shape, stride, padding):
-        other = tiny if tiny.suits(x.shape, weight.shape) else plain
-        y: Array = other.conv(x, weight, stride, padding, pool)
+    if not _suits_winograd(x.shape, weight.shape, stride, padding) or weight.shape[2] <= PRECISE_CHANNELS:
+        way = direct if _suits_direct(x, weight.shape, stride, padding) else _other(x.shape, weight.shape)
+        y: Array = way.conv(x, weight, stride, padding, pool)
         return y
     points = _weight_points(weight, False, pool)
     return _winograd(x, points, padding, pool)
@@ -36,8 +48,10 @@ def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Ar
 def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool) -> Array:
     """The twin of `im2col.conv_backward_input`."""
     if not _suits_winograd((len(dz), *shape), weight.shape, stride, padding):
-        other = tiny if tiny.suits((len(dz), *shape), weight.shape) else plain
-        dx: Array = other.conv_backward_input(dz, weight, shape, stride, padding, pool)
+        suits = weight.shape[2] * weight.shape[3] <= 4 * DIRECT_WEIGHT
+        suits = suits and direct.suits_backward(dz, shape, weight.shape, stride)
+        way = direct if suits else _other((len(dz), *shape), weight.shape)
+        dx: Array = way.conv_backward_input(dz, weight, shape, stride, padding, pool)
         return dx
     points = _weight_points(weight, True, pool).transpose(0, 2, 1)
     if max(weight.shape[2:]) <= SMALL_CHANNELS:
@@ -50,8 +64,9 @@ def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, pa
 def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
     """The twin of `im2col.conv_backward_weight`."""
     if not _suits_winograd(x.shape, grad.shape, stride, padding):
-        other = tiny if tiny.suits(x.shape, grad.shape) else plain
-        other.conv_backward_weight(x, dz, grad, stride, padding, pool)
+        suits = grad.shape[2] < PRECISE_CHANNELS and _suits_direct(x, grad.shape, stride, padding)
+        way = direct if suits else _other(x.shape, grad.shape)
+        way.conv_backward_weight(x, dz, grad, stride, padding, pool)
         return
     channels, outputs = grad.shape[2:]
     down, across = _tiles(dz.shape)
@@ -109,6 +124,16 @@ def _suits_winograd(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> boo
     high, wide = x[1] + 2 * padding[0] - 2, x[2] + 2 * padding[1] - 2
     down, across = _tiles((x[0], high, wide))
     return high * wide >= 10 * down * across
+
+
+def _suits_direct(x: Array, weight: Shape, stride: Pair, padding: Pair) -> bool:
+    pointwise = weight[:2] == (1, 1) and stride == (1, 1)
+    few = weight[2] * weight[3] <= DIRECT_WEIGHT
+    return few and not pointwise and direct.suits(x, weight, stride, padding)
+
+
+def _other(x: Shape, weight: Shape) -> ModuleType:
+    return tiny if tiny.suits(x, weight) else plain
 
 
 def _tiles(y: Shape) -> Pair:

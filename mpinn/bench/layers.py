@@ -14,12 +14,12 @@ import numpy as np
 from mpinn.array import ops as plain
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Array, Shape
-from mpinn.bench.peer import LAYOUTS, images, import_torch, stored, translate
+from mpinn.bench.peer import LAYOUTS, array, images, import_torch, stored, translate
 from mpinn.bench.timing import Operation, Spread, alternate, ratio_text, seconds_text
 from mpinn.nn.conv import Conv2d
 from mpinn.nn.layer import Layer, Pass
 from mpinn.nn.network import Network
-from mpinn.nn.norm import BatchNorm
+from mpinn.nn.norm import BatchNorm, LayerNorm
 from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import MaxPool2d
 
@@ -28,23 +28,28 @@ BATCH, ROUNDS, SAMPLE = 64, 7, 0.05
 
 @dataclass(frozen=True)
 class Work:
-    """A layer and the shape of its samples."""
+    """A layer and the shape of its samples; nobody wants the input gradient of the first one of a network."""
 
     name: str
     layer: Layer
     shape: Shape
+    wants_dx: bool = True
 
 
-def _conv(size: int, channels: int, outputs: int, stride: int = 1) -> Work:
-    name = f"conv 3x3, stride {stride}, {size}x{size}, {channels} to {outputs}"
-    return Work(name, Conv2d(outputs, 3, stride, bias=False), (size, size, channels))
+def _conv(size: int, channels: int, outputs: int, stride: int = 1, kernel: int = 3) -> Work:
+    name = f"conv {kernel}x{kernel}, stride {stride}, {size}x{size}, {channels} to {outputs}"
+    return Work(name, Conv2d(outputs, kernel, stride, bias=False), (size, size, channels), wants_dx=channels > 3)
 
 
 WORKS = (
-    _conv(32, 3, 16), _conv(32, 16, 16), _conv(32, 16, 32, 2), _conv(16, 32, 32), _conv(8, 64, 64),
+    _conv(32, 3, 16), _conv(32, 3, 64), _conv(28, 1, 32, kernel=5), _conv(14, 32, 64, kernel=5),
+    _conv(32, 16, 32, 2), _conv(16, 32, 64, 2), _conv(32, 16, 32, 2, 1), _conv(16, 32, 64, 2, 1),
+    _conv(8, 256, 64, 1, 1),
+    _conv(32, 16, 16), _conv(16, 32, 32), _conv(8, 64, 64),
     _conv(32, 64, 64), _conv(16, 128, 128), _conv(8, 256, 256), _conv(4, 512, 512), _conv(2, 512, 512),
     Work("batch norm and relu, 32x32, 16", BatchNorm(activation="relu"), (32, 32, 16)),
     Work("batch norm and relu, 32x32, 64", BatchNorm(activation="relu"), (32, 32, 64)),
+    Work("layer norm, 512", LayerNorm(), (512,)),
     Work("max pool 2x2, 32x32, 64", MaxPool2d(), (32, 32, 64)),
 )  # fmt: skip
 
@@ -88,13 +93,13 @@ def _measured(work: Work, batch: int, torch: Any, rounds: int, sample: float) ->
     dy = rng.standard_normal((batch, *work.layer.output_shape(work.shape))).astype(np.float32)
     kernels, _ = choose_kernels("auto")
     part = _part(work, kernels)
-    exact = _outcome(_part(work, plain, "float64"), x.astype(np.float64), dy.astype(np.float64), part)
-    errors = {"mpinn": _distances(_outcome(_part(work, kernels), x, dy, part), exact)}
-    programs: dict[str, Operation] = {"mpinn": lambda: _pass(part, x, dy)}
+    exact = _outcome(work, _part(work, plain, "float64"), x.astype(np.float64), dy.astype(np.float64), part)
+    errors = {"mpinn": _distances(_outcome(work, _part(work, kernels), x, dy, part), exact)}
+    programs: dict[str, Operation] = {"mpinn": lambda: _pass(work, part, x, dy)}
     peers = [] if torch is None else [f"PyTorch, {layout}" for layout in LAYOUTS]
     for peer, layout in zip(peers, LAYOUTS, strict=False):
         module = stored(translate(part.network, work.shape, part.weight_views, torch), layout, torch)
-        programs[peer], found = _torch_pass(module, images(x, layout, torch), images(dy, layout, torch))
+        programs[peer], found = _torch_pass(work, module, images(x, layout, torch), images(dy, layout, torch))
         errors[peer] = _distances(found, exact)
     samples = alternate(programs, rounds=rounds, sample=sample)
     return [
@@ -116,24 +121,24 @@ def _part(work: Work, ops: ModuleType, dtype: str = "float32") -> Part:
     return part
 
 
-def _pass(part: Part, x: Array, dy: Array) -> tuple[Array, Array]:
-    context = Pass(part.pool, part.ops, wants_dx=True)
+def _pass(work: Work, part: Part, x: Array, dy: Array) -> tuple[Array, Array | None]:
+    context = Pass(part.pool, part.ops, wants_dx=work.wants_dx)
     y, saved = part.network.forward(part.weight_views, part.state_views, x, context)
     dx, finish = part.network.backward(part.weight_views, saved, dy, context)
     finish(part.grad_views)
     return y, dx
 
 
-def _outcome(part: Part, x: Array, dy: Array, starts: Part) -> dict[str, Array]:
+def _outcome(work: Work, part: Part, x: Array, dy: Array, starts: Part) -> dict[str, Array]:
     for own, given in zip(part.layout, starts.layout, strict=True):
         part.weights[own.slice] = starts.weights[given.slice]
-    y, dx = _pass(part, x, dy)
+    y, dx = _pass(work, part, x, dy)
     grads = [part.grads[entry.slice] for entry in part.layout]
-    return {"y": y, "dx": dx, **({"dw": np.concatenate(grads)} if grads else {})}
+    return {"y": y, **({"dx": dx} if dx is not None else {}), **({"dw": np.concatenate(grads)} if grads else {})}
 
 
-def _torch_pass(module: Any, x: Any, dy: Any) -> tuple[Operation, dict[str, Array]]:
-    x.requires_grad_()
+def _torch_pass(work: Work, module: Any, x: Any, dy: Any) -> tuple[Operation, dict[str, Array]]:
+    x.requires_grad_(work.wants_dx)
 
     def compute() -> Any:
         module.zero_grad(set_to_none=True)
@@ -143,7 +148,7 @@ def _torch_pass(module: Any, x: Any, dy: Any) -> tuple[Operation, dict[str, Arra
         return y
 
     y = compute().detach()
-    found = {"y": y.permute(0, 2, 3, 1).numpy(), "dx": x.grad.permute(0, 2, 3, 1).numpy()}
+    found = {"y": array(y), **({"dx": array(x.grad)} if work.wants_dx else {})}
     grads = [
         parameter.grad.permute(2, 3, 1, 0) if parameter.dim() == 4 else parameter.grad
         for parameter in module.parameters()

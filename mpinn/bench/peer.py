@@ -10,7 +10,7 @@ from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
 from mpinn.nn.layer import EMPTY, Layer, Tree
 from mpinn.nn.network import Network
-from mpinn.nn.norm import BatchNorm
+from mpinn.nn.norm import BatchNorm, LayerNorm
 from mpinn.nn.pool import GlobalAveragePool, MaxPool2d
 from mpinn.nn.residual import Residual
 
@@ -52,6 +52,8 @@ def _translated(layer: Layer, shape: Shape, weights: Tree, torch: Any) -> Module
         case BatchNorm():
             module = nn.BatchNorm2d(shape[-1], layer.epsilon, layer.momentum)
             return _activated(module, layer.activation, torch)
+        case LayerNorm():
+            return nn.LayerNorm(shape[-1], layer.epsilon)
         case Activation():
             return _activated(nn.Identity(), layer.activation, torch)
         case MaxPool2d():
@@ -95,9 +97,17 @@ def _filled(module: Module, weights: Tree, order: tuple[int, ...], torch: Any) -
 
 
 def images(x: Array, layout: str, torch: Any) -> Any:
-    """x: (B, H, W, C) as a tensor (B, C, H, W), stored in ``layout``."""
+    """x: (B, H, W, C) as a tensor (B, C, H, W), stored in ``layout``; x: (B, F) as it is."""
+    if x.ndim == 2:
+        return torch.from_numpy(x)
     tensor = torch.from_numpy(x).permute(0, 3, 1, 2)
     return tensor.contiguous(memory_format=_format(layout, torch))
+
+
+def array(tensor: Any) -> Array:
+    """The other way round."""
+    found: Array = (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).numpy()
+    return found
 
 
 def stored(module: Module, layout: str, torch: Any) -> Module:

@@ -71,3 +71,8 @@ def ratio_text(spread: Spread) -> str:
     """Such as ``1.32 (1.30-1.35)``."""
     digits = 1 if spread.median >= 10 else 2
     return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
+
+
+def error_text(spread: Spread) -> str:
+    """Such as ``9.9e-04 (4.1e-04-2.0e-03)``."""
+    return f"{spread.median:.1e} ({spread.low:.1e}-{spread.high:.1e})"

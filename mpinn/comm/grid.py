@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +15,6 @@ from mpinn.comm.channel import Channel, NullChannel
 from mpinn.comm.launch import Launch, read_launch
 from mpinn.comm.transport import Direct, Transport
 from mpinn.config import InputError
-
-INSTALL = "pip install 'mpinn[mpi]' brings one"
 
 
 class OpenChannel(Protocol):
@@ -103,10 +102,9 @@ def connect() -> World:
         from mpinn.comm import mpi
     except (ImportError, RuntimeError) as error:  # what mpi4py raises when there is no library to load
         if launch is not None:
-            raise InputError(
-                "MPI", f"{launch.launcher} started this program, but {_first_line(error)}; {INSTALL}"
-            ) from None
-        return _alone(f"no MPI library, so one rank without messages ({_first_line(error)})")
+            told = f"{launch.launcher} started this program, but {_first_line(error)}; {remedy()}"
+            raise InputError("MPI", told) from None
+        return _alone(f"no MPI library, so one rank without messages ({_first_line(error)}; {remedy()})")
     vendor, _ = mpi.library()
     rank, size = mpi.place()
     if launch is not None and launch.size > 1 and size == 1:
@@ -134,6 +132,15 @@ def _alone(note: str) -> World:
 
     control = NullChannel("control")
     return World(0, 1, socket.gethostname(), 0, 1, _cores(control), "none", note, control, "", open_channel)
+
+
+def remedy() -> str:
+    """How mpi4py gets a library where it has found none; Debian's MPICH has a name of its own."""
+    if named := os.environ.get("MPI4PY_LIBMPI"):
+        return f"MPI4PY_LIBMPI names {named}: is that the file of an MPI library?"
+    if other := find_library("mpich"):
+        return f"{other} is an MPICH: link it as libmpi.so.12 into a folder that LD_LIBRARY_PATH names"
+    return "pip install 'mpinn[mpi]' brings one, and LD_LIBRARY_PATH can name the folder of the site's"
 
 
 def _mismatch(launch: Launch, vendor: str) -> str:

@@ -1,4 +1,4 @@
-"""The ranges of hyper-parameters: each check raises ValueError with a sentence that names the field."""
+"""The ranges of hyper-parameters: each check raises ValueError with a sentence that begins with the field."""
 
 from collections.abc import Iterable
 

@@ -60,6 +60,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._future: Future[None] | None = None
         self._pending = False
+        self._saving = ""
         if channel.rank == 0:
             self._directory.remove_partial()
 
@@ -71,6 +72,7 @@ class Saver:
         """
         header = Header.of(snapshot, score)
         self._collect(
+            self._directory.checkpoint(snapshot.step),
             snapshot,
             mean_weights(merge, snapshot.grid[0]),
             lambda queue: writer.save(self._directory, header, queue, self._keep),
@@ -85,6 +87,7 @@ class Saver:
         if merge is not None and not (np.isfinite(merge).all() and np.any(merge)):
             merge = None
         self._collect(
+            path,
             snapshot,
             mean_weights(merge, snapshot.grid[0]),
             lambda queue: writer.save_aside(path, header, queue),
@@ -112,8 +115,9 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def _collect(self, snapshot: Snapshot, weights: Array, job: Callable[[Queue], None]) -> None:
+    def _collect(self, path: Path, snapshot: Snapshot, weights: Array, job: Callable[[Queue], None]) -> None:
         self.wait()
+        self._saving = path.name
         shared = survey(self._channel, self._replica, snapshot.vectors, self._host)
         alone = survey_alone(self._channel, self._replica, snapshot.alone)
         self._pending = True
@@ -147,8 +151,13 @@ class Saver:
         error = self._future.exception()
         outcome[0] = DURABLE if error is None else FAILED
         if error is not None:
-            text = f"{self._directory.path}: the checkpoint was not saved: {error or type(error).__name__}".encode()[
-                :MESSAGE
-            ]
+            said = f"{self._directory.path}: the checkpoint was not saved: {self._saving}: {_reason(error)}"
+            text = said.encode()[:MESSAGE]
             outcome[1 : 1 + len(text)] = np.frombuffer(text, dtype=np.uint8)
         return error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

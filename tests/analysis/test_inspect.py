@@ -27,7 +27,13 @@ def values(seed: int) -> dict[str, np.ndarray]:
     return {entry.name: np.asarray(rng.standard_normal(entry.shape), "float32") for entry in LAYOUT}
 
 
-def write_file(path: Path, step: int, arrays: dict[str, dict[str, np.ndarray]], replicas: int = 1) -> None:
+def write_file(
+    path: Path,
+    step: int,
+    arrays: dict[str, dict[str, np.ndarray]],
+    replicas: int = 1,
+    model: dict[str, object] | None = None,
+) -> None:
     """A checkpoint with the arrays of each group."""
     snapshot = schema.Snapshot(
         step=step,
@@ -35,7 +41,7 @@ def write_file(path: Path, step: int, arrays: dict[str, dict[str, np.ndarray]], 
         seed=3,
         grid=(replicas, 1, 1),
         dtype="float32",
-        configuration={"model": {"name": "mlp", "widths": [5]}, "consensus": {"name": "averaging"}},
+        configuration={"model": model or {"name": "mlp", "widths": [5]}, "consensus": {"name": "averaging"}},
         vectors=[],
         data={"position": 640},
         scalars={"best": math.nan},
@@ -163,6 +169,32 @@ def test_tables_name_every_layer_and_fit_a_terminal(run, capsys, monkeypatch):
     ):
         assert text in out
     assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_written_layers_are_a_table_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mpinn.analysis.tables.WIDE", 80)
+    inner = {"kind": "conv", "name": "conv1", "outputs": 32, "kernel": [3, 1], "bias": False}
+    layers = [
+        {"kind": "residual", "name": "sum", "body": [inner], "projection": [{**inner, "name": "again"}]},
+        {"kind": "flatten", "name": "flatten1"},
+        {"kind": "dense", "name": "dense1", "outputs": 10, "initial": "lecun", "bias": True},
+    ]
+    model = {"name": "layers", "layers": layers}
+    write_file(tmp_path / "a.h5", 1, {"model/network": values(0)}, model=model)
+    inspect(tmp_path / "a.h5")
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "model name layers" in lines
+    rows = lines[lines.index("model.layers kind options") + 2 :]
+    assert rows[:6] == [
+        "sum residual",
+        "sum/body/conv1 conv outputs 32, kernel [3, 1], bias false",
+        "sum/projection/again conv outputs 32, kernel [3, 1], bias false",
+        "flatten1 flatten",
+        "dense1 dense outputs 10, initial lecun, bias true",
+        "",
+    ]
     assert max(map(len, out.splitlines())) <= 80
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mpinn.array import cpu
+from mpinn.array import cpu_direct as direct
 from mpinn.array import ops as plain
-from mpinn.array.cpu_conv import _suits_winograd
+from mpinn.array.cpu_conv import _suits_direct, _suits_winograd
 from mpinn.array.pool import Pool
 
 DTYPES = ["float32", "float64"]
@@ -27,16 +28,27 @@ WINOGRAD = [
 ]
 COLUMNS = [
     ((2, 8, 8, 1), 5, 3, (1, 1), (1, 1)),
-    ((1, 7, 9, 3), 16, 3, (1, 1), (1, 1)),
     ((2, 9, 8, 16), 33, 3, (2, 2), (1, 1)),
-    ((2, 6, 6, 33), 16, 1, (2, 1), (0, 0)),
     ((2, 2, 2, 16), 16, 3, (1, 1), (1, 1)),
-    ((0, 8, 8, 16), 16, 3, (1, 1), (1, 1)),
     ((3, 2, 2, 64), 65, 3, (1, 1), (1, 1)),
     ((5, 1, 3, 66), 64, 3, (2, 1), (1, 2)),
     ((1, 1, 1, 64), 64, 5, (1, 1), (3, 2)),
+    ((2, 9, 9, 80), 80, 3, (2, 2), (1, 1)),
 ]
-CONVOLUTIONS = [(shape, outputs, 3, (1, 1), padding) for shape, outputs, padding in WINOGRAD] + COLUMNS
+DIRECT = [
+    ((1, 7, 9, 3), 16, 3, (1, 1), (1, 1)),
+    ((2, 6, 6, 33), 16, 1, (2, 1), (0, 0)),
+    ((0, 8, 8, 16), 16, 3, (1, 1), (1, 1)),
+    ((2, 8, 8, 1), 16, 5, (1, 1), (2, 2)),
+    ((3, 9, 8, 16), 32, 3, (2, 2), (1, 1)),
+    ((2, 8, 11, 32), 16, 1, (2, 2), (0, 0)),
+    ((1, 10, 9, 17), 48, 3, (3, 2), (0, 2)),
+    ((2, 12, 12, 16), 16, 2, (3, 3), (0, 0)),
+    ((2, 7, 7, 16), 16, 5, (2, 1), (4, 3)),
+    ((1, 6, 5, 64), 64, 5, (1, 1), (2, 2)),
+]
+"""Phases of strides that see other places, or none; numbers that a block of pixels or of terms does not divide."""
+CONVOLUTIONS = [(shape, outputs, 3, (1, 1), padding) for shape, outputs, padding in WINOGRAD] + DIRECT + COLUMNS
 NORMED = [(0, 8), (1, 16), (7, 8), (65, 24), (2, 5, 3, 16), (3, 33), (130, 5), (4, 9, 9, 32)]
 POOLED = [
     ((2, 8, 8, 16), (2, 2), (2, 2), (0, 0)),
@@ -81,12 +93,34 @@ def test_convolution(shape: Any, outputs: int, size: int, stride: Any, padding: 
     close(grad, exact, dtype, 2 * ERROR)
 
 
-def test_the_shapes_above_reach_both_ways_to_convolve() -> None:
-    suits = [
-        _suits_winograd(shape, (size, size, shape[3], outputs), stride, padding)
-        for shape, outputs, size, stride, padding in CONVOLUTIONS
-    ]
-    assert suits == [True] * len(WINOGRAD) + [False] * len(COLUMNS)
+@pytest.mark.parametrize(("shape", "outputs", "size", "stride", "padding"), DIRECT)
+def test_direct_gradients(shape: Any, outputs: int, size: int, stride: Any, padding: Any) -> None:
+    """Also those that other ways have from so many channels on."""
+    x, weight = noise(shape, "float32"), noise((size, size, shape[3], outputs), "float32", 1)
+    dz = noise(direct.conv(x, weight, stride, padding, Pool()).shape, "float32", 2)
+    grad, (exact,) = np.full(weight.shape, np.nan, "float32"), wide(np.zeros(weight.shape, "float32"))
+    plain.conv_backward_weight(*wide(x, dz), exact, stride, padding, Pool())
+    direct.conv_backward_weight(x, dz, grad, stride, padding, Pool())
+    close(grad, exact, "float32")
+    if shape[3] % 16 == 0 and direct.suits_backward(dz, shape[1:], weight.shape, stride):
+        exact = plain.conv_backward_input(*wide(dz, weight), shape[1:], stride, padding, Pool())
+        close(direct.conv_backward_input(dz, weight, shape[1:], stride, padding, Pool()), exact, "float32")
+
+
+def test_the_shapes_above_reach_all_ways_to_convolve() -> None:
+    found = []
+    for shape, outputs, size, stride, padding in CONVOLUTIONS:
+        x, weight = noise(shape, "float32"), (size, size, shape[3], outputs)
+        winograd = _suits_winograd(shape, weight, stride, padding)
+        found.append("winograd" if winograd else "direct" if _suits_direct(x, weight, stride, padding) else "columns")
+    assert found == ["winograd"] * len(WINOGRAD) + ["direct"] * len(DIRECT) + ["columns"] * len(COLUMNS)
+
+
+def test_a_forward_pass_of_few_channels_rounds_no_more_than_columns_do() -> None:
+    x, weight = noise((4, 32, 32, 16), "float32"), noise((3, 3, 16, 16), "float32")
+    exact = plain.conv(*wide(x, weight), (1, 1), (1, 1), Pool())
+    own, twin = (np.linalg.norm(ops.conv(x, weight, (1, 1), (1, 1), Pool()) - exact) for ops in (cpu, plain))
+    assert own <= twin
 
 
 @pytest.mark.parametrize("channels", [16, 80])
@@ -131,6 +165,28 @@ def test_batch_norm(shape: Any, of_batch: bool, activation: str, dtype: str) -> 
     close(dx, exact[0], dtype)
     close(dscale.astype(dtype), exact[1], dtype)
     close(dshift.astype(dtype), exact[2], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", NORMED)
+def test_layer_norm(shape: Any, dtype: str) -> None:
+    x, dy = noise(shape, dtype) + np.asarray(3, dtype), noise(shape, dtype, 1)
+    scale, shift = (noise(shape[-1:], dtype, seed) for seed in (2, 3))
+    exact = plain.layer_norm(*wide(x, scale, shift), 1e-5, Pool())
+    found = cpu.layer_norm(x, scale, shift, 1e-5, Pool())
+    for one, other in zip(found, exact, strict=True):
+        close(one, other, dtype)
+    exact = plain.layer_norm_backward(*wide(x, *found[1:], scale, dy), Pool())
+    dx, dscale, dshift = cpu.layer_norm_backward(x, *found[1:], scale, dy, Pool())
+    assert dscale.dtype == dshift.dtype == np.float64
+    for one, other in zip((dx, dscale.astype(dtype), dshift.astype(dtype)), exact, strict=True):
+        close(one, other, dtype)
+
+
+def test_layer_norm_passes_nan_on_within_its_row() -> None:
+    x, one = noise((3, 8), "float32").copy(), np.ones(8, np.float32)
+    x[1, 2] = np.nan
+    assert (np.isnan(cpu.layer_norm(x, one, one, 1e-5, Pool())[0]).all(axis=1) == [False, True, False]).all()
 
 
 def test_rectified_batch_norm_passes_nan_on() -> None:

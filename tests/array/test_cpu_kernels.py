@@ -18,7 +18,7 @@ from mpinn.array.pool import Pool
 
 OF_IMAGES = {
     "batch_norm", "batch_norm_backward", "column_moments", "conv", "conv_backward_input", "conv_backward_weight",
-    "max_pool", "max_pool_backward",
+    "layer_norm", "layer_norm_backward", "max_pool", "max_pool_backward",
 }  # fmt: skip
 """Compared in test_cpu_images.py."""
 OVERRIDDEN = sorted(

@@ -1,7 +1,7 @@
 import pytest
 
 from mpinn.bench import mlp
-from mpinn.bench.timing import Spread, alternate, ratio_text, seconds_text
+from mpinn.bench.timing import Spread, alternate, error_text, ratio_text, seconds_text
 
 
 def test_operations_take_turns() -> None:
@@ -25,6 +25,7 @@ def test_seconds_are_those_of_one_call() -> None:
 def test_texts() -> None:
     assert seconds_text(Spread(0.00525, 0.00519, 0.0054)) == "5.25 ms (5.19-5.4)"
     assert seconds_text(Spread(8.9e-5, 8e-5, 9e-5)) == "89 us (80-90)"
+    assert error_text(Spread(9.9e-4, 4.1e-4, 2e-3)) == "9.9e-04 (4.1e-04-2.0e-03)"
     assert ratio_text(Spread(1.318, 1.3, 1.35)) == "1.32 (1.30-1.35)"
 
 

@@ -173,7 +173,7 @@ WAY = "expected a list of tables, one for each layer, got "
         ([CONV, {"kind": "dense"}], ["model.layers[1].outputs: is missing, and a layer of kind dense needs it"]),
         ([{**CONV, "outputs": "16"}], ["model.layers[0].outputs: expected an integer, got '16'"]),
         ([{**CONV, "outputs": True}], ["model.layers[0].outputs: expected an integer, got true"]),
-        ([{**CONV, "outputs": 0}], ["model.layers[0]: outputs is 0, it must be at least 1"]),
+        ([{**CONV, "outputs": 0}], ["model.layers[0].outputs: is 0, it must be at least 1"]),
         (
             [{**CONV, "kernel": [3, 3, 3]}],
             [
@@ -187,7 +187,7 @@ WAY = "expected a list of tables, one for each layer, got "
                 "integer, got 'some'",
             ],
         ),
-        ([{**CONV, "kernel": 4}], ["model.layers[0]: padding 'same' needs an odd kernel, not 4x4"]),
+        ([{**CONV, "kernel": 4}], ["model.layers[0].padding: 'same' needs an odd kernel, not 4x4"]),
         (
             [{**CONV, "initial": "hee"}],
             ["model.layers[0].initial: 'hee' is not one of he, lecun, uniform (did you mean he?)"],
@@ -204,13 +204,18 @@ WAY = "expected a list of tables, one for each layer, got "
             [{"kind": "max_pool", "stride": "x"}],
             ["model.layers[0].stride: expected an integer or a list of 2: an integer, an integer, got 'x'"],
         ),
-        ([{"kind": "dropout", "rate": 1.5}], ["model.layers[0]: rate is 1.5, it must be at least 0 and less than 1"]),
+        ([{"kind": "dropout", "rate": 1.5}], ["model.layers[0].rate: is 1.5, it must be at least 0 and less than 1"]),
         (
             [{"kind": "dropout", "rate": float("nan")}],
             [
                 "model.layers[0].rate: expected a finite number, got nan",
             ],
         ),
+        (
+            [CONV, {"kind": "residual", "body": [CONV, {"kind": "max_pool", "stride": 0}]}],
+            ["model.layers[1].body[1].stride: is 0, it must be at least 1"],
+        ),
+        ([{"kind": "batch_norm", "momentum": 1.5}], ["model.layers[0].momentum: is 1.5, it must be at most 1"]),
         (
             [{**CONV, "name": "a/b"}],
             [
@@ -234,7 +239,7 @@ WAY = "expected a list of tables, one for each layer, got "
             [
                 "model.layers[1].name: expected a name of letters, digits and underscores, got ''",
                 f"model.layers[0].kind: 'cov' is not one of {', '.join(LAYERS)} (did you mean conv?)",
-                "model.layers[2]: rate is -1.0, it must be at least 0 and less than 1",
+                "model.layers[2].rate: is -1.0, it must be at least 0 and less than 1",
             ],
         ),
     ],

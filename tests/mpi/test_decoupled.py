@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from depth import Depth, Staged, cut
-from oracles import Problem, serial
+from oracles import Problem, clusters, serial
 from staged import grids, train
 
 from mpinn.array.typing import Array
@@ -59,6 +59,19 @@ def test_equals_the_simulator_bit_for_bit(world: World, name: str, drained: bool
         for slot, vector in mine.slots.items():
             assert vector.tobytes() == part.slots[slot].tobytes()
         assert run.losses == (own.losses if grid.stage == stages - 1 else [])
+
+
+@pytest.mark.parametrize("name", ["fdg", "layerwise", "fr", "accumulate"])
+def test_a_replica_without_samples_in_a_batch_takes_part(world: World, name: str) -> None:
+    ragged = replace(PLAIN, source=clusters(25), batch=8)
+    for grid in grids(world):
+        run = train(ragged, grid, SCHEDULES[name], 19, drained=True)
+        oracle = Staged(ragged, run.bounds, SCHEDULES[name], grid.replicas.size)
+        for _ in range(19):
+            oracle.step()
+        oracle.drain()
+        own = oracle.replicas[grid.replica].parts[grid.stage]
+        assert run.part.weights.tobytes() == own.weights.tobytes()
 
 
 @pytest.mark.parametrize("name", ["fdg", "fdg, forward first", "ddg", "fr"])
@@ -165,22 +178,28 @@ def test_dropping_what_is_in_flight_ends_cleanly(world: World) -> None:
     assert len(again.applied) == 10
 
 
-def test_a_stall_travels_one_stage_in_each_iteration(world: World) -> None:
-    """A late last stage holds stage k up only after as many more iterations as the gradient takes to get there."""
+def stalled(world: World, where: int, late: int) -> list[int]:
+    """The iterations in which this rank begins late after stage ``where`` has slept before iteration ``late``."""
+    pause, trace = 0.5, Trace(10_000)
     grid = Grid(world, 1, world.size)
-    late, pause, trace = 12, 0.4, Trace(10_000)
 
     def before(step: int, stage: int) -> None:
-        if step == late and stage == world.size - 1:
+        if (step, stage) == (late, where):
             sleep(pause)
 
     world.control.barrier()
     train(PLAIN, grid, Depth(), late + 3 * world.size, before=before, trace=trace)
     begun = [event.begun for event in trace.events if event.name == "forward"]
-    gaps = np.diff(begun)
-    held = np.flatnonzero(gaps > pause / 2)
-    if grid.stage != world.size - 1:
-        # forward passes of stage k begin in iteration k - 1: number n of them is of iteration n + k - 1
-        iteration = int(held[0]) + 1 + grid.stage
-        assert len(held) == 1
-        assert iteration == late + world.size - 1 - grid.stage
+    # forward pass n of stage k, both from 0, is of iteration n + k
+    return [int(n) + 1 + grid.stage for n in np.flatnonzero(np.diff(begun) > pause / 2)]
+
+
+def test_a_late_last_stage_holds_up_one_stage_more_in_each_iteration(world: World) -> None:
+    late, behind = 12, world.size - 1 - world.rank
+    # a forward pass that follows a backward pass waits with it; the late stage itself sleeps before its own
+    assert stalled(world, world.size - 1, late) == [late + behind]
+
+
+def test_a_late_first_stage_holds_up_one_stage_more_in_each_iteration(world: World) -> None:
+    late = 12
+    assert stalled(world, 0, late) == [late + world.rank]

@@ -1,0 +1,206 @@
+"""Convolution in vector registers, without columns: for strides, for few channels, and where precision matters most.
+
+Each sum stands in two registers for six pixels at once, which keeps all sixteen busy; what a kernel of the network
+reads and writes is listed beforehand as `Taps`.
+"""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba.extending import register_jitable
+
+from mpinn.array.cpu_vector import BYTES, lanes, load, spread, spread_from, store
+from mpinn.array.im2col import Pair
+from mpinn.array.jit import kernel
+from mpinn.array.pool import Pool
+from mpinn.array.taps import Taps, backward_taps, forward_taps, output_size, reads_of_rows
+from mpinn.array.typing import Array, Shape
+
+ROWS = 6
+"""Pixels, or rows of a weight, that a kernel handles at once."""
+PIXELS = 128
+"""Pixels whose part of the weight's gradient is added up before it joins the total."""
+
+
+@register_jitable
+def _pad(x: Any, start: int, high: int, line: int, above: int, left: int, rows: int, row: int, padded: Any) -> None:
+    """Copy ``high`` lines of an image into an image of ``rows`` lines of zeros."""
+    padded[: above * row] = 0
+    padded[(above + high) * row : rows * row] = 0
+    for i in range(high):
+        at = (above + i) * row
+        padded[at : at + left] = 0
+        for k in range(line):
+            padded[at + left + k] = x[start + i * line + k]
+        padded[at + left + line : at + row] = 0
+
+
+@kernel
+def correlate(
+    x: Any, samples: int, high: int, wide: int, channels: int, frame: Any, bases: Any, places: Any, pixels: Any,
+    reads: Any, lengths: Any, last: Any, runs: Any, weight: Any, outputs: int, padded: Any, y: Any,
+) -> None:  # fmt: skip
+    """x: (B, H, W, C) to y: (B, ..., O) by a weight (places of the kernel, C, O), as the taps say."""
+    width, zero = lanes(x), spread(x.dtype.type(0))
+    line, size = wide * channels, y.size // max(1, samples)
+    for n in range(samples):
+        source, origin = x, n * high * line
+        if padded.size:
+            _pad(x, origin, high, line, frame[2], frame[3] * channels, frame[0], frame[1] * channels, padded)
+            source, origin = padded, 0
+        top = 0
+        for g in range(pixels.size - 1):
+            for pixel in range(pixels[g], pixels[g + 1], ROWS):
+                for o in range(0, outputs, 2 * width):
+                    p = min(pixel, pixels[g + 1] - ROWS)
+                    a0 = b0 = c0 = d0 = e0 = f0 = a1 = b1 = c1 = d1 = e1 = f1 = zero
+                    at, new = top + o, True
+                    for r in range(runs[g], runs[g + 1]):
+                        from_ = origin + reads[r]
+                        x0, x1, x2 = from_ + bases[p], from_ + bases[p + 1], from_ + bases[p + 2]
+                        x3, x4, x5 = from_ + bases[p + 3], from_ + bases[p + 4], from_ + bases[p + 5]
+                        for k in range(lengths[r]):
+                            w0, w1 = load(weight, at), load(weight, at + width)
+                            at += outputs
+                            v = spread_from(source, x0 + k)
+                            a0, a1 = a0 + v * w0, a1 + v * w1
+                            v = spread_from(source, x1 + k)
+                            b0, b1 = b0 + v * w0, b1 + v * w1
+                            v = spread_from(source, x2 + k)
+                            c0, c1 = c0 + v * w0, c1 + v * w1
+                            v = spread_from(source, x3 + k)
+                            d0, d1 = d0 + v * w0, d1 + v * w1
+                            v = spread_from(source, x4 + k)
+                            e0, e1 = e0 + v * w0, e1 + v * w1
+                            v = spread_from(source, x5 + k)
+                            f0, f1 = f0 + v * w0, f1 + v * w1
+                        if last[r]:
+                            m = n * size + o
+                            _join(y, m + places[p], width, a0, a1, new)
+                            _join(y, m + places[p + 1], width, b0, b1, new)
+                            _join(y, m + places[p + 2], width, c0, c1, new)
+                            _join(y, m + places[p + 3], width, d0, d1, new)
+                            _join(y, m + places[p + 4], width, e0, e1, new)
+                            _join(y, m + places[p + 5], width, f0, f1, new)
+                            a0 = b0 = c0 = d0 = e0 = f0 = a1 = b1 = c1 = d1 = e1 = f1 = zero
+                            new = False
+            for r in range(runs[g], runs[g + 1]):
+                top += lengths[r] * outputs
+
+
+@register_jitable
+def _join(y: Any, at: int, width: int, a0: Any, a1: Any, new: bool) -> None:
+    """Store two registers, or add them to what is there."""
+    if not new:
+        a0, a1 = load(y, at) + a0, load(y, at + width) + a1
+    store(y, at, a0)
+    store(y, at + width, a1)
+
+
+@kernel
+def add_gradient(
+    x: Any, samples: int, high: int, wide: int, channels: int, frame: Any, bases: Any, rows: Any, dz: Any,
+    outputs: int, padded: Any, grad: Any,
+) -> None:  # fmt: skip
+    """Add to grad: (rows, O) the gradient by the weight, whose row r meets what lies ``rows[r]`` from a base."""
+    width, zero = lanes(x), spread(x.dtype.type(0))
+    line = wide * channels
+    for n in range(samples):
+        source, origin = x, n * high * line
+        if padded.size:
+            _pad(x, origin, high, line, frame[2], frame[3] * channels, frame[0], frame[1] * channels, padded)
+            source, origin = padded, 0
+        for first in range(0, bases.size, PIXELS):
+            last = min(first + PIXELS, bases.size)
+            for o in range(0, outputs, 2 * width):
+                for r in range(0, rows.size, ROWS):
+                    a0 = b0 = c0 = d0 = e0 = f0 = a1 = b1 = c1 = d1 = e1 = f1 = zero
+                    x0, x1, x2 = origin + rows[r], origin + rows[r + 1], origin + rows[r + 2]
+                    x3, x4, x5 = origin + rows[r + 3], origin + rows[r + 4], origin + rows[r + 5]
+                    at = (n * bases.size + first) * outputs + o
+                    for p in range(first, last):
+                        k = bases[p]
+                        w0, w1 = load(dz, at), load(dz, at + width)
+                        at += outputs
+                        v = spread_from(source, x0 + k)
+                        a0, a1 = a0 + v * w0, a1 + v * w1
+                        v = spread_from(source, x1 + k)
+                        b0, b1 = b0 + v * w0, b1 + v * w1
+                        v = spread_from(source, x2 + k)
+                        c0, c1 = c0 + v * w0, c1 + v * w1
+                        v = spread_from(source, x3 + k)
+                        d0, d1 = d0 + v * w0, d1 + v * w1
+                        v = spread_from(source, x4 + k)
+                        e0, e1 = e0 + v * w0, e1 + v * w1
+                        v = spread_from(source, x5 + k)
+                        f0, f1 = f0 + v * w0, f1 + v * w1
+                    into = r * outputs + o
+                    _join(grad, into, width, a0, a1, False)
+                    _join(grad, into + outputs, width, b0, b1, False)
+                    _join(grad, into + 2 * outputs, width, c0, c1, False)
+                    _join(grad, into + 3 * outputs, width, d0, d1, False)
+                    _join(grad, into + 4 * outputs, width, e0, e1, False)
+                    _join(grad, into + 5 * outputs, width, f0, f1, False)
+
+
+def suits(x: Array, weight: Shape, stride: Pair, padding: Pair) -> bool:
+    """Whether the numbers of a pixel of the output fill registers and its pixels a block."""
+    high, wide = output_size(x.shape[1:], weight, stride, padding)
+    return x.flags.c_contiguous and weight[3] % (2 * BYTES // x.itemsize) == 0 and high * wide >= ROWS
+
+
+def suits_backward(dz: Array, shape: Shape, weight: Shape, stride: Pair) -> bool:
+    """The same for the gradient by the input."""
+    fewest = (shape[0] // stride[0]) * (shape[1] // stride[1])
+    return dz.flags.c_contiguous and weight[2] % (2 * BYTES // dz.itemsize) == 0 and fewest >= ROWS
+
+
+def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Array:
+    """The twin of `im2col.conv`."""
+    size = output_size(x.shape[1:], weight.shape, stride, padding)
+    y = pool.empty((len(x), *size, weight.shape[3]), x.dtype)
+    _correlate(x, forward_taps(x.shape[1:], weight.shape, stride, padding), weight, y, pool)
+    return y
+
+
+def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool) -> Array:
+    """The twin of `im2col.conv_backward_input`."""
+    dx = pool.empty((len(dz), *shape), dz.dtype)
+    taps = backward_taps(dz.shape[1:], shape, weight.shape, stride, padding)
+    if len(taps.places) < shape[0] * shape[1]:
+        dx.fill(0)
+    places = prod(weight.shape[:2])
+    turned = pool.empty((places, weight.shape[3], weight.shape[2]), weight.dtype)
+    flat = weight.reshape(places, *weight.shape[2:])
+    for row, place in enumerate(taps.order):
+        np.copyto(turned[row], flat[place].T)
+    _correlate(dz, taps, turned, dx, pool)
+    return dx
+
+
+def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
+    """The twin of `im2col.conv_backward_weight`."""
+    taps, rows, outputs = forward_taps(x.shape[1:], grad.shape, stride, padding), prod(grad.shape[:3]), grad.shape[3]
+    read = reads_of_rows(taps, ROWS)
+    total = pool.empty((len(read), outputs), grad.dtype)
+    total.fill(0)
+    add_gradient(
+        x.reshape(-1), len(x), *x.shape[1:], taps.frame, taps.bases, read, dz.reshape(-1), outputs,
+        _room(x, taps, pool), total.reshape(-1),
+    )  # fmt: skip
+    np.copyto(grad, total[:rows].reshape(grad.shape))
+
+
+def _correlate(x: Array, taps: Taps, weight: Array, y: Array, pool: Pool) -> None:
+    correlate(
+        x.reshape(-1), len(x), *x.shape[1:], *taps[:-1], weight.reshape(-1), y.shape[3], _room(x, taps, pool),
+        y.reshape(-1),
+    )  # fmt: skip
+
+
+def _room(x: Array, taps: Taps, pool: Pool) -> Array:
+    """Room for a padded sample, or nothing where none is needed."""
+    rows, columns = taps.frame[:2]
+    size = 0 if (rows, columns) == x.shape[1:3] else rows * columns * x.shape[3]
+    return pool.empty((size,), x.dtype)

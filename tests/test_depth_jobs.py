@@ -1,0 +1,116 @@
+"""Jobs with stages: what they print, their timeline, what evaluates them, and what they are refused for."""
+
+import json
+import re
+from collections import defaultdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from launch import alone, mpirun
+from training import SMALL, arguments, records, summary, train
+
+DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
+
+
+def events(directory: Path) -> dict[int, list[dict[str, Any]]]:
+    """The events of each rank."""
+    found = defaultdict(list)
+    for event in json.loads((directory / "trace.json").read_text())["traceEvents"]:
+        if event["ph"] == "X":
+            found[event["pid"]].append(event)
+    return found
+
+
+def overlap(first: list[dict[str, Any]], second: list[dict[str, Any]], *names: str) -> float:
+    """Microseconds in which both ranks do what the names say."""
+    computing = [[e for e in one if e["name"] in names] for one in (first, second)]
+    shared = (min(a["ts"] + a["dur"], b["ts"] + b["dur"]) - max(a["ts"], b["ts"]) for a, b in product(*computing))
+    return sum(length for length in shared if length > 0)
+
+
+WIDE = ("model.widths=[700,700]", "data.batch=400", "run.dtype=float64", "train.epochs=8")
+"""Stages that compute for long enough for the scheduler of a busy machine to run both."""
+
+
+@pytest.mark.parametrize("schedule", ["fdg", "layerwise", "gpipe", "naive"])
+def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, tmp_path: Path) -> None:
+    done = train(2, tmp_path, *DEEP, *WIDE, f"schedule.name={schedule}", "--trace")
+    assert done.returncode == 0, done.stderr
+    assert f"timeline of the ranks: {tmp_path}/trace.json" in done.stdout
+    found = events(tmp_path)
+    assert sorted(found) == [0, 1]
+    # naive stages take turns, but for the weight gradients, which follow the input gradient that the other one needs
+    names = ("forward",) if schedule in ("gpipe", "naive") else ("forward", "backward")
+    assert (overlap(found[0], found[1], *names) > 0) == (schedule != "naive")
+
+
+def test_the_timeline_says_what_was_done_with_which_batch_and_version(tmp_path: Path) -> None:
+    done = train(2, tmp_path, *DEEP, "schedule.name=fdg", "--trace")
+    assert done.returncode == 0, done.stderr
+    steps = 18
+    for rank, found in events(tmp_path).items():
+        by_name = {name: [e["args"] for e in found if e["name"] == name] for name in {e["name"] for e in found}}
+        assert set(by_name) == {"forward", "backward", "update", "mix", "send", "receive"}
+        for name in ("forward", "backward", "update", "send", "receive"):
+            assert [args["batch"] for args in by_name[name]] == list(range(steps)), name
+        assert [args["version"] for args in by_name["update"]] == list(range(1, steps + 1))
+        # backward first: the first stage runs batch b forward with the weights after b - 1 updates
+        assert [a["version"] for a in by_name["forward"]] == [max(0, b - (rank == 0)) for b in range(steps)]
+        assert all(args["bytes"] > 0 for args in by_name["send"])
+
+
+def test_the_summary_names_stages_and_staleness(tmp_path: Path) -> None:
+    done = train(2, tmp_path, *DEEP, "schedule.name=fdg", "schedule.order=forward_first")
+    assert re.search("schedule fdg, stages begin at flatten, hidden[23]: costs estimated", done.stdout)
+    ages = re.findall(r"(\d\.\d\d) \((\d)\)", done.stdout)
+    assert ages == [("1.83", "2"), ("0.00", "0")]
+    ranks = summary(tmp_path)["ranks"]
+    assert [rank["staleness_formula"] for rank in ranks] == [2, 0]
+    assert all(0 < rank["computing"] <= 1 for rank in ranks)
+
+
+def test_evaluate_measures_the_merged_model_as_the_run_did(tmp_path: Path) -> None:
+    assert train(2, tmp_path, *DEEP, "schedule.name=fdg").returncode == 0
+    measured = summary(tmp_path)["test"]
+    done = alone("-m", "mpinn", "evaluate", str(tmp_path))
+    assert f"accuracy {measured['accuracy']:.4f}, loss {measured['loss']:.4f}" in done.stdout
+    with h5py.File(tmp_path / "latest") as file:
+        assert list(file["model/network"]) == ["hidden1", "hidden2", "hidden3", "output"]
+        assert "flight" not in file
+
+
+def test_the_cuts_of_a_run_are_kept(tmp_path: Path) -> None:
+    settings = (*DEEP, "schedule.name=fdg", "schedule.cut=['hidden2']")
+    assert train(2, tmp_path, *settings, "--stop-after", "7").returncode == 75
+    done = train(2, tmp_path, *settings)
+    assert "stages begin at flatten, hidden2: as before" in done.stdout
+    assert [line["step"] for line in records(tmp_path) if "loss" in line] == [4, 8, 12, 16, 18]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("grid.stages=2",), "grid.stages: the schedule serial keeps the whole depth on one rank"),
+        (("grid.stages=2", "schedule.name=fdg", "model.widths=[]"), "grid.stages: the model has"),
+        (("grid.stages=2", "schedule.name=fdg", "schedule.cut=['output', 'hidden1']"), "schedule.cut: "),
+        (("grid.stages=2", "schedule.name=fdg", "schedule.cut=['hidden7']"), "schedule.cut: no stage can begin at"),
+        (("grid.stages=2", "schedule.name=fdg", "schedule.cut=fast"), "schedule.cut: "),
+        (("grid.stages=2", "schedule.name=fdg", "schedule.shrink=0"), "schedule.shrink: "),
+        (("grid.stages=2", "schedule.name=gpipe", "schedule.micro_batches=0"), "schedule.micro_batches: "),
+        (("grid.stages=2", "schedule.name=fgd"), "schedule.name: 'fgd' is not one of"),
+        (("grid.stages=3", "schedule.name=fdg"), "grid.stages: any number of replicas x 3 stages"),
+        (
+            ("schedule.name=fdg", "consensus.in_flight=keep", "consensus.score=fisher"),
+            "consensus.in_flight: keep does not go with the score fisher",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_the_door(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = mpirun(2, *arguments(tmp_path / "run", *settings))
+    assert done.returncode == 2
+    assert f"mpinn: {said}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
