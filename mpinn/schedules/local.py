@@ -44,7 +44,7 @@ class LocalOptions(StagedOptions):
     `train.clip` limits the gradient of a stage and that of its auxiliary head each on its own.
     """
 
-    width: Annotated[int, Meta(ge=0)] = 128
+    width: Annotated[int, Meta(ge=0)] = 0
 
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Local":
         """The schedule of one stage."""

@@ -43,7 +43,7 @@ CASES = {
     "local": ("schedule.name=local", "consensus.name=gradients", "optimizer.name=adam", *NOISY),
     "local, fisher": ("schedule.name=local", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "local, gradient norm": ("schedule.name=local", *KEPT, "consensus.score=inverse_gradient_norm", *NOISY),
-    "local, outer": ("schedule.name=local", "consensus.name=outer", "consensus.period=4 steps", "schedule.width=0"),
+    "local, outer": ("schedule.name=local", "consensus.name=outer", "consensus.period=4 steps", "schedule.width=5"),
     "local, gossip": ("schedule.name=local", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "fdg, gossip": ("schedule.name=fdg", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
