@@ -15,8 +15,9 @@ and m = 1 but for gpipe and 1f1b. A stage's own part of a step is t_k, which `mp
     ddg, fdg    max t_k
     fr          max (t_k + F_k)                                 every stage runs its forward pass twice
     layerwise   max (t_k + F_k [k < K])                         the last stage still has what it needs
+    local       max (f_k + B_k)                                 messages go right only; auxiliary heads are not counted
 
-The last four are the seconds from one step to the next once all stages have work: stages run ahead as far as their
+The last five are the seconds from one step to the next once all stages have work: stages run ahead as far as their
 messages let them. Every loop of dependencies through stages k..j takes t_k + ... + t_j in j - k + 1 steps, whether the
 forward passes of a batch follow each other within a step (ddg, fr) or one step apart (fdg, layerwise), so the slowest
 stage sets the pace. Where a step must end on all stages before the next one begins, in lock-step, ddg and fr pay
@@ -37,7 +38,7 @@ from mpinn.profile import Cost
 
 PIPELINES = ("gpipe", "1f1b")
 """The schedules that cut a batch into micro-batches."""
-SCHEDULES = ("serial", "naive", *PIPELINES, "ddg", "fr", "fdg", "layerwise")
+SCHEDULES = ("serial", "naive", *PIPELINES, "ddg", "fr", "fdg", "layerwise", "local")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def forecast(schedule: str, stages: Sequence[Stage], link: Link, micro_batches: 
     if schedule == "serial":
         stages = [Stage(tuple(cost for stage in stages for cost in stage.costs), 0, 0)]
     held = tuple(_in_flight(stage, rule(number, len(stages))) for number, stage in enumerate(stages, 1))
-    return Forecast(schedule, seconds, locked, 2 * cuts * micro_batches, held)
+    ways = 1 if schedule == "local" else 2
+    return Forecast(schedule, seconds, locked, ways * cuts * micro_batches, held)
 
 
 def demands(schedule: str, micro_batches: int = 1) -> Demands:
@@ -150,6 +152,7 @@ def _seconds(schedule: str, stages: Sequence[Stage], link: Link, micro_batches: 
         "fr": lambda: (_largest(both, again), _largest(chain, again, backward)),
         "fdg": lambda: (max(both),),
         "layerwise": lambda: (_largest(both, [*again[:-1], 0.0]),),
+        "local": lambda: (_largest(forward, [stage.backward for stage in stages]),),
     }
     found = rules[schedule]()
     return found[0], found[-1]

@@ -31,7 +31,7 @@ from mpinn.tally import Stopwatch, Tally
 from mpinn.trace import Trace
 from mpinn.trainer import Plan, Trainer
 from mpinn.update import OptimizerUpdate
-from mpinn.warm import warm
+from mpinn.warm import Subject, warm
 
 TRACED = 200_000
 """Events of one rank that a trace keeps."""
@@ -73,11 +73,10 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0)
     loaded = everywhere(world, lambda: _load(world, config, grid, ops, cuts))
-    part, batches = loaded.part, loaded.batches
-    place = _place(grid, loaded.model, cuts, trace)
-    schedule: Schedule = config.schedule.build(part, config.loss, run.seed, place)
-    last = grid.stage == grid.stages.size - 1
-    warm(world, config, part, place.inputs, loaded.target_shape if last else None)
+    batches = loaded.batches
+    place = _place(grid, loaded.model, cuts, trace, second_core(world))
+    schedule: Schedule = config.schedule.build(loaded.part, config.loss, run.seed, place)
+    warm(world, config, _subjects(schedule, place, loaded.target_shape))
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     consensus.prepare(schedule.parts)
     tally = Tally()
@@ -146,10 +145,25 @@ def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
     return Cuts(tuple(bounds), reason)
 
 
-def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace) -> Place:
+def second_core(world: World) -> bool:
+    """Whether every rank of this machine has a core for a second thread."""
+    return world.cores >= 2 * world.local_size
+
+
+def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace, second_core: bool) -> Place:
     stage = grid.stage
     aside = grid.stages.split(0, stage, "aside")
-    return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace)
+    final = cuts.shape(model, grid.stages.size)
+    return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace, final, second_core)
+
+
+def _subjects(schedule: Schedule, place: Place, target_shape: Shape) -> list[Subject]:
+    """What a step computes with on this rank: a loss ends the depth, and every auxiliary part."""
+    last = place.channel.rank == place.channel.size - 1
+    return [
+        (part, place.outputs, target_shape) if part.auxiliary else (part, place.inputs, target_shape if last else None)
+        for part in schedule.parts.values()
+    ]
 
 
 @dataclass(frozen=True)

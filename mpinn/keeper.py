@@ -26,6 +26,8 @@ from mpinn.storage.schema import Scalar, Snapshot, VectorSpec
 from mpinn.tally import Tally
 from mpinn.trainer import Moment
 
+FREE = {"cut", "overlap"}
+"""Keys of a schedule that do not change what a stage computes, once it is known which layers it has."""
 FACTS = "facts"
 """The name of what is known about a flight, among its arrays."""
 
@@ -34,7 +36,7 @@ def model_vectors(parts: Mapping[str, Part], stage: int = 0) -> list[VectorSpec]
     """What makes the model and its optimizer; on another grid the merged ones serve.
 
     Stages have applied equally many gradients only when nothing is in flight, so each has a count of its own; on
-    another grid that of the first stage, which has applied the fewest, serves for all.
+    another grid that of the first stage serves for all.
     """
     found = []
     for name, part in parts.items():
@@ -245,11 +247,14 @@ class Stand:
 
     def agrees(self, checkpoint: Checkpoint) -> bool:
         """Whether the file was saved by ranks that stood as these do."""
+        return checkpoint.grid == self.grid and self.agrees_in_depth(checkpoint)
+
+    def agrees_in_depth(self, checkpoint: Checkpoint) -> bool:
+        """Whether it was saved by stages that were these, of however many replicas."""
         bounds = tuple(np.asarray(checkpoint.scalars.get("bounds", ())).tolist())
-        same_depth = self.grid[1] == 1 or bounds == self.bounds
+        same_cuts = checkpoint.grid[1] == self.grid[1] and (self.grid[1] == 1 or bounds == self.bounds)
         schedule = checkpoint.configuration["schedule"]
-        alike = all(schedule.get(key) == value for key, value in self.schedule.items() if key != "cut")
-        return checkpoint.grid == self.grid and same_depth and alike
+        return same_cuts and all(schedule.get(key) == self.schedule[key] for key in self.schedule.keys() - FREE)
 
 
 def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], stand: Stand) -> Resumed:
@@ -261,11 +266,18 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
         step, was, scalars = checkpoint.step, checkpoint.grid, checkpoint.scalars
         same = stand.agrees(checkpoint)
         flight = read_flight(checkpoint, flight_kind(stand.replica, stand.stage)) if same else None
-    vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(parts)
+        keeps_heads = stand.agrees_in_depth(checkpoint)
+    heads = {name: part for name, part in parts.items() if part.auxiliary}
+    model = {name: part for name, part in parts.items() if not part.auxiliary}
+    vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(model)
+    if keeps_heads and not same:
+        vectors += model_vectors(heads, stand.stage)
     notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] == 1)
     if was != stand.grid:
         before, now = (" x ".join(map(str, shape)) for shape in (was, stand.grid))
         notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]
+    if heads and not keeps_heads:
+        notes.append("the auxiliary heads are drawn anew: those of the checkpoint are of other stages")
     behind = 0 if same else int(scalars.get("behind", 0))
     if behind:
         notes.append(f"what was in flight is dropped: the run goes back {behind} batches, from step {step}")

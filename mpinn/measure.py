@@ -76,9 +76,14 @@ class ReplicaMeasure:
         return range(first, first + length)
 
     def fisher(self, part: Part, out: Array, samples: int) -> None:
-        """The mean of the squared gradients of single samples, with labels drawn from the model's own distribution."""
+        """The mean of the squared gradients of single samples, with labels drawn from the model's own distribution.
+
+        Zero for an auxiliary part, on which that distribution does not depend.
+        """
         rng = default_rng(self._key)
         out.fill(0)
+        if part.auxiliary:
+            return
         done = 0
         for sample in self._singles(samples):
             y = self._schedule.predict(sample.x)
@@ -127,7 +132,7 @@ class RunMeasure:
 
     def quality(self, split: str) -> Quality:
         """The merged model on ``split``; called by all ranks."""
-        (part,) = self._schedule.parts.values()
+        (part,) = (part for part in self._schedule.parts.values() if not part.auxiliary)
         views = self._merged(part, self.merge_weights())
         rank, size = self._column.rank, self._column.size
         sums = totals(

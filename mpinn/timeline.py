@@ -59,7 +59,7 @@ def _shown(trace: Trace, rank: int, label: str) -> Iterator[Mapping[str, Any]]:
     yield {"name": "process_sort_index", "ph": "M", "pid": rank, "args": {"sort_index": rank}}
     for event in trace.events:
         yield {
-            "name": event.name, "cat": event.name, "ph": "X", "pid": rank, "tid": 0,
+            "name": event.name, "cat": event.name, "ph": "X", "pid": rank, "tid": event.row,
             "ts": (event.begun - trace.zero) * MICRO, "dur": (event.ended - event.begun) * MICRO,
             "args": _facts(event),
         }  # fmt: skip

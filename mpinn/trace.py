@@ -11,7 +11,7 @@ class Event:
     """One thing done: ``begun`` and ``ended`` in seconds of `perf_counter`.
 
     ``batch`` is the index of the batch, ``version`` the number of updates that the weights have seen, and ``size`` the
-    bytes of a message; each `NONE` where it has no meaning.
+    bytes of a message; each `NONE` where it has no meaning. ``row``: 0 in the main thread, 1 beside it.
     """
 
     name: str
@@ -20,6 +20,7 @@ class Event:
     batch: int = NONE
     version: int = NONE
     size: int = NONE
+    row: int = 0
 
 
 class Trace:
@@ -41,12 +42,14 @@ class Trace:
         """The time to begin an event with."""
         return perf_counter() if self._limit else 0.0
 
-    def add(self, name: str, begun: float, batch: int = NONE, version: int = NONE, size: int = NONE) -> None:
+    def add(
+        self, name: str, begun: float, batch: int = NONE, version: int = NONE, size: int = NONE, row: int = 0
+    ) -> None:
         """An event that began at ``begun`` ends now."""
         if not self._limit:
             return
         if len(self.events) < self._limit:
-            self.events.append(Event(name, begun, perf_counter(), batch, version, size))
+            self.events.append(Event(name, begun, perf_counter(), batch, version, size, row))
         else:
             self.dropped += 1
 

@@ -12,7 +12,7 @@ from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.consensus.graphs import sides
 from mpinn.errors import FatalError, InputError
-from mpinn.experiment import Experiment, build
+from mpinn.experiment import Experiment, build, second_core
 from mpinn.nn.layout import Layout
 from mpinn.reporter import open_reporter
 from mpinn.signals import STOPPED, Signals
@@ -81,7 +81,7 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), messages {experiment.transport}",
         f"kernels {experiment.kernels}",
-        *_depth(experiment),
+        *_depth(world, experiment),
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
         f"consensus {_consensus(config)}, {config.names['optimizer']}, {config.run.dtype}",
         *_remarks(config, experiment.grid.replicas.size),
@@ -100,13 +100,14 @@ def _parameters(experiment: Experiment) -> int:
     return Layout(model.network.parameters(model.shape), experiment.config.run.dtype).count
 
 
-def _depth(experiment: Experiment) -> list[str]:
+def _depth(world: World, experiment: Experiment) -> list[str]:
     """How the depth is cut, and why so."""
     cuts = experiment.cuts
     if experiment.grid.stages.size == 1:
         return []
     begin = cuts.starts(experiment.model)
-    return [f"schedule {experiment.config.names['schedule']}, stages begin at {begin}: {cuts.reason}"]
+    said = f"schedule {experiment.config.names['schedule']}, stages begin at {begin}: {cuts.reason}"
+    return [said, *experiment.config.schedule.remarks(second_core(world))]
 
 
 def _remarks(config: Config, replicas: int) -> list[str]:

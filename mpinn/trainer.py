@@ -249,8 +249,9 @@ class Trainer:
 
     def _bad_layers(self) -> list[str]:
         """For every rank the name of its first layer that is not finite, or nothing; called by all ranks."""
-        entries = [pair for part in self.schedule.parts.values() for pair in part_entries(part)]
-        own = next((entry.path[0] for entry, values in entries if not ops.all_finite(values)), "")
+        parts = self.schedule.parts.values()
+        named = ((part, entry) for part in parts for entry, values in part_entries(part) if not ops.all_finite(values))
+        own = next((f"{part.name}/{entry.path[0]}" if part.auxiliary else entry.path[0] for part, entry in named), "")
         name, names = np.zeros(NAME, np.uint8), np.empty((self.control.size, NAME), np.uint8)
         text = np.frombuffer(own.encode()[:NAME], np.uint8)
         name[: len(text)] = text

@@ -1,6 +1,8 @@
 """Compiled kernels before the first step: one rank of each machine compiles, the others load what it has compiled."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.random import Generator
@@ -20,20 +22,23 @@ from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
 from mpinn.update import OptimizerUpdate
 
+Subject: TypeAlias = tuple[Part, Shape, Shape | None]
+"""A part, the shape of a sample that enters it, and of its target: () for class numbers, None if no loss is there."""
 
-def warm(world: World, config: Config, part: Part, shape: Shape, target_shape: Shape | None) -> None:
-    """Rehearse a step, on the first rank of each machine before the others; called by all ranks.
 
-    shape: of one sample that enters the part, target_shape: of its target, () for class numbers, None where the depth
-    does not end in the part. The part is as it was, but for its gradients, which are zero.
+def warm(world: World, config: Config, subjects: Sequence[Subject]) -> None:
+    """Rehearse a step of every part, on the first rank of each machine before the others; called by all ranks.
+
+    The parts are as they were, but for their gradients, which are zero.
     """
-    if part.ops is plain:
+    if all(part.ops is plain for part, _, _ in subjects):
         return
-    if world.local_rank == 0:
-        rehearse(config, part, shape, target_shape)
-    world.control.barrier()
-    if world.local_rank != 0:
-        rehearse(config, part, shape, target_shape)
+    for turn in (True, False):
+        if (world.local_rank == 0) == turn:
+            for part, shape, target_shape in subjects:
+                rehearse(config, part, shape, target_shape)
+        if turn:
+            world.control.barrier()
 
 
 def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | None) -> None:

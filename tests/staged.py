@@ -41,7 +41,7 @@ def place_of(problem: Problem, grid: Grid, trace: Trace | None = None) -> tuple[
     bounds = bounds_of(layers, grid.stages.size)
     edges = shapes(problem, bounds)
     aside = grid.stages.split(0, grid.stage, "aside")
-    place = Place(grid.stages, aside, edges[grid.stage], edges[grid.stage + 1], trace or Trace())
+    place = Place(grid.stages, aside, edges[grid.stage], edges[grid.stage + 1], trace or Trace(), edges[-1])
     return cut(problem, bounds)[grid.stage], place, bounds
 
 

@@ -32,6 +32,7 @@ SETTINGS = {
     "train.epochs=-1": "train.epochs: expected an integer of at least 0, got -1",
     "checkpoint.every=0 epochs": "checkpoint.every: expected a length above zero",
     "grid.replicas=2": "grid.replicas: 2 replicas x 1 stages x 1 shards need 2 ranks, 1 rank started",
+    "schedule.name=locl": "schedule.name: 'locl' is not one of",
     "run.dtype=float16": "run.dtype: 'float16' is not one of float32, float64",
     "run.transport=pigeon": "run.transport: 'pigeon' is not one of",
 }
@@ -49,6 +50,21 @@ def refused(directory: Path, *settings: str, **request: object) -> str:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting(setting: str, tmp_path: Path) -> None:
     assert refused(tmp_path / "run", setting).startswith(SETTINGS[setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("schedule.name=local", "schedule.width=-1"), "schedule.width: expected an integer of at least 0, got -1"),
+        (("schedule.name=layerwise", "schedule.overlap=yes"), "schedule.overlap: 'yes' is not one of auto, always, n"),
+        (
+            ("schedule.name=layerwise", "schedule.overlap=always", "schedule.order=backward_first"),
+            "schedule.overlap: always: with order = backward_first the forward pass needs the weights",
+        ),
+    ],
+)
+def test_a_schedule(settings: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / "run", *settings).startswith(message)
 
 
 def test_several_mistakes_are_all_told(tmp_path: Path) -> None:

@@ -146,10 +146,16 @@ def test_decoupled_schedules_keep_the_pace_of_a_simulation(schedule, count, link
         assert (found.locked if locked else found.seconds) == pytest.approx(expected)
 
 
+def test_stages_with_losses_of_their_own_pay_for_messages_to_the_right_alone():
+    units = [Cost(name, 1, 1.0, 2.0, 8, after, 0, 0) for name, after in (("a", 6), ("b", 4), ("c", 1))]
+    stages = stages_of(units, Partition((0, 1, 2, 3)))
+    assert forecast("local", stages, Link(2.0, 0.5), 4).seconds == 1 + 2 + 0.5 + 6 / 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_even_stages_have_the_ideal_speed_ups(count):
     K, m = count, 5
-    ideal = {"naive": 1, "ddg": 3 * K / (K + 2), "fr": 3 * K / (K + 3), "fdg": K}
+    ideal = {"naive": 1, "ddg": 3 * K / (K + 2), "fr": 3 * K / (K + 3), "fdg": K, "local": K}
     serial = forecast("serial", even(K), FREE, m).seconds
     for schedule, speedup in ideal.items():
         assert serial / forecast(schedule, even(K), FREE, m).locked == pytest.approx(speedup)
@@ -236,6 +242,7 @@ def test_bytes_in_flight_and_messages():
         "fr": (108 + 8, last),
         "fdg": (3 * 108 + 3 * 1000, last),
         "layerwise": (108 + 2 * 8, last),
+        "local": (108, last),
     }
     messages = {schedule: row.messages for schedule, row in found.items()}
-    assert messages == {**dict.fromkeys(SCHEDULES, 2), "serial": 0, "gpipe": 8, "1f1b": 8}
+    assert messages == {**dict.fromkeys(SCHEDULES, 2), "serial": 0, "gpipe": 8, "1f1b": 8, "local": 1}

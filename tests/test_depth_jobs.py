@@ -72,8 +72,19 @@ def test_the_summary_names_stages_and_staleness(tmp_path: Path) -> None:
     assert all(0 < rank["computing"] <= 1 for rank in ranks)
 
 
-def test_evaluate_measures_the_merged_model_as_the_run_did(tmp_path: Path) -> None:
-    assert train(2, tmp_path, *DEEP, "schedule.name=fdg").returncode == 0
+def test_a_forward_pass_beside_a_backward_pass_has_a_row_of_its_own_in_the_timeline(tmp_path: Path) -> None:
+    done = train(2, tmp_path, *DEEP, "schedule.name=layerwise", "schedule.overlap=always", "--trace")
+    assert "forward and backward passes run side by side: schedule.overlap is always" in done.stdout
+    found = events(tmp_path)
+    assert {e["tid"] for e in found[1]} == {0}
+    # the first two batches have nothing to run beside
+    assert [e["args"]["batch"] for e in found[0] if e["tid"] == 1 and e["name"] == "forward"] == list(range(2, 18))
+    assert {e["name"] for e in found[0] if e["tid"] == 1} == {"forward"}
+
+
+@pytest.mark.parametrize("schedule", ["fdg", "local"])
+def test_evaluate_measures_the_merged_model_as_the_run_did(schedule: str, tmp_path: Path) -> None:
+    assert train(2, tmp_path, *DEEP, f"schedule.name={schedule}").returncode == 0
     measured = summary(tmp_path)["test"]
     done = alone("-m", "mpinn", "evaluate", str(tmp_path))
     assert f"accuracy {measured['accuracy']:.4f}, loss {measured['loss']:.4f}" in done.stdout

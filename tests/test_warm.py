@@ -67,5 +67,5 @@ def test_the_rehearsal_leaves_the_part_as_it_was() -> None:
 
 def test_nothing_is_rehearsed_with_plain_kernels() -> None:
     part = network(ops)
-    warm(world(), read_config(None, ()), part, (5,), ())
+    warm(world(), read_config(None, ()), [(part, (5,), ())])
     assert part.grads.all()

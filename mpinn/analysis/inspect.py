@@ -118,9 +118,9 @@ def _total(parts: list[Moments]) -> Description:
 
 def _replica(file: Checkpoint, replica: int) -> Description:
     """How far the replica's model is from the merged one, |x_r - x| and |x_r - x| / |x|, over its finite elements."""
-    apart, mean, nonfinite = 0.0, 0.0, 0
+    models, apart, mean, nonfinite = file.models(), 0.0, 0.0, 0
     for kind in file.kinds(replica):
-        for parameter in file.parameters(kind, replica) if kind.startswith("model/") else ():
+        for parameter in file.parameters(kind, replica) if kind in models else ():
             own, merged = (file.blocks(kind, parameter.name, number) for number in (replica, None))
             for ours, theirs in zip(own, merged, strict=True):
                 finite = np.isfinite(ours) & np.isfinite(theirs)

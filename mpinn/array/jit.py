@@ -28,7 +28,7 @@ def sums(function: Function) -> Function:
 
 
 def _compile(function: Function, fastmath: Any) -> Function:
-    options = {"error_model": "numpy", "fastmath": fastmath}
+    options = {"error_model": "numpy", "fastmath": fastmath, "nogil": True}
     try:
         compiled: Any = njit(cache=True, **options)(function)
         # numba's cache notices a change of the kernel's own file alone, and kernels call functions of other files

@@ -94,8 +94,8 @@ class Averaging:
         """Gradients stay at home."""
 
     def gradients(self, part: Part, batch: Batch) -> int:
-        """The replica's own samples are all there are."""
-        if batch.count:
+        """The replica's own samples are all there are; a score is that of the model, so only its part is counted."""
+        if batch.count and not part.auxiliary:
             self._samples += batch.count
             if self._options.score == "inverse_gradient_norm":
                 self._squares += ops.sum_of_squares(part.grads) / batch.count**2

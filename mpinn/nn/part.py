@@ -39,6 +39,8 @@ class Part:
     pool: Pool
     ops: Any = plain
     """The kernels that the network and the optimizer compute with."""
+    auxiliary: bool = False
+    """Whether it only helps to train the model, of which it is no part."""
     weight_views: Tree = field(init=False)
     grad_views: Tree = field(init=False)
     state_views: Tree = field(init=False)
@@ -77,6 +79,7 @@ def build_part(
     slots: tuple[str, ...],
     pool: Pool | None = None,
     ops: Any = plain,
+    auxiliary: bool = False,
 ) -> Part:
     """A part with zero vectors for a network whose input samples have ``shape``; one slot vector for each name."""
     layout = Layout(network.parameters(shape), dtype)
@@ -93,4 +96,5 @@ def build_part(
         counters=np.zeros(COUNTERS.size, np.int64),
         pool=pool or Pool(),
         ops=ops,
+        auxiliary=auxiliary,
     )

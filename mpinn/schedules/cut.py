@@ -1,5 +1,6 @@
 """What every schedule with stages is told: where the depth is cut."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -18,3 +19,7 @@ class StagedOptions:
     cut: Cut = "measured"
 
     staged: ClassVar[bool] = True
+
+    def remarks(self, second_core: bool) -> Sequence[str]:
+        """What the log says of the schedule besides its name and cuts."""
+        return ()

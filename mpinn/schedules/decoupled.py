@@ -7,9 +7,6 @@ was sent one iteration earlier, so nobody waits inside an iteration for the batc
 DDG (Huo, Gu, Yang & Huang, ICML 2018) and FR (Huo, Gu & Huang, NeurIPS 2018): batch t passes forward through all stages
 within iteration t, and stage k runs batch t - K + k backward.
 
-The layer-wise method (Akintoye et al., arXiv 2207.11019) is read as FDG on the measured partition, with stages that
-keep only their inputs and run the forward pass again.
-
 Which weights a delayed gradient is computed with, and what is kept until then:
 
 =========  ===========  =====================================================  ================================
@@ -29,21 +26,22 @@ Running statistics move once for a batch, in its first forward pass (the publish
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from msgspec import Meta
 
 from mpinn.array.typing import Array
-from mpinn.comm.channel import DONE
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import Saved, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
+from mpinn.schedules.beside import Beside
 from mpinn.schedules.cut import StagedOptions
-from mpinn.schedules.flight import flatten, unflatten
+from mpinn.schedules.flight import awaited, flatten, landed, unflatten
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
-from mpinn.schedules.stage import Message, Place, Stage, Total, Way
+from mpinn.schedules.stage import Message, Place, Stage, Total
 from mpinn.schedules.versions import Stash, Version
 
 
@@ -92,15 +90,6 @@ class FROptions(DDGOptions):
     recompute: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerwiseOptions(DecoupledOptions):
-    """fdg that keeps inputs only, on the measured partition."""
-
-    order: Literal["forward_first", "backward_first"] = "forward_first"
-    versions: Literal["stash", "mixed"] = "mixed"
-    recompute: bool = True
-
-
 @dataclass(slots=True, eq=False)
 class Work:
     """A batch between its forward and its backward pass; ``number`` counts the updates before its forward pass."""
@@ -115,12 +104,15 @@ class Work:
 class Decoupled:
     """One stage; iterations are counted since nothing was in flight."""
 
-    def __init__(self, stage: Stage, options: DecoupledOptions):
+    def __init__(self, stage: Stage, options: DecoupledOptions, beside: Beside | None = None):
         self.parts: Mapping[str, Part] = {stage.part.name: stage.part}
         self.most_in_flight = 0
         k, count = stage.number + 1, stage.count
         self._stage = stage
         self._options = options
+        self._beside = beside
+        if beside:
+            stage.between = beside.poll
         self._forward_lag = 0 if options.chained else k - 1
         self._backward_lag = count - k if options.chained else 2 * count - k - 1
         self._longest = options.held(count)
@@ -181,7 +173,7 @@ class Decoupled:
             if forward is not None:
                 measured = self._turn(forward, update)
         elif self._options.order == "forward_first":
-            self._forward(forward)
+            self._forward(forward, self._beside if backward is not None else None)
             self._backward(backward, update)
         else:
             self._backward(backward, update)
@@ -199,18 +191,26 @@ class Decoupled:
         if backward is not None:
             self._gradient = self._stage.receive("gradient", backward)
 
-    def _forward(self, batch: Batch | None) -> None:
+    def _forward(self, batch: Batch | None, beside: Beside | None = None) -> None:
         if batch is None:
             return
         stage, recompute = self._stage, self._options.recompute
         x = self._taken(batch)
         version = self._stash.hold(stage.version) if self._stash else None
-        saved = None
-        if batch.count:
-            y, saved = stage.forward(batch, x, stage.part.weight_views, recompute=recompute)
-            stage.pass_on(y, batch)
-        self._works.append(Work(batch, x if recompute else None, saved, version, stage.version))
+        work = Work(batch, x if recompute else None, None, version, stage.version)
+        self._works.append(work)
         self.most_in_flight = max(self.most_in_flight, len(self._works))
+        if not batch.count:
+            return
+        run = partial(stage.forward, batch, x, stage.part.weight_views, recompute=recompute)
+        if beside:
+            beside.begin(partial(run, pool=beside.pool), partial(self._passed, work))
+        else:
+            self._passed(work, run())
+
+    def _passed(self, work: Work, found: tuple[Array, Saved]) -> None:
+        y, work.saved = found
+        self._stage.pass_on(y, work.batch)
 
     def _taken(self, batch: Batch) -> Array:
         message, self._activation = self._activation, None
@@ -233,6 +233,9 @@ class Decoupled:
         else:
             stage.nothing(update.ready, self._opened())
         self._release(work)
+        if self._beside:
+            # the weights are about to change
+            self._beside.finish(stage.poke)
         self._complete(batch, work.number, update)
 
     def _release(self, work: Work) -> None:
@@ -310,8 +313,8 @@ class Decoupled:
                 "batches": [[position, batch.index] for position, batch in self._batches.items()],
                 "works": works,
                 "summed": [[batch.index, batch.epoch, batch.count, batch.total] for batch in self._summed],
-                "activation": _landed(self._activation, arrays),
-                "gradient": _landed(self._gradient, arrays),
+                "activation": landed(self._activation, arrays),
+                "gradient": landed(self._gradient, arrays),
             },
             arrays,
         )
@@ -332,8 +335,8 @@ class Decoupled:
         self._batches = dict(known.values())
         for packed in facts["works"]:
             self._works.append(self._unpacked(packed, arrays, known[packed["index"]][1]))
-        self._activation = _message(facts["activation"], "activation", arrays)
-        self._gradient = _message(facts["gradient"], "gradient", arrays)
+        self._activation = awaited(facts["activation"], "activation", arrays)
+        self._gradient = awaited(facts["gradient"], "gradient", arrays)
         if facts["summed"]:
             self._stage.part.grads[:] = arrays["sum"]
             self._summed = [_bare(*numbers) for numbers in facts["summed"]]
@@ -346,20 +349,6 @@ class Decoupled:
         if self._stash:
             version = self._stash.known(-age, arrays[f"version{age}"])
         return Work(batch, x, unflatten(packed["saved"], arrays), version, -age)
-
-
-def _landed(message: Message | None, arrays: dict[str, Array]) -> int | None:
-    """Wait for a message and keep what it brought; the index of its batch."""
-    if message is None:
-        return None
-    message.pending.wait()
-    message.pending = DONE
-    arrays[message.way] = message.array
-    return message.batch
-
-
-def _message(index: int | None, way: Way, arrays: Mapping[str, Array]) -> Message | None:
-    return None if index is None else Message(arrays[way], DONE, way, index)
 
 
 def _bare(index: int, epoch: int, count: int, total: int) -> Batch:

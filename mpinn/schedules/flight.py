@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.comm.channel import DONE
+from mpinn.schedules.stage import Message, Way
 
 
 def flatten(tree: Any, name: str, arrays: dict[str, Array]) -> Any:
@@ -32,3 +34,18 @@ def unflatten(spec: Any, arrays: Mapping[str, Array]) -> Any:
         array = arrays[spec["array"]].reshape(spec["shape"])
         return array.view(bool) if spec["bool"] else array
     return spec["value"]
+
+
+def landed(message: Message | None, arrays: dict[str, Array]) -> int | None:
+    """Wait for a message and keep what it brought; the index of its batch."""
+    if message is None:
+        return None
+    message.pending.wait()
+    message.pending = DONE
+    arrays[message.way] = message.array
+    return message.batch
+
+
+def awaited(index: int | None, way: Way, arrays: Mapping[str, Array]) -> Message | None:
+    """The inverse of `landed`."""
+    return None if index is None else Message(arrays[way], DONE, way, index)

@@ -1,7 +1,9 @@
 """The schedules by name."""
 
 from mpinn.schedules.cut import StagedOptions
-from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions, LayerwiseOptions
+from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions
+from mpinn.schedules.layerwise import LayerwiseOptions
+from mpinn.schedules.local import LocalOptions
 from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions, OneFOneBOptions
 from mpinn.schedules.serial import SerialOptions
 
@@ -14,4 +16,5 @@ SCHEDULES: dict[str, type[SerialOptions | StagedOptions]] = {
     "ddg": DDGOptions,
     "fr": FROptions,
     "layerwise": LayerwiseOptions,
+    "local": LocalOptions,
 }

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel, Pending
 from mpinn.datasets.batches import Batch
@@ -29,7 +30,7 @@ class Place:
     """Where a stage stands in the depth of its replica.
 
     ``channel`` joins the stages of the replica for training, ``aside`` for what no count of messages includes.
-    ``inputs`` and ``outputs`` are the shapes of one sample before and after the stage.
+    ``inputs`` and ``outputs`` are the shapes of one sample before and after the stage, ``final`` after the last one.
     """
 
     channel: Channel
@@ -37,6 +38,9 @@ class Place:
     inputs: Shape
     outputs: Shape
     trace: Trace
+    final: Shape = ()
+    second_core: bool = False
+    """Whether every rank of this machine has a core for a thread beside its main one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +73,8 @@ class Stage:
         self.part = part
         self.number, self.count = place.channel.rank, place.channel.size
         self.first, self.last = self.number == 0, self.number == self.count - 1
+        self.returns = not self.first
+        """Whether the stage before is sent input gradients."""
         self.trace = place.trace
         self._loss = loss
         self._seed = seed
@@ -77,6 +83,8 @@ class Stage:
         self._open: list[Pending] = []
         self._aside: deque[Pending] = deque()
         self._lengths: list[int] = []
+        self.between: Callable[[], None] = _nothing
+        """Called whenever messages are moved along."""
         self.version = 0
         """How many updates the weights have seen since this start."""
 
@@ -121,13 +129,13 @@ class Stage:
 
     def poke(self) -> None:
         """Move along what is under way."""
+        self.between()
         self._open = [pending for pending in self._open if not pending.test()]
 
-    def settle(self) -> None:
-        """Return when everything that was sent has arrived."""
-        for pending in self._open:
-            pending.wait()
-        self._open.clear()
+    def settle(self, most: int = 0) -> None:
+        """Return when of all that is under way only the last ``most`` messages may not have arrived."""
+        while len(self._open) > most:
+            self._open.pop(0).wait()
 
     # passes
 
@@ -135,20 +143,31 @@ class Stage:
         rows, index = batch.rows, batch.index
         return Pass(
             self.part.pool, self.part.ops, seed=self._seed, batch=index, rows=rows,
-            wants_dx=not self.first, poke=self.poke, **switches,
+            wants_dx=self.returns, poke=self.poke, **switches,
         )  # fmt: skip
 
     def forward(
-        self, batch: Batch, x: Array, weights: Tree, *, recompute: bool = False, again: bool = False
+        self,
+        batch: Batch,
+        x: Array,
+        weights: Tree,
+        *,
+        recompute: bool = False,
+        again: bool = False,
+        pool: Pool | None = None,
     ) -> tuple[Array, Saved]:
         """x: (B, *inputs) to y: (B, *outputs), and what the backward pass needs.
 
-        With ``recompute`` nothing is kept; ``again`` is the second run, which moves no running statistics.
+        With ``recompute`` nothing is kept; ``again`` is the second run, which moves no running statistics. With a
+        ``pool`` of its own it may run beside the main thread, and moves no messages along.
         """
         begun = self.trace.now()
         context = self._pass(batch, recompute=recompute, update_state=not again)
+        if pool is not None:
+            context.pool, context.poke = pool, None
         y, saved = self.part.network.forward(weights, self.part.state_views, x, context)
-        self.trace.add("recompute" if again else "forward", begun, batch.index, self.version)
+        row = int(pool is not None)
+        self.trace.add("recompute" if again else "forward", begun, batch.index, self.version, row=row)
         return y, saved
 
     def pass_on(self, y: Array, batch: Batch) -> None:
@@ -170,10 +189,10 @@ class Stage:
         dx: Any = dy
         for name, dx, finish in self.part.network.sweep(weights, saved, dy, self._pass(batch)):  # noqa: B007
             finishes.append((name, finish))
-            if self.first:
+            if not self.returns:
                 self._finish(*finishes.popleft(), ready, total)
             del finish
-        if not self.first:
+        if self.returns:
             self._send("gradient", dx, batch)
         del dx
         while finishes:
@@ -264,3 +283,7 @@ class Stage:
             self._aside.append(self._place.aside.send(np.ascontiguousarray(array), self.number + step))
         while len(self._aside) > AHEAD:
             self._aside.popleft().wait()
+
+
+def _nothing() -> None:
+    """Nobody has anything to do between messages."""

@@ -107,10 +107,15 @@ class Checkpoint:
 
     def model(self) -> str:
         """The kind of the only model in the file."""
-        models = [kind for kind in self.kinds() if kind.startswith("model/")]
+        models = self.models()
         if len(models) != 1:
             raise self._wrong(f"holds {len(models)} models, name one of them: {', '.join(models)}")
         return models[0]
+
+    def models(self) -> list[str]:
+        """The kinds of the models; auxiliary heads, which stand beside the network, are none."""
+        found = [kind for kind in self.kinds() if kind.startswith("model/")]
+        return [schema.NETWORK] if schema.NETWORK in found else found
 
     def blocks(self, kind: str, name: str, replica: int | None = None) -> Iterator[Array]:
         """The blocks of one array in C order, flat, of a few MiB each."""

@@ -16,6 +16,8 @@ BLOCK = 4 << 20
 it writes a block, so this also bounds for how long a training step can be held up."""
 
 CONFIGURATION = "configuration"
+NETWORK = "model/network"
+"""The kind of the model's weights."""
 REPLICA = "replica"
 KIND = "kind"
 """Attribute of the group at which a vector starts; its value is the group's path, below /replica/<r> without that."""

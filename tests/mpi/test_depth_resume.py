@@ -1,6 +1,6 @@
 """Runs with stages: a resumed one ends as if it had not been stopped; on another grid it goes back a few batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,11 @@ CASES = {
     "fr, fisher": ("schedule.name=fr", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "layerwise": ("schedule.name=layerwise", "consensus.name=gradients", *NOISY),
     "layerwise, gradient norm": ("schedule.name=layerwise", *MEETING, "consensus.score=inverse_gradient_norm"),
+    "local": ("schedule.name=local", "consensus.name=gradients", "optimizer.name=adam", *NOISY),
+    "local, fisher": ("schedule.name=local", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
+    "local, gradient norm": ("schedule.name=local", *KEPT, "consensus.score=inverse_gradient_norm", *NOISY),
+    "local, outer": ("schedule.name=local", "consensus.name=outer", "consensus.period=4 steps", "schedule.width=5"),
+    "local, gossip": ("schedule.name=local", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "fdg, gossip": ("schedule.name=fdg", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
@@ -91,7 +96,9 @@ def newest_aside(path: Path) -> str:
     return max((place.name for place in path.glob("run.*")), key=lambda name: int(name.partition(".")[2]))
 
 
-@pytest.mark.parametrize(("case", "lag"), [("fdg", 2), ("ddg, accuracy", 1), ("gpipe", 0), ("layerwise", 2)])
+@pytest.mark.parametrize(
+    ("case", "lag"), [("fdg", 2), ("ddg, accuracy", 1), ("gpipe", 0), ("layerwise", 2), ("local", 1)]
+)
 def test_on_another_grid_the_run_goes_back_to_what_all_stages_have_applied(
     case: str, lag: int, world: World, run: Run, mpi_tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +110,9 @@ def test_on_another_grid_the_run_goes_back_to_what_all_stages_have_applied(
     for ranks in range(1, world.size):
         fewer = first(world, ranks)
         if world.rank < ranks:
-            _begins(fewer, deep(case, ranks), mpi_tmp_path / "run", 11 - behind, world.size, behind)
+            notes = _begins(fewer, deep(case, ranks), mpi_tmp_path / "run", 11 - behind, (1, world.size), behind)
+            heads = case == "local" and fewer.rank < ranks - 1
+            assert any("auxiliary heads are drawn anew" in note for note in notes) == heads
         meet(world)
     if world.size > 1:
         fewer = first(world, 1)
@@ -112,24 +121,48 @@ def test_on_another_grid_the_run_goes_back_to_what_all_stages_have_applied(
             assert run(*deep(case, 1), world=fewer) == 0
             said = capfd.readouterr().out
             assert (f"goes back {behind} batches" in said) == bool(behind)
+            assert "drawn anew" not in said
         meet(world)
         lines = [line for line in records(mpi_tmp_path / "run") if "loss" in line]
         assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
         assert lines[-1]["samples"] == SAMPLES
 
 
-def _begins(world: World, settings: tuple[str, ...], directory: Path, step: int, stages: int, behind: int) -> None:
+def test_auxiliary_heads_go_on_where_only_the_replicas_are_fewer(world: World, run: Run, mpi_tmp_path: Path) -> None:
+    stages = max(1, world.size // 2)
+    if world.size == 2 * stages:
+        assert run(*deep("local", stages), stop_after=11) == 75
+        meet(world)
+        fewer = first(world, stages)
+        if world.rank < stages:
+            shape, behind = (2, stages), stages - 1
+            notes = _begins(fewer, deep("local", stages), mpi_tmp_path / "run", 11 - behind, shape, behind)
+            assert not any("drawn anew" in note for note in notes)
+        meet(world)
+
+
+def _begins(
+    world: World, settings: tuple[str, ...], directory: Path, step: int, was: tuple[int, int], behind: int
+) -> Sequence[str]:
+    """Check what a run begins with that was saved by ``was`` (replicas, stages); what it says of that."""
     with Checkpoint(directory / "latest") as checkpoint:
-        assert checkpoint.grid == (1, stages, 1)
+        assert checkpoint.grid == (*was, 1)
         assert ("flight/0/0" in checkpoint.kinds()) == (behind > 0)
-        saved = {entry.name: checkpoint.weights(entry.name) for entry in checkpoint.parameters("model/network")}
+        saved = {
+            f"{kind}/{entry.name}": checkpoint.weights(entry.name, kind)
+            for kind in checkpoint.kinds()
+            for entry in (checkpoint.parameters(kind) if kind.startswith("model/") else ())
+        }
     world.control.barrier()
     begin = check(Request(overrides=(f"run.directory={directory}", *SMALL, *settings)), world.size)
     world.control.barrier()
     experiment = build(world, begin, Signals())
-    (part,) = experiment.trainer.schedule.parts.values()
     assert experiment.trainer.plan.start == step
-    for entry in part.layout:
-        np.testing.assert_array_equal(part.weights[entry.slice].reshape(entry.shape), saved[entry.name])
+    drawn = any("drawn anew" in note for note in experiment.notes)
+    for name, part in experiment.trainer.schedule.parts.items():
+        for entry in part.layout if name == "network" or not drawn else ():
+            weights = part.weights[entry.slice].reshape(entry.shape)
+            np.testing.assert_array_equal(weights, saved[f"model/{name}/{entry.name}"])
     experiment.keeper.close()
     begin.lock.release()
+    return experiment.notes
