@@ -301,7 +301,10 @@ class MpiChannel:
 
 def open_channel(color: int, key: int, name: str, transport: Transport, polite: bool, ordered: bool) -> Channel:
     """A channel among all ranks of the job that give the same ``color``; called by all of them."""
-    return MpiChannel(MPI.COMM_WORLD.Dup(), name, transport, polite=polite, ordered=ordered).split(color, key, name)
+    everyone = MPI.Intracomm(MPI.COMM_WORLD.Dup())
+    channel = MpiChannel(everyone, name, transport, polite=polite, ordered=ordered).split(color, key, name)
+    everyone.Free()
+    return channel
 
 
 def open_local(name: str) -> Channel:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ import pytest
 from mpinn.comm.abort import install_abort_hook
 from mpinn.comm.channel import Pending
 from mpinn.comm.grid import World, connect
-from mpinn.comm.mpi import abort
+from mpinn.comm.mpi import MPI, MpiChannel, abort
 
 PATIENCE = float(os.environ.get("MPINN_TEST_PATIENCE", "20"))
 """Seconds that a rank waits at the end of a test for the others."""
+MADE: list[MPI.Intracomm] = []
+"""The communicators of all channels, in the order in which they were made, the same on all ranks."""
 OUTCOMES = ("passed", "skipped", "failed")
 
 
@@ -29,6 +32,7 @@ class Together:
         self.channel = world.channel("tests")
         self.reports: list[pytest.TestReport] = []
         self.total: Counter[str] = Counter()
+        self.kept = len(MADE)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.reports.append(report)
@@ -44,12 +48,20 @@ class Together:
         if (everywhere != worst).any():
             self._stop(item, "ranks disagree: " + ", ".join(OUTCOMES[o] for o in everywhere[:, 0]))
         self.total[OUTCOMES[worst]] += 1
+        self._free()
         return result
 
     def pytest_sessionfinish(self) -> None:
         path = os.environ.get("MPINN_TEST_REPORT")
         if path and self.world.rank == 0:
             Path(path).write_text(json.dumps(self.total))
+
+    def _free(self) -> None:
+        """Give back the communicators that the test has made: an MPI library has a few thousand of them."""
+        for communicator in MADE[self.kept :]:
+            if communicator != MPI.COMM_NULL:
+                communicator.Free()
+        del MADE[self.kept :]
 
     def _await(self, pending: Pending, item: pytest.Item) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -67,7 +79,19 @@ class Together:
         abort(1)
 
 
+def remember_communicators() -> None:
+    """Keep a list of the communicators of all channels."""
+    begin = MpiChannel.__init__
+
+    def noted(self: MpiChannel, communicator: MPI.Intracomm, *rest: Any, **options: Any) -> None:
+        begin(self, communicator, *rest, **options)
+        MADE.append(communicator)
+
+    MpiChannel.__init__ = noted  # type: ignore[method-assign]
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    remember_communicators()
     install_abort_hook()
     world = connect()
     config.stash[WORLD] = world

@@ -23,7 +23,8 @@ from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
 from mpinn.partition import Partition
 from mpinn.profile import estimate
-from mpinn.schedules.decoupled import DecoupledOptions, LayerwiseOptions
+from mpinn.schedules.decoupled import DecoupledOptions
+from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT
