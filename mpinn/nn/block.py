@@ -14,6 +14,16 @@ Way: TypeAlias = Literal["fine", "coarse", "adjoint"]
 """What is sent: y_j and c_j to the block after, and l_{j-1} to the block before."""
 
 
+def guesses(number: int, count: int, iterations: int) -> bool:
+    """Whether block ``number`` of ``count`` begins with a guess, for which it needs a predictor."""
+    return 1 < number <= count - iterations + 1
+
+
+def corrects(number: int, count: int, iterations: int) -> bool:
+    """Whether it corrects what comes after it, for which it needs a coarse network."""
+    return number > 1 and iterations < count
+
+
 class Links(Protocol):
     """How a block speaks with the two blocks beside it, in each sweep."""
 
@@ -47,9 +57,9 @@ class Block:
         known("form", self.form, ("residual", "difference"))
         at_least("iterations", self.iterations, 1)
         at_most("iterations", self.iterations, self.count)
-        if (self.predictor is not None) != (self.number > 1 and self.sweeps.start == 1):
+        if (self.predictor is not None) != guesses(self.number, self.count, self.iterations):
             raise ValueError(f"predictor {self.number} of {self.count} is missing, or is used by no sweep")
-        if (self.coarse is not None) != (self.number > 1 and self.iterations < self.count):
+        if (self.coarse is not None) != corrects(self.number, self.count, self.iterations):
             raise ValueError(f"coarse network {self.number} of {self.count} is missing, or is used by no sweep")
 
     @property

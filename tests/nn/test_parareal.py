@@ -1,52 +1,18 @@
 """Parareal networks: when they are the network that was cut, their exact gradients, and what depends on what."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
-from layer_examples import arrays, build, central_difference, noise, points, relative_error
+from layer_examples import build, central_difference, noise, points, relative_error
+from parareal_examples import FORMS, WIDTHS, grid, noisy, parareal, serial
 
 from mpinn.nn import sweeps
 from mpinn.nn.block import Block
 from mpinn.nn.dense import Dense
-from mpinn.nn.dropout import Dropout
 from mpinn.nn.layer import Pass
 from mpinn.nn.network import Network
-from mpinn.nn.norm import BatchNorm
 from mpinn.nn.parareal import Parareal
 
-FORMS = ("residual", "difference")
-WIDTHS = (3, 2, 4, 3, 2)
-"""Of the sample, and of the interfaces after blocks 1 to 4."""
 TOLERANCE = 1e-7
-
-
-def fine(number, width, activation="tanh"):
-    return Network([(f"a{number}", Dense(3, activation)), (f"b{number}", Dense(width, activation))], start=2 * number)
-
-
-def serial(count, activation="tanh", head=True):
-    """The network that is cut, two dense layers to a block."""
-    layers = [pair for j in range(1, count + 1) for pair in fine(j, WIDTHS[j], activation).layers]
-    return Network([*layers, ("output", Dense(2))] if head else layers)
-
-
-def parareal(count, form="residual", iterations=1, activation="tanh", coarse=None, predictor=None, head=True):
-    """The network of ``count`` blocks; coarse: the activation of coarse networks, one dense layer without bias."""
-    network = serial(count, activation, head)
-    blocks = []
-    for j, (inputs, outputs) in enumerate(pairwise(WIDTHS[: count + 1]), 1):
-        guesses, coarsened = 1 < j <= count - iterations + 1, j > 1 and iterations < count
-        guess = predictor(j) if predictor else Network([("guess", Dense(inputs, "tanh"))], start=100 + 2 * j)
-        small = Network([("small", Dense(outputs, coarse or activation, bias=False))], start=101 + 2 * j)
-        blocks.append(
-            Block(
-                j, count, (inputs,), network[2 * j - 2 : 2 * j],
-                predictor=guess if guesses else None, coarse=small if coarsened else None,
-                head=network[2 * count :] if j == count else Network(()), form=form, iterations=iterations,
-            )
-        )  # fmt: skip
-    return Parareal(tuple(blocks))
 
 
 def cut(built, count, **options):
@@ -57,13 +23,6 @@ def cut(built, count, **options):
         for parameter, view in views.items():
             view[...] = source[name][parameter]
     return whole
-
-
-def grid(*counts):
-    return pytest.mark.parametrize(
-        ("count", "form", "iterations"),
-        [(n, form, k) for n in counts for form in FORMS for k in range(1, n + 1)],
-    )
 
 
 def interfaces(built, x, monkeypatch):
@@ -227,7 +186,7 @@ def value_of(built, x, dy):
     return lambda: float(np.vdot(built.forward(x, update_state=False)[0], dy))
 
 
-@grid(1, 2, 3)
+@grid(1, 2, 3, more=[(4, "residual", 3), (4, "difference", 2)])
 def test_gradients_of_every_network_are_exact(count, form, iterations):
     built = build(parareal(count, form, iterations), (3,))
     x, dy = points((2, 3)), noise((2, 2))
@@ -264,7 +223,7 @@ def dropped(original):
     return without
 
 
-@grid(3)
+@pytest.mark.parametrize(("count", "form", "iterations"), [(3, "residual", 1), (3, "difference", 2)])
 def test_gradients_with_dropout_and_batch_norm(count, form, iterations):
     network = noisy(count, form, iterations)
     built = build(network, (3,))
@@ -275,22 +234,6 @@ def test_gradients_with_dropout_and_batch_norm(count, form, iterations):
     slope = central_difference(value, built.vector)
     for entry in built.layout:
         assert relative_error(grads[entry.slice], slope[entry.slice]) < TOLERANCE, entry.name
-
-
-def noisy(count, form, iterations):
-    blocks = []
-    for j in range(1, count + 1):
-        layers = [("dense", Dense(WIDTHS[j])), ("norm", BatchNorm(activation="tanh")), ("drop", Dropout(0.3))]
-        guess = Network([("guess", Dense(WIDTHS[j - 1])), ("norm", BatchNorm())], start=50 + 4 * j)
-        coarse = Network([("small", Dense(WIDTHS[j], bias=False))], start=52 + 4 * j)
-        blocks.append(
-            Block(
-                j, count, (WIDTHS[j - 1],), Network(layers, start=3 * j),
-                guess if 1 < j <= count - iterations + 1 else None, coarse if j > 1 and iterations < count else None,
-                form=form, iterations=iterations,
-            )
-        )  # fmt: skip
-    return Parareal(tuple(blocks))
 
 
 # What depends on what
@@ -324,104 +267,3 @@ def test_a_predictor_moves_its_own_fine_block_and_the_error_before_it(form, monk
     assert output
     moved, _ = changed(built, "predictor2", points((4, 3)), monkeypatch)
     assert moved == {("fine", 2), ("coarse", 2), ("coarse", 3)}
-
-
-# What every layer promises
-
-
-@grid(3)
-def test_passes_write_to_none_of_their_inputs_and_do_not_disturb_each_other(count, form, iterations):
-    built = build(noisy(count, form, iterations), (3,))
-    xs, dy = [points((4, 3), seed) for seed in (1, 2)], noise((4, 3))
-    alone = [built.gradients(x, dy, wants_dx=True, update_state=False, batch=i) for i, x in enumerate(xs)]
-    kept = [array.copy() for array in (*xs, dy, built.vector)]
-    flight = [built.forward(x, wants_dx=True, update_state=False, batch=i) for i, x in enumerate(xs)]
-    back = [built.layer.backward(built.weights, saved, dy, context) for _, saved, context in flight]
-    for (y, dx, grads), (found, _, context), (found_dx, finish) in zip(alone, flight, back, strict=True):
-        own = np.zeros_like(grads)
-        finish(built.layout.views(own))
-        for expected, array in ((y, found), (dx, found_dx), (grads, own)):
-            np.testing.assert_array_equal(expected, array)
-        assert context.path == []
-        assert context.wants_dx
-    for before, after in zip(kept, (*xs, dy, built.vector), strict=True):
-        np.testing.assert_array_equal(before, after)
-
-
-@grid(2, 3)
-def test_running_statistics_move_once_for_a_batch(count, form, iterations):
-    built = build(noisy(count, form, iterations), (3,))
-    x = points((6, 3))
-    once = build(noisy(count, form, iterations), (3,))
-    built.forward(x)
-    moved = [array.copy() for array in arrays(built.state)]
-    assert all((a != b).all() for a, b in zip(moved, arrays(once.state), strict=True))
-    # the first block sees x in one sweep, so its statistics are those of the serial network
-    alone = build(noisy(1, form, 1), (3,))
-    for name in ("weight", "bias"):
-        alone.weights["fine1"]["dense"][name][...] = built.weights["fine1"]["dense"][name]
-    for name in ("mean", "variance"):
-        alone.state["fine1"]["norm"][name][...] = once.state["fine1"]["norm"][name]
-    alone.forward(x)
-    for name in ("mean", "variance"):
-        np.testing.assert_array_equal(alone.state["fine1"]["norm"][name], built.state["fine1"]["norm"][name])
-
-
-def test_initial_weights_of_fine_blocks_are_those_of_the_network_that_was_cut():
-    network = parareal(3)
-    built, whole = build(network, (3,)), build(serial(3), (3,))
-    draws = lambda path: np.random.default_rng([7, *path])  # noqa: E731
-    network.initialize(built.weights, built.state, draws)
-    whole.layer.initialize(whole.weights, whole.state, draws)
-    for name in whole.weights:
-        own = built.weights if name == "output" else built.weights[f"fine{name[1]}"]
-        np.testing.assert_array_equal(own[name]["weight"], whole.weights[name]["weight"])
-    drawn = [entry for entry in built.layout if entry.path[-1] == "weight"]
-    values = {float(built.vector[entry.start]) for entry in drawn}
-    assert len(values) == len(drawn)
-
-
-def test_an_evaluation_keeps_nothing():
-    built = build(parareal(3, iterations=2), (3,))
-    _, saved, _ = built.forward(points((2, 3)), training=False)
-    assert arrays([list(filter(None, _flat(saved)))]) == []
-
-
-def _flat(tree):
-    if isinstance(tree, list):
-        for item in tree:
-            yield from _flat(item)
-    else:
-        yield tree
-
-
-def test_a_part_of_the_blocks_has_their_names_and_rehearses_alone():
-    whole = parareal(4, iterations=2)
-    names = [entry.name for entry in build(whole, (3,)).layout]
-    parts = [build(whole[j : j + 1], (3,)) for j in range(4)]
-    assert [entry.name for part in parts for entry in part.layout] == names
-    for part, width in zip(parts, (2, 4, 3, 2), strict=True):
-        y, _, grads = part.gradients(points((3, 3)), noise((3, width)))
-        assert y.shape == (3, width)
-        assert np.isfinite(grads).all()
-
-
-@pytest.mark.parametrize(
-    ("problem", "message"),
-    [
-        (lambda: parareal(3, form="sum"), "form is 'sum'"),
-        (lambda: Block(1, 2, (3,), fine(1, 4), iterations=3), "iterations is 3"),
-        (lambda: Block(2, 3, (2,), fine(2, 4)), "predictor 2 of 3 is missing"),
-        (lambda: Block(2, 3, (2,), fine(2, 4), fine(1, 2)), "coarse network 2 of 3 is missing"),
-        (lambda: Parareal((parareal(3).blocks[0], parareal(3).blocks[2])), "not the blocks of one network"),
-        (lambda: Parareal((parareal(2).blocks[0], parareal(2, "difference").blocks[1])), "not the blocks"),
-        (lambda: parareal(3).output_shape((9,)), r"block 1 takes samples of shape \(3,\)"),
-        (
-            lambda: Block(2, 2, (2,), fine(2, 4), fine(1, 3), fine(2, 4)).output_shape((3,)),
-            r"block 2 is from \(2,\) to \(4,\)",
-        ),
-    ],
-)
-def test_blocks_that_do_not_fit_are_refused(problem, message):
-    with pytest.raises(ValueError, match=message):
-        problem()
