@@ -2,6 +2,7 @@
 
 from mpinn.schedules.cut import StagedOptions
 from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions, LayerwiseOptions
+from mpinn.schedules.parareal import PararealOptions
 from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions, OneFOneBOptions
 from mpinn.schedules.serial import SerialOptions
 
@@ -14,4 +15,5 @@ SCHEDULES: dict[str, type[SerialOptions | StagedOptions]] = {
     "ddg": DDGOptions,
     "fr": FROptions,
     "layerwise": LayerwiseOptions,
+    "parareal": PararealOptions,
 }
