@@ -40,6 +40,8 @@ CASES = {
     "fr, fisher": ("schedule.name=fr", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "layerwise": ("schedule.name=layerwise", "consensus.name=gradients", *NOISY),
     "layerwise, gradient norm": ("schedule.name=layerwise", *MEETING, "consensus.score=inverse_gradient_norm"),
+    "parareal": ("schedule.name=parareal", "consensus.name=gradients", "train.clip=0.1", *NOISY),
+    "parareal, averaging": ("schedule.name=parareal", "schedule.form=difference", *MEETING, *NOISY),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
 }
 Run = Callable[..., int]
