@@ -1,11 +1,18 @@
 """What parareal networks promise as layers."""
 
+import gc
+import tracemalloc
+
 import numpy as np
 import pytest
 from layer_examples import arrays, build, noise, points
 from parareal_examples import fine, grid, noisy, parareal, serial
 
+from mpinn.array.pool import SMALL, Pool
+from mpinn.models.mlp import MLP
+from mpinn.models.parareal import parareal as parareal_of
 from mpinn.nn.block import Block
+from mpinn.nn.layer import Pass
 from mpinn.nn.parareal import Parareal
 
 
@@ -105,3 +112,37 @@ def test_a_part_of_the_blocks_has_their_names_and_rehearses_alone():
 def test_blocks_that_do_not_fit_are_refused(problem, message):
     with pytest.raises(ValueError, match=message):
         problem()
+
+
+@pytest.mark.parametrize(("form", "iterations"), [("residual", 1), ("difference", 2)])
+def test_a_steady_step_allocates_no_large_array(form, iterations):
+    options = MLP(widths=(300, 300, 300))
+    model = options.build((200,), 300)
+    network = parareal_of(options, model, (0, 2, 3, 5), form, iterations)
+    built = build(network, (200,), "float32")
+    grads = np.zeros(built.layout.size, np.float32)
+    views = built.layout.views(grads)
+    x, dy, pool = noise((128, 200), dtype="f4"), noise((128, 300), dtype="f4"), Pool()
+
+    def step(batch):
+        context = Pass(pool=pool, batch=batch)
+        _, saved = network.forward(built.weights, built.state, x, context)
+        for name, _, finish in network.sweep(built.weights, saved, dy, context):
+            finish(views[name])
+
+    for batch in range(2):
+        step(batch)
+    held = pool.nbytes
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for batch in range(2, 5):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            step(batch)
+            assert tracemalloc.get_traced_memory()[1] - before < 3 * SMALL
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert pool.nbytes == held
