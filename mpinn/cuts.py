@@ -13,7 +13,7 @@ from mpinn.costs import demands
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.network import Whole
-from mpinn.partition import Partition, parse, partition
+from mpinn.partition import parse, partition
 from mpinn.profile import Cost, estimate, profile, subject_of, units
 
 
@@ -54,20 +54,22 @@ def cut(config: Config, model: Model, outputs: int, replicas: int, ops: ModuleTy
         return whole(model)
     frame = config.schedule.frame(model)
     most = len(units(frame))
+    key = "grid.stages" if config.grid.stages > 1 else "schedule.blocks"
     if stages > most:
-        key = "grid.stages" if config.grid.stages > 1 else "schedule.blocks"
         allowed = f"the model has {most} units between which it can be cut, so this can be at most {most}"
         raise InputError(key, f"{allowed}, got {stages}")
     asked = config.schedule.cut
     if not isinstance(asked, str):
         found = parse(frame, asked, "schedule.cut")
-        return _named(found, stages)
+        if found.stages != stages:
+            raise InputError("schedule.cut", f"it makes {found.stages} stages, but {key} is {stages}")
+        return Cuts(found.bounds, "the configuration names them")
     batch, dtype = -(-config.data.batch // replicas), np.dtype(config.run.dtype)
     if asked == "measured" and measure:
         costs, source = profile(model, subject_of(config, model.shape, outputs, batch, ops), dtype, ops)
     else:
         costs, source = estimate(model, batch, dtype), "estimated from counts of operations"
-    costs = _joined(costs, [unit.stop for unit in units(frame)])
+    costs = joined(costs, frame)
     pieces = getattr(config.schedule, "micro_batches", 1)
     found = partition(
         costs, stages, slots=len(config.optimizer.slots), in_flight=demands(config.names["schedule"], pieces)
@@ -75,10 +77,10 @@ def cut(config: Config, model: Model, outputs: int, replicas: int, ops: ModuleTy
     return Cuts(found.bounds, f"costs {source}")
 
 
-def _joined(costs: Sequence[Cost], stops: Sequence[int]) -> list[Cost]:
-    """The costs of units that end before these layers, each made of one unit or of several."""
+def joined(costs: Sequence[Cost], frame: Model) -> list[Cost]:
+    """The costs of the units of a frame, each made of one unit of its model or of several."""
     found: list[Cost] = []
-    start = 0
+    start, stops = 0, [unit.stop for unit in units(frame)]
     for stop, cost in zip(accumulate(cost.layers for cost in costs), costs, strict=True):
         found.append(cost if start in (0, *stops) else _after(found.pop(), cost))
         start = stop
@@ -87,7 +89,7 @@ def _joined(costs: Sequence[Cost], stops: Sequence[int]) -> list[Cost]:
 
 def _after(one: Cost, other: Cost) -> Cost:
     return Cost(
-        name=one.name,
+        name=f"{one.name}+{other.name}",
         layers=one.layers + other.layers,
         forward=one.forward + other.forward,
         backward=one.backward + other.backward,
@@ -96,9 +98,3 @@ def _after(one: Cost, other: Cost) -> Cost:
         kept_bytes=one.kept_bytes + other.kept_bytes,
         parameter_bytes=one.parameter_bytes + other.parameter_bytes,
     )
-
-
-def _named(found: Partition, stages: int) -> Cuts:
-    if found.stages != stages:
-        raise InputError("schedule.cut", f"it makes {found.stages} stages, but grid.stages is {stages}")
-    return Cuts(found.bounds, "the configuration names them")

@@ -29,8 +29,12 @@ class SerialOptions:
         return self
 
     def pieces(self, stages: int) -> int:
-        """The depth is not cut."""
-        return 1
+        """As many as there are stages, which is one in training."""
+        return stages
+
+    def frame(self, model: Model) -> Model:
+        """As it is."""
+        return model
 
     def network(self, options: ModelOptions, model: Model, bounds: Bounds) -> Whole:
         """The model's."""
