@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from mpinn.config import MAY_CHANGE, Config, difference, load
 from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
+from mpinn.keeper import bounds_of
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.schedules.registry import SCHEDULES
@@ -87,6 +88,7 @@ def check(request: Request, ranks: int) -> Start:
     config = read_config(request.file, request.overrides)
     replicas = check_grid(config, ranks)
     data = check_source(config.data)
+    config = replace(config, schedule=config.schedule.settled(config.grid.stages))
     check_together(config, data)
     check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
@@ -179,6 +181,7 @@ def check_fresh(request: Request, directory: RunDirectory) -> None:
 def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:
     """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
     with Checkpoint(path) as checkpoint:
+        check_network(str(path.parent), checkpoint.configuration["schedule"], config.tables()["schedule"])
         changes = difference(checkpoint.configuration, config.tables())
         forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if not may_change(key)]
         if forbidden:
@@ -187,13 +190,31 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
                 str(path.parent), f"this run was started with other values: {', '.join(forbidden)}; {hint}"
             )
         check_data(checkpoint, config, data)
-        layout = Layout(model.network.parameters(model.shape), np.dtype(config.run.dtype))
+        bounds = bounds_of(path, config.schedule.pieces(config.grid.stages)) or (0, len(model.network))
+        network = config.schedule.network(config.model, model, bounds)
+        layout = Layout(network.parameters(model.shape), np.dtype(config.run.dtype))
         checkpoint.check(layout, "model/network")
         met_once_more = extra_meeting(checkpoint, config)
     said = [f"{key} was {old} and is {new}" for key, old, new in changes if key != "run.directory"]
     if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
         said.append("with the length of the run the course of the cosine rate has changed")
     return said + met_once_more
+
+
+def check_network(path: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A schedule may change, but not into one that trains another network."""
+    before, after = network_of(was), network_of(now)
+    if before != after:
+        hint = "choose another run.directory, or start anew with --fresh"
+        raise InputError(path, f"this run trains {before}, but {after} is another architecture; {hint}")
+
+
+def network_of(schedule: Mapping[str, Any]) -> str:
+    """What the table [schedule] of a configuration, as used, makes of a model."""
+    if schedule["name"] != "parareal" or schedule["blocks"] == 1:
+        return "the model as it is"
+    sweeps = f"{schedule['iterations']} sweep{'s' if schedule['iterations'] > 1 else ''}"
+    return f"a parareal network of {schedule['blocks']} blocks ({schedule['form']}, {sweeps})"
 
 
 def may_change(key: str) -> bool:

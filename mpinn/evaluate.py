@@ -13,7 +13,10 @@ from mpinn.comm.grid import World
 from mpinn.config import Config, InputError, load
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import check_source, open_source
+from mpinn.keeper import bounds_of
 from mpinn.measure import EVALUATION_BATCH, quality, totals
+from mpinn.models.model import Model
+from mpinn.nn.network import Whole
 from mpinn.nn.part import build_part
 from mpinn.schedules.serial import Serial
 from mpinn.storage.directory import RunDirectory
@@ -47,11 +50,18 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
         step = checkpoint.step
         summary = _check_data(config)
         model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
-        part = build_part("network", model.network, model.shape, np.dtype(config.run.dtype), ())
+        part = build_part("network", _network(file, config, model), model.shape, np.dtype(config.run.dtype), ())
         checkpoint.check(part.layout, "model/network")
         checkpoint.check(part.state_layout, "state/network")
     found = {"file": str(file), "tables": config.tables(), "step": step, "classes": summary["classes"], "notes": notes}
     return json.dumps(found).encode()
+
+
+def _network(file: Path, config: Config, model: Model) -> Whole:
+    """What was trained, which the cuts of the run are a part of where it has several."""
+    bounds = bounds_of(file, config.schedule.pieces(config.grid.stages)) or (0, len(model.network))
+    network: Whole = config.schedule.network(config.model, model, bounds)
+    return network
 
 
 def _check_data(config: Config) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def _sums(world: World, file: Path, config: Config, split: str) -> Array:
     dtype = np.dtype(config.run.dtype)
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
     ops, _ = choose_kernels(config.run.kernels)
-    part = build_part("network", model.network, model.shape, dtype, (), ops=ops)
+    part = build_part("network", _network(file, config, model), model.shape, dtype, (), ops=ops)
     with Checkpoint(file) as checkpoint:
         checkpoint.fill(part.layout, part.weights, "model/network")
         checkpoint.fill(part.state_layout, part.state, "state/network")

@@ -15,7 +15,7 @@ from mpinn.comm.channel import Channel
 from mpinn.comm.grid import Grid, World
 from mpinn.comm.transport import choose_transport
 from mpinn.config import Config
-from mpinn.cuts import Cuts, cut
+from mpinn.cuts import Cuts, cut, trained
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
@@ -76,7 +76,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     batches = loaded.batches
     place = _place(grid, loaded.model, cuts, trace, second_core(world))
     schedule: Schedule = config.schedule.build(loaded.part, config.loss, run.seed, place)
-    warm(world, config, _subjects(schedule, place, loaded.target_shape))
+    warm(world, config, _subjects(schedule, place, loaded))
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     consensus.prepare(schedule.parts)
     tally = Tally()
@@ -132,7 +132,8 @@ def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
     config = start.config
 
     def find() -> bytes:
-        if start.checkpoint is not None and (kept := bounds_of(start.checkpoint, grid.stages.size)):
+        pieces = config.schedule.pieces(grid.stages.size)
+        if start.checkpoint is not None and (kept := bounds_of(start.checkpoint, pieces)):
             cuts = Cuts(kept, "as before")
         else:
             source = open_source(config.data)
@@ -153,15 +154,15 @@ def second_core(world: World) -> bool:
 def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace, second_core: bool) -> Place:
     stage = grid.stage
     aside = grid.stages.split(0, stage, "aside")
-    final = cuts.shape(model, grid.stages.size)
+    final = model.network.output_shape(model.shape)
     return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace, final, second_core)
 
 
-def _subjects(schedule: Schedule, place: Place, target_shape: Shape) -> list[Subject]:
+def _subjects(schedule: Schedule, place: Place, loaded: "_Loaded") -> list[Subject]:
     """What a step computes with on this rank: a loss ends the depth, and every auxiliary part."""
-    last = place.channel.rank == place.channel.size - 1
+    last, target = place.channel.rank == place.channel.size - 1, loaded.target_shape
     return [
-        (part, place.outputs, target_shape) if part.auxiliary else (part, place.inputs, target_shape if last else None)
+        (part, place.outputs, target) if part.auxiliary else (part, loaded.shape, target if last else None)
         for part in schedule.parts.values()
     ]
 
@@ -171,6 +172,8 @@ class _Loaded:
     part: Part
     batches: Batches
     model: Model
+    shape: Shape
+    """Of a sample where it enters this rank."""
     classes: int
     target_shape: Shape
 
@@ -183,14 +186,17 @@ def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts)
     spare = world.cores > world.local_size
     batches = Batches(
         source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare,
-        held=config.schedule.held(grid.stages.size), samples=grid.stage == 0,
+        held=config.schedule.held(grid.stages.size),
+        samples=grid.stage == 0 or config.schedule.sampled,
     )  # fmt: skip
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
-    network, shape = cuts.network(model, grid.stage), cuts.shape(model, grid.stage)
+    network, shape = config.schedule.share(
+        trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size
+    )
     part = build_part("network", network, shape, dtype, config.optimizer.slots, ops=ops)
     part.initialize(config.run.seed)
-    return _Loaded(part, batches, model, source.classes, tuple(summary["target_shape"]))
+    return _Loaded(part, batches, model, shape, source.classes, tuple(summary["target_shape"]))
 
 
 def plan_of(config: Config, steps_per_epoch: int, start: int, stop_after: int) -> Plan:

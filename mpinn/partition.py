@@ -136,7 +136,7 @@ def parse(model: Model, starts: Sequence[str | int], path: str = "schedule.parti
 
 def split(part: Part, partition: Partition) -> list[Part]:
     """A copy of the part, one part for each stage: every vector is cut where the layers are."""
-    return [_stage(part, part.network[span]) for span in partition.spans]
+    return [_stage(part, part.chain[span]) for span in partition.spans]
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -145,10 +145,10 @@ def merge(parts: Sequence[Part]) -> Part:
     ``counters`` is the largest: stages that are not drained have not seen equally many updates.
     """
     first = parts[0]
-    layers = [layer for part in parts for layer in part.network.layers]
+    layers = [layer for part in parts for layer in part.chain.layers]
     return replace(
         first,
-        network=Network(layers, first.network.start),
+        network=Network(layers, first.chain.start),
         layout=_layout([entry for part in parts for entry in part.layout], first.layout),
         state_layout=_layout([entry for part in parts for entry in part.state_layout], first.state_layout),
         weights=np.concatenate([part.weights for part in parts]),

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.device import choose_kernels
+from mpinn.array.typing import Shape
 from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.config import Config, not_one_of
 from mpinn.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
+from mpinn.cuts import joined
 from mpinn.datasets.samples import GIB
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
+from mpinn.nn.layout import Layout
+from mpinn.nn.parareal import Parareal
 from mpinn.partition import BANDWIDTH, LATENCY, Partition, parse, partition
 from mpinn.profile import ELEMENT, OPERATIONS, Cost, estimate, profile, subject_of
 
@@ -47,6 +51,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class BlockSize:
+    """A block of a parareal network: the shape of a sample before and after it, parameters, and names of layers."""
+
+    inputs: Shape
+    outputs: Shape
+    fine: int
+    predictor: tuple[str, ...]
+    predictor_size: int
+    coarse: tuple[str, ...]
+    coarse_size: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The answer: the stages, and a forecast for each schedule, the serial one first."""
 
@@ -68,6 +85,8 @@ class Plan:
     vectors: int
     """Weights, gradients and the optimizer's slots."""
     forecasts: tuple[Forecast, ...]
+    blocks: tuple[BlockSize, ...] = ()
+    """Of a parareal network."""
 
 
 def answer(question: Question) -> Plan:
@@ -82,11 +101,13 @@ def answer(question: Question) -> Plan:
     if replicas > config.data.batch:
         raise InputError("--replicas", f"{replicas} replicas can't share a batch of {config.data.batch} samples")
     batch = -(-config.data.batch // replicas)
-    stages = question.stages or config.grid.stages
+    stages = question.stages or config.schedule.pieces(config.grid.stages)
+    frame = config.schedule.frame(model)
     if question.cuts and question.stages not in (0, len(question.cuts) + 1):
         raise InputError("--cut", f"the cuts make {len(question.cuts) + 1} stages, not {stages}")
-    chosen = parse(model, question.cuts, "--cut") if question.cuts else None
+    chosen = parse(frame, question.cuts, "--cut") if question.cuts else None
     costs, source = _costs(config, model, outputs_of(summary), batch, ops, question)
+    costs = joined(costs, frame)
     link = Link(
         BANDWIDTH if question.bandwidth is None else question.bandwidth * 1e9,
         LATENCY if question.latency is None else question.latency * 1e-6,
@@ -119,7 +140,22 @@ def answer(question: Question) -> Plan:
         stages=tuple(found),
         vectors=2 + slots,
         forecasts=forecasts,
+        blocks=_blocks(config, model, chosen),
     )
+
+
+def _blocks(config: Config, model: Model, chosen: Partition) -> tuple[BlockSize, ...]:
+    """What is in the blocks of a parareal network; nothing for other schedules."""
+    network = config.schedule.settled(chosen.stages).network(config.model, model, chosen.bounds)
+    if not isinstance(network, Parareal):
+        return ()
+    counts = {name: Layout({name: tree}, "f4").count for name, tree in network.parameters(model.shape).items()}
+    found = []
+    for block in network.blocks:
+        sizes = {name.removesuffix(str(block.number)): (way.names, counts.get(name, 0)) for name, way in block.ways}
+        fine, predictor, coarse = (sizes.get(kind, ((), 0)) for kind in ("fine", "predictor", "coarse"))
+        found.append(BlockSize(block.inputs, block.outputs, fine[1], *predictor, *coarse))
+    return tuple(found)
 
 
 def show(plan: Plan, as_json: bool) -> None:
@@ -149,6 +185,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             {**asdict(row), "speedup": serial / row.seconds, "locked_speedup": serial / row.locked}
             for row in plan.forecasts
         ],
+        **({"blocks": [asdict(block) for block in plan.blocks]} if plan.blocks else {}),
     }
 
 
@@ -198,6 +235,8 @@ def _print(plan: Plan) -> None:
     for fact in _facts(plan):
         console.print(Text(fact))
     console.print(_stages(plan))
+    if plan.blocks:
+        console.print(_parareal(plan))
     console.print(_schedules(plan))
     for note in _notes(plan):
         console.print(Text(note))
@@ -219,6 +258,10 @@ def _notes(plan: Plan) -> list[str]:
         "step: from one to the next, once all stages have work; lock-step: each step ends everywhere before the next",
         "in flight: activations, inputs and old weights, with the forward pass first; beside weights, gradients, slots",
     ]
+    if plan.blocks:
+        fine = sum(block.fine for block in plan.blocks)
+        added = sum(block.predictor_size + block.coarse_size for block in plan.blocks)
+        told.append(f"predictors and coarse networks add {added:,} parameters to the {fine:,} of the fine blocks")
     if plan.replicas > 1:
         told.append("what the replicas send each other is not in these numbers")
     if plan.starts:
@@ -239,6 +282,19 @@ def _stages(plan: Plan) -> Any:
             f"{(stage.forward + stage.backward) / total:.1%}",
             *map(_size, (stage.parameter_bytes, plan.vectors * stage.parameter_bytes, stage.before, stage.after)),
             names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}",
+        )
+    return table
+
+
+def _parareal(plan: Plan) -> Any:
+    table = _table("parareal block", "input", "output", "fine", "predictor", "coarse")
+    for number, block in enumerate(plan.blocks, 1):
+        ways = ((block.predictor, block.predictor_size), (block.coarse, block.coarse_size))
+        table.add_row(
+            str(number),
+            *(" x ".join(map(str, shape)) for shape in (block.inputs, block.outputs)),
+            f"{block.fine:,}",
+            *(f"{', '.join(names)}: {size:,}" if names else "" for names, size in ways),
         )
     return table
 

@@ -11,6 +11,7 @@ from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.consensus.graphs import sides
+from mpinn.cuts import trained
 from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build, second_core
 from mpinn.nn.layout import Layout
@@ -96,17 +97,17 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
 
 def _parameters(experiment: Experiment) -> int:
     """Of the whole model."""
-    model = experiment.model
-    return Layout(model.network.parameters(model.shape), experiment.config.run.dtype).count
+    model, config = experiment.model, experiment.config
+    return Layout(trained(config, model, experiment.cuts).parameters(model.shape), config.run.dtype).count
 
 
 def _depth(world: World, experiment: Experiment) -> list[str]:
     """How the depth is cut, and why so."""
     cuts = experiment.cuts
-    if experiment.grid.stages.size == 1:
+    if len(cuts.bounds) == 2:
         return []
-    begin = cuts.starts(experiment.model)
-    said = f"schedule {experiment.config.names['schedule']}, stages begin at {begin}: {cuts.reason}"
+    begin, pieces = cuts.starts(experiment.model), "stages" if experiment.grid.stages.size > 1 else "blocks"
+    said = f"schedule {experiment.config.names['schedule']}, {pieces} begin at {begin}: {cuts.reason}"
     return [said, *experiment.config.schedule.remarks(second_core(world))]
 
 

@@ -11,7 +11,7 @@ from mpinn.choices import build_model, read_config
 from mpinn.costs import SCHEDULES, Link, forecast, stages_of
 from mpinn.errors import InputError
 from mpinn.partition import BANDWIDTH, LATENCY, Partition, partition
-from mpinn.plan import Plan, Question, answer, describe
+from mpinn.plan import Plan, Question, answer, describe, show
 from mpinn.profile import estimate
 
 WIDE = ("model.widths=[30, 40, 20]",)
@@ -188,3 +188,36 @@ def test_a_mistake_on_the_command_line_is_code_2(line, said):
 def test_a_job_of_the_project_can_be_planned(job):
     plan = answer(Question(str(ROOT / f"jobs/{job}.toml"), stages=2, estimated=True))
     assert plan.partition.stages == 2
+
+
+def test_predictors_and_coarse_networks_of_a_parareal_network_are_shown(capsys):
+    deep = (*DEEP, "schedule.name=parareal")
+    plan = estimated(*deep, stages=3)
+    # the stem goes with the first block, the head with the last
+    assert plan.partition.bounds == (0, 2, 3, 6)
+    first, second, third = plan.blocks
+    assert (first.predictor, first.coarse) == ((), ())
+    assert (second.inputs, second.outputs) == ((8, 8, 16), (4, 4, 32))
+    assert (second.predictor, second.predictor_size) == (("conv", "norm"), 16 + 32)
+    assert (third.predictor, third.predictor_size) == (("pool", "conv", "norm"), 32 + 64)
+    assert (second.coarse_size, third.coarse_size) == (
+        9 * 16 * 32 + 9 * 32 * 32 + 512,
+        9 * 32 * 64 + 9 * 64 * 64 + 2048,
+    )
+    assert describe(plan)["blocks"][1]["coarse_size"] == second.coarse_size
+    assert "blocks" not in describe(estimated(*DEEP, stages=3))
+    show(plan, as_json=False)
+    printed = capsys.readouterr().out
+    assert "pool, conv, norm: 96" in printed
+    assert f"add {48 + 96 + second.coarse_size + third.coarse_size:,} parameters to the {sum_of(plan):,}" in printed
+
+
+def sum_of(plan: Plan) -> int:
+    return sum(block.fine for block in plan.blocks)
+
+
+def test_a_parareal_network_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"schedule\.iterations: 2 fine blocks are exact after 2 sweeps"):
+        estimated(*DEEP, "schedule.name=parareal", "schedule.iterations=3", stages=2)
+    with pytest.raises(InputError, match=r"grid\.stages: the model has 3 units"):
+        estimated(*DEEP, "schedule.name=parareal", stages=4)

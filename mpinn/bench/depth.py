@@ -239,7 +239,7 @@ def _scheduled(schedule: str, plan: Planned, work: Work, world: World) -> Contes
 
 def _part(work: Work, cuts: Cuts, stage: int) -> Part:
     ops, _ = choose_kernels("auto")
-    network, shape = cuts.network(work.model, stage), cuts.shape(work.model, stage)
+    network, shape = work.model.network[cuts.bounds[stage] : cuts.bounds[stage + 1]], cuts.shape(work.model, stage)
     part = build_part("stage", network, shape, DTYPE, OPTIMIZER.slots, ops=ops)
     part.initialize(0)
     return part
@@ -307,6 +307,6 @@ def _torch_pipeline(kind: str, work: Work, batch: Batch, cuts: Cuts, world: Worl
 def _torch_stage(work: Work, cuts: Cuts, stage: int, torch: Any) -> tuple[Any, Any]:
     """The module and the optimizer of one stage."""
     part = _part(work, cuts, stage)
-    module = stored(translate(part.network, cuts.shape(work.model, stage), part.weight_views, torch), LAYOUT, torch)
+    module = stored(translate(part.chain, cuts.shape(work.model, stage), part.weight_views, torch), LAYOUT, torch)
     optimizer = torch.optim.SGD(module.parameters(), lr=OPTIMIZER.rate, momentum=OPTIMIZER.momentum)
     return module, optimizer

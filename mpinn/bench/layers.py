@@ -98,7 +98,7 @@ def _measured(work: Work, batch: int, torch: Any, rounds: int, sample: float) ->
     programs: dict[str, Operation] = {"mpinn": lambda: _pass(work, part, x, dy)}
     peers = [] if torch is None else [f"PyTorch, {layout}" for layout in LAYOUTS]
     for peer, layout in zip(peers, LAYOUTS, strict=False):
-        module = stored(translate(part.network, work.shape, part.weight_views, torch), layout, torch)
+        module = stored(translate(part.chain, work.shape, part.weight_views, torch), layout, torch)
         programs[peer], found = _torch_pass(work, module, images(x, layout, torch), images(dy, layout, torch))
         errors[peer] = _distances(found, exact)
     samples = alternate(programs, rounds=rounds, sample=sample)

@@ -44,18 +44,19 @@ class ResNet:
     def __post_init__(self) -> None:
         layers = self._layers_per_three
         if self.depth < layers + 2 or (self.depth - 2) % layers:
-            kind, known = ("bottleneck", "164 or 1001") if self._bottleneck else ("basic", "20, 32, 44, 56 or 110")
+            kind, known = ("bottleneck", "164 or 1001") if self.bottleneck else ("basic", "20, 32, 44, 56 or 110")
             rule = f"with {kind} blocks the depth is {layers}n + 2, such as {known}"
             raise InputError("model.depth", f"{rule}, and {self.depth} is not")
 
     @property
-    def _bottleneck(self) -> bool:
+    def bottleneck(self) -> bool:
+        """Whether the blocks are bottlenecks."""
         return self.block == "bottleneck" or (self.block == "auto" and self.depth >= DEEP)
 
     @property
     def _layers_per_three(self) -> int:
         """Weight layers in one block of each third."""
-        return 9 if self._bottleneck else 6
+        return 9 if self.bottleneck else 6
 
     def build(self, shape: Shape, outputs: int) -> Model:
         """One block per sum; every skip connection lies inside a block."""
@@ -64,9 +65,9 @@ class ResNet:
         for width, first in WIDTHS:
             for number in range((self.depth - 2) // self._layers_per_three):
                 stride = 1 if number else first
-                wide = width * EXPANSION if self._bottleneck else width
+                wide = width * EXPANSION if self.bottleneck else width
                 shortcut = None if (wide, stride) == (channels, 1) else self._shortcut(wide, stride)
-                block = bottleneck_block if self._bottleneck else basic_block
+                block = bottleneck_block if self.bottleneck else basic_block
                 blocks.append((f"block{len(blocks) + 1}", block(wide, stride, shortcut)))
                 channels = wide
         stem, head = self._ends(outputs)
@@ -76,12 +77,12 @@ class ResNet:
         if self.shortcut == "pad":
             return Network((("pad", PaddedIdentity(outputs, stride)),))
         conv = ("conv", Conv2d(outputs, 1, stride, bias=False))
-        return Network((conv,) if self._bottleneck else (conv, ("norm", BatchNorm())))
+        return Network((conv,) if self.bottleneck else (conv, ("norm", BatchNorm())))
 
     def _ends(self, outputs: int) -> tuple[Named, tuple[Named, ...]]:
         """Stem and head: bottlenecks leave norm and activation of the last sum to the head."""
         head: tuple[Named, ...] = (("pool", GlobalAveragePool()), ("output", Dense(outputs, initial="lecun")))
-        if self._bottleneck:
+        if self.bottleneck:
             return ("stem", Conv2d(STEM, bias=False)), (("norm", BatchNorm(activation="relu")), *head)
         return ("stem", conv_block(STEM)), head
 

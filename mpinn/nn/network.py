@@ -2,10 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from mpinn.array.typing import Array, Shape, Shapes
 from mpinn.nn.layer import EMPTY, Draws, Finish, Layer, Pass, Saved, Tree
+
+Swept: TypeAlias = Iterator[tuple[str, Any, Finish]]
+"""A backward pass in pieces: (name, dx, finish) of each, from the last."""
+
+
+class Whole(Layer, Protocol):
+    """A layer made of named pieces whose gradients are complete one after the other: all of what a rank owns."""
+
+    def sweep(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> Swept:
+        """The backward pass piece by piece, from the last; consumes ``saved``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Network:
 
         return dx if context.wants_dx else None, finish_all
 
-    def sweep(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> Iterator[tuple[str, Any, Finish]]:
+    def sweep(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> Swept:
         """The backward pass, layer by layer from the last: (name, dx, finish) as soon as the layer's dx is there.
 
         Consumes ``saved``, so that the buffers of a layer are free once its finish has run. Layers below the first one

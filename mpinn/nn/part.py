@@ -11,7 +11,7 @@ from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.nn.layer import Tree
 from mpinn.nn.layout import Layout
-from mpinn.nn.network import Network
+from mpinn.nn.network import Network, Whole
 
 WEIGHT_STREAM = 0x57454947
 """Sets the numbers of initial weights apart from every other use of the seed."""
@@ -28,7 +28,7 @@ class Part:
     """
 
     name: str
-    network: Network
+    network: Whole
     layout: Layout
     state_layout: Layout
     weights: Array
@@ -49,6 +49,13 @@ class Part:
         self.weight_views = self.layout.views(self.weights)
         self.grad_views = self.layout.views(self.grads)
         self.state_views = self.state_layout.views(self.state)
+
+    @property
+    def chain(self) -> Network:
+        """The network of a part whose layers follow one another; TypeError for any other."""
+        if not isinstance(self.network, Network):
+            raise TypeError(f"{self.name} is no chain of layers but a {type(self.network).__name__}")
+        return self.network
 
     def initialize(self, seed: int) -> None:
         """Draw the initial weights: those of layer i from (seed, i), on whatever rank it stands."""
@@ -73,7 +80,7 @@ def weight_numbers(seed: int, path: tuple[int, ...]) -> Generator:
 
 def build_part(
     name: str,
-    network: Network,
+    network: Whole,
     shape: Shape,
     dtype: Dtype,
     slots: tuple[str, ...],

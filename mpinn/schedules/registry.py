@@ -4,6 +4,7 @@ from mpinn.schedules.cut import StagedOptions
 from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.local import LocalOptions
+from mpinn.schedules.parareal import PararealOptions
 from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions, OneFOneBOptions
 from mpinn.schedules.serial import SerialOptions
 
@@ -17,4 +18,5 @@ SCHEDULES: dict[str, type[SerialOptions | StagedOptions]] = {
     "fr": FROptions,
     "layerwise": LayerwiseOptions,
     "local": LocalOptions,
+    "parareal": PararealOptions,
 }

@@ -47,7 +47,8 @@ def stage_of(world: World, options: Any) -> tuple[Any, Part, Callable[[], None],
     grid = Grid(world, 1, world.size)
     cuts = Cuts(BOUNDS[world.size])
     shape = cuts.shape(MODEL, grid.stage)
-    part = build_part("stage", cuts.network(MODEL, grid.stage), shape, DTYPE, OPTIMIZER.slots)
+    network = MODEL.network[cuts.bounds[grid.stage] : cuts.bounds[grid.stage + 1]]
+    part = build_part("stage", network, shape, DTYPE, OPTIMIZER.slots)
     part.initialize(0)
     aside = grid.stages.split(0, grid.stage, "aside")
     place = Place(grid.stages, aside, shape, cuts.shape(MODEL, grid.stage + 1), SILENT)

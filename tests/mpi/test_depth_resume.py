@@ -47,6 +47,8 @@ CASES = {
     "local, gossip": ("schedule.name=local", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "fdg, gossip": ("schedule.name=fdg", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
+    "parareal": ("schedule.name=parareal", "consensus.name=gradients", "train.clip=0.1", *NOISY),
+    "parareal, averaging": ("schedule.name=parareal", "schedule.form=difference", *MEETING, *NOISY),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
 }
 Run = Callable[..., int]

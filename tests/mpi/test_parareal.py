@@ -1,0 +1,208 @@
+"""Parareal stages under mpirun: what one process computes with all blocks, bit for bit; messages, and overlap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import Problem, clusters, predict, serial, synchronous
+from staged import bounds_of, grids
+
+from mpinn.array.typing import Array
+from mpinn.comm.channel import NullChannel
+from mpinn.comm.grid import Grid, World
+from mpinn.consensus.gradients import Gradients
+from mpinn.consensus.independent import Independent
+from mpinn.models.mlp import MLP
+from mpinn.models.model import Model
+from mpinn.nn.part import Part, build_part
+from mpinn.schedules.parareal import PararealOptions, PararealStage
+from mpinn.schedules.serial import Serial
+from mpinn.schedules.stage import Place
+from mpinn.trace import Trace
+from mpinn.update import OptimizerUpdate
+
+pytestmark = pytest.mark.mpi
+
+DEEP = MLP(widths=(9, 8, 7, 6), norm="batch", dropout=0.3)
+STEPS = 11
+"""The ragged batch of an epoch has 2 samples, and a batch of one leaves a replica without any."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A model whose network is the parareal one, for the oracles."""
+
+    model: Any
+    options: PararealOptions
+    blocks: int
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> Model:
+        model = self.model.build(shape, outputs)
+        bounds = bounds_of(len(model.network), self.blocks)
+        return replace(model, network=self.options.network(self.model, model, bounds))
+
+
+def problem_of(blocks: int, options: PararealOptions, model: Any = DEEP, **settings: Any) -> Problem:
+    """Training of all blocks in one process."""
+    return Problem(model=Whole(model, options, blocks), **settings)  # type: ignore[arg-type]
+
+
+@dataclass
+class Run:
+    part: Part
+    schedule: Any
+    losses: list[tuple[int, float]]
+
+
+def build(problem: Problem, grid: Grid, trace: Trace | None = None) -> Any:
+    """This rank's stage."""
+    whole: Any = problem.model
+    model = whole.model.build(problem.source.sample_shape, problem.source.classes)
+    bounds = bounds_of(len(model.network), grid.stages.size)
+    network = whole.options.network(whole.model, model, bounds)
+    share, shape = whole.options.share(network, model, bounds, grid.stage, grid.stages.size)
+    part = build_part("network", share, shape, np.dtype(problem.dtype), problem.optimizer.slots)
+    part.initialize(problem.seed)
+    aside = grid.stages.split(0, grid.stage, "aside")
+    place = Place(grid.stages, aside, (), (), trace or Trace())
+    return whole.options.build(part, problem.loss, problem.seed, place)
+
+
+def train(problem: Problem, grid: Grid, steps: int = STEPS, *, alone: bool = False, trace: Trace | None = None) -> Run:
+    """Train this rank's block, in agreement with the other replicas unless ``alone``."""
+    schedule = build(problem, grid, trace)
+    (part,) = schedule.parts.values()
+    consensus = Independent(NullChannel("alone")) if alone else Gradients(grid.replicas, 300)
+    update = OptimizerUpdate(consensus, problem.optimizer, problem.rate, problem.clip, schedule.parts, schedule.chained)
+    batches = problem.batches(grid.replicas.size, grid.replica)
+    run = Run(part, schedule, [])
+    for step in range(steps):
+        measured = schedule.step(batches.batch(step), update)
+        run.losses += [(m.index, float(m.loss)) for m in measured]
+    return run
+
+
+def values(part: Part, like: Part | None = None) -> Array:
+    """The parameters of a part without padding, or those that another part has too."""
+    names = {entry.name for entry in (like or part).layout}
+    return np.concatenate([part.weights[e.slice] for e in part.layout if e.name in names])
+
+
+def allowed(options: PararealOptions, world: World) -> Sequence[Grid]:
+    """The grids of these ranks that have as many blocks as sweeps, or more."""
+    return [grid for grid in grids(world) if grid.stages.size >= options.iterations]
+
+
+CASES = {
+    "residual": PararealOptions(),
+    "difference": PararealOptions(form="difference"),
+    "two sweeps": PararealOptions(iterations=2),
+    "three sweeps, difference": PararealOptions(iterations=3, form="difference"),
+}
+cases = pytest.mark.parametrize("name", CASES)
+
+
+@cases
+def test_equals_all_blocks_in_one_process_bit_for_bit(world: World, name: str) -> None:
+    for grid in allowed(CASES[name], world):
+        problem = problem_of(grid.stages.size, CASES[name])
+        run = train(problem, grid)
+        whole = synchronous(problem, grid.replicas.size, STEPS)
+        assert values(run.part).tobytes() == values(whole, run.part).tobytes()
+        assert bool(run.losses) == (grid.stage == grid.stages.size - 1)
+
+
+@cases
+def test_running_statistics_are_those_of_one_process(world: World, name: str) -> None:
+    for grid in allowed(CASES[name], world)[:1]:
+        run = train(problem_of(world.size, CASES[name]), grid, alone=True)
+        whole = serial(problem_of(world.size, CASES[name]), STEPS)
+        theirs = {entry.name: whole.state[entry.slice] for entry in whole.state_layout}
+        assert run.part.state.any()
+        for entry in run.part.state_layout:
+            assert run.part.state[entry.slice].tobytes() == theirs[entry.name].tobytes()
+
+
+def test_gradients_are_clipped_by_the_norm_of_all_blocks(world: World) -> None:
+    for grid in grids(world):
+        problem = problem_of(grid.stages.size, CASES["residual"], clip=0.2)
+        run = train(problem, grid)
+        # the oracle takes the norm of the whole vector at once
+        whole = synchronous(problem, grid.replicas.size, STEPS)
+        np.testing.assert_allclose(values(run.part), values(whole, run.part), rtol=1e-12, atol=1e-14)
+        free = synchronous(replace(problem, clip=0.0), grid.replicas.size, STEPS)
+        assert not np.allclose(values(free, run.part), values(whole, run.part), rtol=1e-3)
+
+
+@cases
+def test_predictions_and_gradients_aside_are_those_of_one_process(world: World, name: str) -> None:
+    grid = Grid(world, 1, world.size)
+    if CASES[name].iterations > world.size:
+        return
+    problem = problem_of(world.size, CASES[name], MLP(widths=(9, 8, 7, 6), norm="batch"))
+    run = train(problem, grid, 3, alone=True)
+    whole = serial(problem, 3)
+    x = problem.source.splits["test"].x.astype(problem.dtype)
+    before = dict(grid.stages.meter.counts)
+    for _ in range(4):
+        y = run.schedule.predict(x)
+        assert (y is None) == (grid.stage < world.size - 1)
+        assert y is None or y.tobytes() == predict(whole, x).tobytes()
+    batch = problem.batches(1, 0).batch(5)
+    run.schedule.gradient(batch)
+    Serial(whole, problem.loss, problem.seed).gradient(batch)
+    theirs = {entry.name: whole.grads[entry.slice] for entry in whole.layout}
+    for entry in run.part.layout:
+        assert run.part.grads[entry.slice].tobytes() == theirs[entry.name].tobytes()
+    assert grid.stages.meter.counts == before
+
+
+@cases
+def test_messages_are_those_of_the_method(world: World, name: str) -> None:
+    grid, options = Grid(world, 1, world.size), CASES[name]
+    if options.iterations > world.size:
+        return
+    run = train(problem_of(world.size, options), grid, 5, alone=True)
+    counts = grid.stages.meter.counts
+    if world.size == 1:
+        assert not counts
+        return
+    block = run.part.network.blocks[0]
+    right = 0 if block.last else len(block.sweeps) + sum(sweep < block.number for sweep in block.sweeps)
+    left = len(block.heard)
+    assert counts.get("send", (0, 0))[0] == 5 * (right + left)
+    assert set(counts) <= {"send", "receive"}
+    if options.iterations == 1:
+        # y_j and l_{j-1}, and c_j between the first and the last block
+        assert right + left == (not block.last) + (block.number > 1) + (1 < block.number < world.size)
+
+
+def test_a_stage_without_samples_takes_part(world: World) -> None:
+    for grid in grids(world):
+        problem = problem_of(grid.stages.size, CASES["residual"], source=clusters(25), batch=8)
+        run = train(problem, grid)
+        whole = synchronous(problem, grid.replicas.size, STEPS)
+        assert values(run.part).tobytes() == values(whole, run.part).tobytes()
+
+
+def test_all_fine_blocks_run_at_the_same_time(world: World) -> None:
+    """Nobody waits for another block before its own has run, forward and backward."""
+    if world.size == 1:
+        return
+    grid, trace = Grid(world, 1, world.size), Trace(10_000)
+    wide = problem_of(world.size, CASES["residual"], MLP(widths=(60, 60, 60, 60)), batch=50)
+    run = train(wide, grid, 6, alone=True, trace=trace)
+    assert isinstance(run.schedule, PararealStage)
+    steps = [[event for event in trace.events if event.batch == index] for index in range(6)]
+    for events in steps:
+        names = [event.name for event in sorted(events, key=lambda e: e.begun)]
+        # whatever a stage receives comes after its fine pass, whose value has left
+        first = names.index("receive") if "receive" in names else len(names)
+        assert names[0] == "forward"
+        assert grid.stage == world.size - 1 or names.index("send") < first
+        # and backward the error goes on to the block before, ahead of the pass through the fine block
+        coming = ["backward", "receive"] if grid.stage < world.size - 1 else []
+        going = ["backward", "send"] if grid.stage else []
+        assert names[names.index("backward") :] == [*coming, *going, "backward"]

@@ -1,0 +1,111 @@
+"""Jobs with parareal networks: one on any number of ranks, told apart from others, evaluated, and resumed."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from launch import alone, mpirun
+from training import SMALL, arguments, differences, here, records, summary, train
+
+from mpinn.storage.reader import Checkpoint
+
+PLAIN = (*SMALL, "model.widths=[10,9,8,7]", "model.norm=batch", "consensus.name=gradients")
+DEEP = (*PLAIN, "schedule.name=parareal", "schedule.cut=estimated")
+NAMES = ["fine1", "predictor2", "fine2", "coarse2", "predictor3", "fine3", "coarse3", "output"]
+
+
+@pytest.mark.parametrize("settings", [(), ("schedule.form=difference", "schedule.iterations=2")], ids=["1", "2"])
+def test_the_network_is_the_same_on_one_rank_and_on_several(settings: tuple[str, ...], tmp_path: Path) -> None:
+    assert train(3, tmp_path / "three", *DEEP, "grid.stages=3", *settings).returncode == 0
+    assert here(tmp_path / "one", *DEEP, "schedule.blocks=3", *settings) == 0
+    told = [summary(tmp_path / name)["test"] for name in ("one", "three")]
+    assert told[0] == told[1]
+    files = [tmp_path / name / "latest" for name in ("one", "three")]
+    differing = differences(*files)
+    # what a rank counts, and the grid, are those of the ranks
+    assert [name for name in differing if name.startswith(("model", "state", "optimizer"))] == []
+    with h5py.File(files[0]) as one, h5py.File(files[1]) as three:
+        names = [name for name in NAMES if settings == () or name != "predictor3"]
+        assert sorted(one["model/network"]) == sorted(three["model/network"]) == sorted(names)
+    done = mpirun(2, "-m", "mpinn", "evaluate", str(tmp_path / "three"))
+    assert f"accuracy {told[0]['accuracy']:.4f}, loss {told[0]['loss']:.4f}" in done.stdout, done.stderr
+
+
+def test_one_block_is_serial_training(tmp_path: Path) -> None:
+    assert here(tmp_path / "parareal", *DEEP) == 0
+    assert here(tmp_path / "serial", *PLAIN) == 0
+    files = [tmp_path / name / "latest" for name in ("parareal", "serial")]
+    assert {name for name in differences(*files) if name.startswith("model")} == set()
+    with Checkpoint(files[0]) as checkpoint:
+        assert checkpoint.configuration["schedule"]["blocks"] == 1
+
+
+def test_a_run_goes_on_on_other_ranks_with_the_same_blocks(tmp_path: Path) -> None:
+    assert here(tmp_path / "whole", *DEEP, "schedule.blocks=2") == 0
+    directory = tmp_path / "run"
+    assert train(2, directory, *DEEP, "grid.stages=2", "--stop-after", "7").returncode == 75
+    assert here(directory, *DEEP, "schedule.blocks=2") == 0
+    assert [line["step"] for line in records(directory) if "loss" in line] == [4, 8, 12, 16, 18]
+    assert not [n for n in differences(directory / "latest", tmp_path / "whole" / "latest") if n.startswith("model")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((*DEEP, "schedule.blocks=3"), "a parareal network of 3 blocks (residual, 1 sweep) is another architecture"),
+        ((*DEEP, "schedule.blocks=2", "schedule.form=difference"), "of 2 blocks (difference, 1 sweep) is another"),
+        (PLAIN, "but the model as it is is another architecture"),
+    ],
+)
+def test_another_network_is_refused(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    assert here(tmp_path, *DEEP, "schedule.blocks=2", stop_after=3) == 75
+    done = alone(*arguments(tmp_path, *settings))
+    assert done.returncode == 2
+    assert f"mpinn: {tmp_path}: this run trains a parareal network of 2 blocks (residual, 1 sweep), but" in done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_replicas_of_parareal_networks_agree_and_meet(tmp_path: Path) -> None:
+    for consensus in ("averaging", "gossip"):
+        done = train(4, tmp_path / consensus, *DEEP, "grid.stages=2", f"consensus.name={consensus}")
+        assert done.returncode == 0, done.stderr
+        assert "2 x 2 x 1 ranks" in done.stdout
+        assert summary(tmp_path / consensus)["test"]["loss"] < 2.4
+
+
+def test_fine_blocks_overlap_in_both_passes(tmp_path: Path) -> None:
+    wide = ("model.widths=[600,600]", "data.batch=400", "run.dtype=float64", "train.epochs=8", "model.norm=none")
+    assert train(2, tmp_path, *DEEP, *wide, "grid.stages=2", "--trace").returncode == 0
+    told = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    for name in ("forward", "backward"):
+        first, second = ([e for e in told if e["name"] == name and e["pid"] == rank] for rank in (0, 1))
+        assert any(together(one, other) > 0 for one, other in product(first, second)), name
+
+
+def together(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Microseconds from when both have begun to when one ends; negative where one ends before."""
+    ends = [event["ts"] + event["dur"] for event in (one, other)]
+    return float(min(ends) - max(one["ts"], other["ts"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("grid.stages=2", "schedule.blocks=3"), "schedule.blocks: 3 fine blocks need as many stages, or one, not 2"),
+        (("grid.stages=2", "schedule.iterations=3"), "schedule.iterations: 2 fine blocks are exact after 2 sweeps"),
+        (("schedule.blocks=9",), "schedule.blocks: the model has 4 units"),
+        (("grid.stages=2", "schedule.cut=['output']"), "schedule.cut: no stage can begin at 'output'"),
+        (("grid.stages=2", "model.name=cnn", "model.widths=[9,8]"), "schedule.name: parareal needs a model whose"),
+        (("grid.stages=2", "schedule.form=sum"), "schedule.form: "),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_the_door(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = mpirun(2, *arguments(tmp_path / "run", *DEEP, *settings))
+    assert done.returncode == 2, done.stdout
+    assert f"mpinn: {said}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
