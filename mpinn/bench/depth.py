@@ -22,6 +22,7 @@ from mpinn.bench.watched import Watched
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
 from mpinn.consensus.independent import Independent
+from mpinn.costs import SCHEDULES as FORECAST
 from mpinn.costs import Link, demands, forecast, stages_of
 from mpinn.cuts import Cuts, whole
 from mpinn.datasets.batches import Batch
@@ -208,7 +209,7 @@ def _planned(work: Work, world: World) -> dict[str, Planned]:
     def plan() -> bytes:
         costs, plans = measure(work.model, work.batch, DTYPE, choose_kernels("auto")[0]), {}
         link = Link(BANDWIDTH, LATENCY)
-        for schedule in SCHEDULES:
+        for schedule in FORECAST:
             if schedule == "serial":
                 continue
             cut = partition(costs, world.size, slots=len(OPTIMIZER.slots), in_flight=demands(schedule, MICRO_BATCHES))

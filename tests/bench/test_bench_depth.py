@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 from launch import mpirun
+from training import world
 
 from mpinn.bench import depth
 from mpinn.bench.timing import Spread
-from mpinn.comm.grid import connect
 
 PROGRAM = """
 from mpinn.bench import depth
@@ -38,7 +38,7 @@ def test_every_schedule_has_its_turn(tmp_path: Path) -> None:
 
 
 def test_one_rank_has_no_depth_to_share() -> None:
-    assert depth.run(connect()) == []
+    assert depth.run(world()) == []
 
 
 def test_samples_per_second_are_those_of_the_median() -> None:

