@@ -234,7 +234,7 @@ def _scheduled(schedule: str, plan: Planned, work: Work, world: World) -> Contes
     cuts, rank = Cuts(plan.bounds), world.rank
     channel = Watched(world.channel(schedule))
     edges = (cuts.shape(work.model, rank), cuts.shape(work.model, rank + 1))
-    place = Place(channel, world.channel("aside"), *edges, SILENT)
+    place = Place(channel, world.channel("aside"), *edges, SILENT, (CLASSES,))
     return replace(_stepping(schedule, _part(work, cuts, rank), place, work), waited=lambda: channel.seconds)
 
 
