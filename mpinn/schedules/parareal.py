@@ -11,7 +11,7 @@ The last stage has the head and the loss. What it computes is what `mpinn.nn.par
 the last bit, and nothing is reduced over the stages.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -31,10 +31,11 @@ from mpinn.nn.network import Whole
 from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part
 from mpinn.nn.sweeps import BackwardSweeps, ForwardSweeps
-from mpinn.schedules.cut import Bounds, StagedOptions
-from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
+from mpinn.schedules.options import Bounds, StagedOptions
+from mpinn.schedules.schedule import Measured, Update
 from mpinn.schedules.serial import Serial
 from mpinn.schedules.stage import Place, Stage
+from mpinn.schedules.staged import Staged
 from mpinn.trace import SILENT, Trace
 
 WAYS: tuple[Way, ...] = ("fine", "coarse", "adjoint")
@@ -92,10 +93,6 @@ class PararealOptions(StagedOptions):
         if place.channel.size == 1:
             return Serial(part, loss, seed, place.trace)
         return PararealStage(part, loss, seed, place)
-
-    def held(self, stages: int) -> int:
-        """How many batches must stay valid besides the one in use."""
-        return 0
 
 
 class ChannelLinks:
@@ -166,19 +163,15 @@ class ChannelLinks:
         self._open.clear()
 
 
-class PararealStage:
+class PararealStage(Staged):
     """One fine block; nothing is in flight between steps."""
-
-    behind = 0
 
     def __init__(self, part: Part, loss: Loss, seed: int, place: Place):
         if not isinstance(part.network, Parareal):
             raise TypeError("a stage of a parareal network has one of its blocks")
+        super().__init__(Stage(part, loss, seed, place))
         (self._block,) = part.network.blocks
-        self.parts: Mapping[str, Part] = {part.name: part}
-        self.staleness = Staleness()
         self._part, self._loss, self._seed = part, loss, seed
-        self._stage = Stage(part, loss, seed, place)
         self._links = ChannelLinks(place.channel, self._block, part, place.trace)
         self._aside = ChannelLinks(place.aside, self._block, part, SILENT)
         self._spans = {name: part.layout.span((name,)) for name in part.weight_views}
@@ -219,10 +212,6 @@ class PararealStage:
         links.done()
         return loss
 
-    def drain(self, update: Update) -> Sequence[Measured]:
-        """Nothing is in flight."""
-        return ()
-
     def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
         """Forward only, on all stages at once; x: (B, *shape) on each of them."""
         part, links = self._part, self._aside
@@ -238,18 +227,3 @@ class PararealStage:
         context = Pass(self._part.pool, self._part.ops, training=False, gradients=True, poke=self._aside.poke)
         self._pass(batch, context, self._aside, lambda part, span: None)
         self._aside.settle()
-
-    def across(self, values: Array) -> Array:
-        """The sum of ``values`` over the stages."""
-        return self._stage.across(values)
-
-    def chained(self, values: Sequence[float]) -> Sequence[float]:
-        """All stages apply the gradient of the same batch."""
-        return self._stage.chained(values)
-
-    def flight(self) -> Flight | None:
-        """Nothing is in flight."""
-        return None
-
-    def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
-        """Nothing is in flight."""
