@@ -196,20 +196,23 @@ def test_predictors_and_coarse_networks_of_a_parareal_network_are_shown(capsys):
     # the stem goes with the first block, the head with the last
     assert plan.partition.bounds == (0, 2, 3, 6)
     first, second, third = plan.blocks
-    assert (first.predictor, first.coarse) == ((), ())
+    assert (first.predictor.layers, first.coarse.layers) == ((), ())
     assert (second.inputs, second.outputs) == ((8, 8, 16), (4, 4, 32))
-    assert (second.predictor, second.predictor_size) == (("conv", "norm"), 16 + 32)
-    assert (third.predictor, third.predictor_size) == (("pool", "conv", "norm"), 32 + 64)
-    assert (second.coarse_size, third.coarse_size) == (
+    assert (second.predictor.layers, second.predictor.parameters) == (("conv", "norm"), 16 + 32)
+    assert (third.predictor.layers, third.predictor.parameters) == (("pool", "conv", "norm"), 32 + 64)
+    assert (second.coarse.parameters, third.coarse.parameters) == (
         9 * 16 * 32 + 9 * 32 * 32 + 512,
         9 * 32 * 64 + 9 * 64 * 64 + 2048,
     )
-    assert describe(plan)["blocks"][1]["coarse_size"] == second.coarse_size
+    assert describe(plan)["blocks"][1]["coarse"]["parameters"] == second.coarse.parameters
     assert "blocks" not in describe(estimated(*DEEP, stages=3))
     show(plan, as_json=False)
     printed = capsys.readouterr().out
     assert "pool, conv, norm: 96" in printed
-    assert f"add {48 + 96 + second.coarse_size + third.coarse_size:,} parameters to the {sum_of(plan):,}" in printed
+    assert (
+        f"add {48 + 96 + second.coarse.parameters + third.coarse.parameters:,} parameters to the {sum_of(plan):,}"
+        in printed
+    )
 
 
 def sum_of(plan: Plan) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeAlias
 
+from mpinn.abreast import Wanted
 from mpinn.array.typing import Shape
 from mpinn.models.model import Model, ModelOptions
 from mpinn.nn.loss import Loss
@@ -46,6 +47,10 @@ class ScheduleOptions(ABC):
     def frame(self, model: Model) -> Model:
         """The model with the stem and the head that no cut separates from themselves."""
         return model
+
+    def wanted(self, slots: int) -> Wanted | None:
+        """The parareal network that is made of the pieces; None where they follow one another. As settled."""
+        return None
 
     def network(self, options: ModelOptions, model: Model, bounds: Bounds) -> Whole:
         """What is trained, altogether."""

@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from msgspec import Meta
 
+from mpinn.abreast import Wanted
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel, Pending
 from mpinn.datasets.batches import Batch
@@ -75,6 +76,10 @@ class PararealOptions(StagedOptions):
     def frame(self, model: Model) -> Model:
         """With a block of the body in the first and in the last piece too: stem and head are no fine blocks."""
         return replace(model, stem=model.stem + 1, head=model.head + 1)
+
+    def wanted(self, slots: int) -> Wanted:
+        """What is made of the fine blocks."""
+        return Wanted(self.blocks, self.form, self.iterations, slots)
 
     def network(self, options: ModelOptions, model: Model, bounds: Bounds) -> Whole:
         """The parareal network; with one fine block it is the model's own."""
