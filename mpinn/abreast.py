@@ -11,7 +11,8 @@ network's backward pass, its weight gradient, waits until the adjoint has gone o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TypeAlias
 
@@ -129,13 +130,16 @@ def choose(
         [number.times(stage) for stage in stages],
         [number.chained(stage) for stage in stages],
         memory,
-        [number.held(stage) for stage in stages],
+        [number.held(stage) for stage in stages] if memory is not None else (),
     )
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Tables (U + 1, U + 1) of what a stage of the units i..j-1 takes; predictor: (U + 1), coarse: (U + 1, U + 1)."""
+    """Tables (U + 1, U + 1) of what a stage of the units i..j-1 takes.
+
+    predictor: (U + 1) costs, of that of a stage that begins with each unit; coarse: (U + 1, U + 1).
+    """
 
     costs: Sequence[Cost]
     head: Cost
@@ -143,28 +147,41 @@ class _Numbers:
     coarse: Array
     link: Link
     wanted: Wanted
-    crossing: Array = field(init=False)
-    """(U + 1,): seconds of a message across the cut before each unit."""
 
-    def __post_init__(self) -> None:
-        sent = [0.0, *(self.link.seconds(cost.output_bytes) for cost in self.costs[:-1]), 0.0]
-        object.__setattr__(self, "crossing", np.array(sent))
+    @cached_property
+    def crossing(self) -> Array:
+        """(U + 1,): seconds of a message across the cut before each unit."""
+        return np.array([0.0, *(self.link.seconds(cost.output_bytes) for cost in self.costs[:-1]), 0.0])
+
+    @cached_property
+    def fine(self) -> Array:
+        """(U + 1, U + 1): both passes of the units, without the head."""
+        found = sums_of([_both(cost) for cost in self.costs])
+        found[:, -1] -= _both(self.head)
+        return found
+
+    @cached_property
+    def small(self) -> tuple[Array, Array, Array]:
+        """(U + 1, U + 1) each: both passes of the coarse network, its parameters, and what a pass keeps."""
+        seconds, parameters, kept = np.zeros((3, *self.coarse.shape))
+        for place in zip(*np.nonzero(self.coarse != NOTHING), strict=True):
+            cost = self.coarse[place]
+            seconds[place], parameters[place], kept[place] = _both(cost), cost.parameter_bytes, cost.kept_bytes
+        return seconds, parameters, kept
 
     def times(self, stage: int) -> Array:
         """What runs at once: the fine block in its sweeps, its predictor, and the message of its value."""
         wanted = self.wanted
-        fine = sums_of([cost.forward + cost.backward for cost in self.costs])
-        fine[:, -1] -= self.head.forward + self.head.backward
         runs = len(sweeps_of(stage, wanted.count, wanted.iterations))
         guess = np.array([_both(cost) for cost in self.predictor]) * guesses(stage, wanted.count, wanted.iterations)
-        return stages_only(runs * (fine + self.crossing) + guess[:, None])
+        return stages_only(runs * (self.fine + self.crossing) + guess[:, None])
 
     def chained(self, stage: int) -> Array:
         """What waits for the stage before: the coarse network, its value, and the adjoint."""
         wanted = self.wanted
         runs = len(sweeps_of(stage, wanted.count, wanted.iterations))
         again = runs * _twice(wanted.form) * corrects(stage, wanted.count, wanted.iterations)
-        seconds = again * np.vectorize(_both, otypes=[float])(self.coarse)
+        seconds = again * self.small[0]
         messages = self.crossing[:, None] + (self.crossing if 1 < stage < wanted.count else 0)
         return stages_only(seconds + runs * messages)
 
@@ -177,8 +194,8 @@ class _Numbers:
         fine = sums_of([copies * cost.parameter_bytes + runs * cost.kept_bytes for cost in self.costs])
         guess = np.array([copies * cost.parameter_bytes + cost.kept_bytes for cost in self.predictor]) * guessed
         again = runs * _twice(wanted.form)
-        coarse = np.vectorize(lambda cost: copies * cost.parameter_bytes + again * cost.kept_bytes, otypes=[float])
-        return stages_only(fine + guess[:, None] + coarse(self.coarse) * corrected)
+        _, parameters, kept = self.small
+        return stages_only(fine + guess[:, None] + (copies * parameters + again * kept) * corrected)
 
 
 def _both(cost: Cost) -> float:

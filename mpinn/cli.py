@@ -145,7 +145,7 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, messages or depth.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks, messages, depth or parareal.")],
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
@@ -154,8 +154,9 @@ def bench(
     python -m mpinn bench networks
     mpirun -n 2 python -m mpinn bench messages
     mpirun -n 2 python -m mpinn bench depth
+    mpirun -n 4 python -m mpinn bench parareal
     """
-    _choose("bench", what, ("mlp", "layers", "networks", "messages", "depth"))
+    _choose("bench", what, ("mlp", "layers", "networks", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -176,6 +177,14 @@ def bench(
         timed = depth.run(world)
         if world.rank == 0:
             depth.print_rows(timed)
+    elif what == "parareal":
+        from mpinn.bench import parareal
+        from mpinn.comm.grid import connect
+
+        world = connect()
+        told = parareal.run(world)
+        if world.rank == 0:
+            parareal.print_rows(*told)
     else:
         from mpinn.bench import messages
         from mpinn.comm.grid import connect
