@@ -7,19 +7,21 @@ the head and the loss. A step with one sweep over N blocks takes about
 
 and cuts are chosen for the least such sum. `forecast` follows every pass and every message instead. Half of a coarse
 network's backward pass, its weight gradient, waits until the adjoint has gone on. Messages occupy who sends them, as in
-`mpinn.costs`; where the coarse sweep is gathered, they arrive at its rank one after the other.
+`mpinn.costs`; where the coarse sweep is gathered, all of them go through its rank one after the other, as fast as the
+link is wide, and latency counts once there and once back.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
 
 from mpinn.array.typing import Array, Shape
-from mpinn.costs import Forecast, Link
+from mpinn.costs import ASSUMED, Forecast, Link
 from mpinn.models.model import Model
 from mpinn.nn.block import Block, Form, Way, corrects, guesses, sweeps_of
 from mpinn.nn.parareal import Parareal
@@ -213,6 +215,19 @@ def forecast(blocks: Sequence[Abreast], link: Link, gathered: bool = False) -> F
     return Forecast("parareal", done, done, clock.messages, held)
 
 
+def waits(blocks: Sequence[Block], size: int, link: Link = ASSUMED) -> tuple[float, float]:
+    """Seconds of a step in which messages are waited for, where blocks are even: in a chain, and gathered.
+
+    ``size``: bytes of one number of every sample.
+    """
+    even = [
+        Abreast(block, (), Cost("", 1, 1.0, 1.0, size * prod(block.inputs), size * prod(block.outputs), 0, 0))
+        for block in blocks
+    ]
+    chain, gather = (forecast(even, link, gathered).seconds - 2 for gathered in (False, True))
+    return chain, gather
+
+
 @dataclass
 class _Clock:
     """Follows passes and messages."""
@@ -275,17 +290,22 @@ class _Clock:
         arrivals += [(done, entry.fine.output_bytes) for done, entry in zip(values, others, strict=True)]
         arrived = 0.0
         for left, size in sorted(arrivals):
-            arrived = self._sent(max(arrived, left), size)
+            arrived = self._through(max(arrived, left + self.link.latency), size)
         twice = _twice(last.block.form)
         now = max(own, arrived) + sum(entry.coarse.forward * twice for entry in blocks)
         now += last.head.forward + last.head.backward
         found, later = [], 0.0
         for entry in reversed(blocks):
-            if entry is not last:
-                now = self._sent(now, entry.fine.output_bytes)
-                if entry.block.number > 1:
-                    now = self._sent(now, entry.fine.input_bytes)
-                found.append(now + entry.fine.backward + entry.predictor.backward)
             half = entry.coarse.backward * twice / 2
+            if entry is not last:
+                now = self._through(now, entry.fine.output_bytes)
+                loses = self._through(now + half, entry.fine.input_bytes) if entry.block.number > 1 else now
+                found.append(loses + self.link.latency + entry.fine.backward + entry.predictor.backward)
+                now = max(now, loses - half)
             now, later = now + half, later + half
         return max([*found, now + last.fine.backward + last.predictor.backward + later])
+
+    def _through(self, now: float, size: float) -> float:
+        """When a message has gone through the one rank that all of them pass."""
+        self.messages += 1
+        return now + size / self.link.bandwidth

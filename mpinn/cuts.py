@@ -42,6 +42,11 @@ def trained(config: Config, model: Model, cuts: Cuts) -> Whole:
     return network
 
 
+def size_of(config: Config, replicas: int) -> int:
+    """Bytes of one number of every sample of a replica's batch."""
+    return -(-config.data.batch // replicas) * np.dtype(config.run.dtype).itemsize
+
+
 def whole(model: Model) -> Cuts:
     """No cuts: one rank has the whole depth."""
     return Cuts((0, len(model.network)))

@@ -15,7 +15,7 @@ from mpinn.comm.channel import Channel
 from mpinn.comm.grid import Grid, World
 from mpinn.comm.transport import choose_transport
 from mpinn.config import Config
-from mpinn.cuts import Cuts, cut, trained
+from mpinn.cuts import Cuts, cut, size_of, trained
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
@@ -192,7 +192,7 @@ def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts)
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
     network, shape = config.schedule.share(
-        trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size
+        trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size, size_of(config, replicas)
     )
     part = build_part("network", network, shape, dtype, config.optimizer.slots, ops=ops)
     part.initialize(config.run.seed)

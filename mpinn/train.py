@@ -11,7 +11,7 @@ from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.consensus.graphs import sides
-from mpinn.cuts import trained
+from mpinn.cuts import size_of, trained
 from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build, second_core
 from mpinn.nn.layout import Layout
@@ -103,12 +103,16 @@ def _parameters(experiment: Experiment) -> int:
 
 def _depth(world: World, experiment: Experiment) -> list[str]:
     """How the depth is cut, and why so."""
-    cuts = experiment.cuts
+    cuts, config = experiment.cuts, experiment.config
     if len(cuts.bounds) == 2:
         return []
     begin, pieces = cuts.starts(experiment.model), "stages" if experiment.grid.stages.size > 1 else "blocks"
-    said = f"schedule {experiment.config.names['schedule']}, {pieces} begin at {begin}: {cuts.reason}"
-    return [said, *experiment.config.schedule.remarks(second_core(world))]
+    said = f"schedule {config.names['schedule']}, {pieces} begin at {begin}: {cuts.reason}"
+    if experiment.grid.stages.size == 1:
+        return [said]
+    size = size_of(config, experiment.grid.replicas.size)
+    network = trained(config, experiment.model, cuts)
+    return [said, *config.schedule.remarks(second_core(world), network, size)]
 
 
 def _remarks(config: Config, replicas: int) -> list[str]:

@@ -284,8 +284,8 @@ class _Racer:
 
 
 def _part(work: Work, model: Model, bounds: tuple[int, ...], stage: int, count: int) -> Part:
-    options = PararealOptions(blocks=count)
-    network, shape = options.share(options.network(work.options, model, bounds), model, bounds, stage, count)
+    options, size = PararealOptions(blocks=count), work.batch * DTYPE.itemsize
+    network, shape = options.share(options.network(work.options, model, bounds), model, bounds, stage, count, size)
     part = build_part("network", network, shape, DTYPE, OPTIMIZER.slots, ops=choose_kernels("auto")[0])
     part.initialize(0)
     return part

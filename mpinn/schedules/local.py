@@ -23,7 +23,7 @@ from mpinn.nn.dense import Dense
 from mpinn.nn.flatten import Flatten
 from mpinn.nn.layer import Layer, Pass
 from mpinn.nn.loss import Loss
-from mpinn.nn.network import Network
+from mpinn.nn.network import Network, Whole
 from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import GlobalAveragePool
 from mpinn.schedules.flight import awaited, landed
@@ -52,7 +52,7 @@ class LocalOptions(StagedOptions):
         stage = Stage(part, loss, seed, place)
         return Local(stage, None if stage.last else Auxiliary(stage, place, self.width, loss, seed))
 
-    def remarks(self, second_core: bool) -> Sequence[str]:
+    def remarks(self, second_core: bool, network: Whole, size: int) -> Sequence[str]:
         """Where the gradients come from."""
         return ("every stage but the last learns through an auxiliary head, which is no part of the model",)
 

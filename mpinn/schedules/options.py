@@ -32,8 +32,8 @@ class ScheduleOptions(ABC):
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> Schedule:
         """The schedule of one stage."""
 
-    def remarks(self, second_core: bool) -> Sequence[str]:
-        """What the log says of the schedule besides its name and cuts."""
+    def remarks(self, second_core: bool, network: Whole, size: int) -> Sequence[str]:
+        """What the log says of the schedule besides its name and cuts; see `network` and `share`."""
         return ()
 
     def settled(self, stages: int) -> Self:
@@ -56,8 +56,13 @@ class ScheduleOptions(ABC):
         """What is trained, altogether."""
         return model.network
 
-    def share(self, network: Whole, model: Model, bounds: Bounds, stage: int, stages: int) -> tuple[Whole, Shape]:
-        """What a stage owns of it, and the shape of a sample that enters there."""
+    def share(
+        self, network: Whole, model: Model, bounds: Bounds, stage: int, stages: int, size: int
+    ) -> tuple[Whole, Shape]:
+        """What a stage owns of it, and the shape of a sample that enters there.
+
+        ``size``: bytes of one number of every sample of a replica's batch.
+        """
         return network, model.shape
 
     def held(self, stages: int) -> int:
@@ -78,7 +83,9 @@ class StagedOptions(ScheduleOptions):
 
     staged: ClassVar[bool] = True
 
-    def share(self, network: Whole, model: Model, bounds: Bounds, stage: int, stages: int) -> tuple[Whole, Shape]:
+    def share(
+        self, network: Whole, model: Model, bounds: Bounds, stage: int, stages: int, size: int
+    ) -> tuple[Whole, Shape]:
         """A run of its layers."""
         layers = model.network
         return layers[bounds[stage] : bounds[stage + 1]], layers[: bounds[stage]].output_shape(model.shape)
