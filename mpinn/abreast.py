@@ -212,7 +212,7 @@ def forecast(blocks: Sequence[Abreast], link: Link, gathered: bool = False) -> F
     clock = _Clock(link)
     done = clock.gathered(blocks) if gathered else clock.chained(blocks)
     held = tuple(entry.in_flight for entry in blocks)
-    return Forecast("parareal", done, done, clock.messages, held)
+    return Forecast("parareal, gathered" if gathered else "parareal", done, done, clock.messages, held)
 
 
 def waits(blocks: Sequence[Block], size: int, link: Link = ASSUMED) -> tuple[float, float]:

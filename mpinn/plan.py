@@ -15,7 +15,7 @@ from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.config import Config, not_one_of
 from mpinn.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
-from mpinn.cuts import Costs, divide, joined, learn
+from mpinn.cuts import Costs, divide, joined, learn, size_of
 from mpinn.datasets.samples import GIB
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
@@ -96,6 +96,8 @@ class Plan:
     forecasts: tuple[Forecast, ...]
     blocks: tuple[BlockSize, ...] = ()
     """Of a parareal network."""
+    sweep: tuple[str, ...] = ()
+    """Where its coarse sweep will be, and why."""
 
 
 def answer(question: Question) -> Plan:
@@ -128,6 +130,8 @@ def answer(question: Question) -> Plan:
     blocks = _blocks(config, model, chosen, costs)
     if blocks:
         forecasts.append(abreast.forecast(blocks, link))
+        if len(blocks) > 2 and blocks[0].block.iterations == 1:
+            forecasts.append(abreast.forecast(blocks, link, gathered=True))
     return Plan(
         model=config.names["model"],
         data=config.data.name,
@@ -144,6 +148,7 @@ def answer(question: Question) -> Plan:
         vectors=2 + len(config.optimizer.slots),
         forecasts=tuple(forecasts),
         blocks=tuple(_size_of(entry) for entry in blocks),
+        sweep=_sweep(config, model, chosen, replicas),
     )
 
 
@@ -153,6 +158,14 @@ def _blocks(config: Config, model: Model, chosen: Partition, costs: Costs) -> tu
     if costs.sides is None or not isinstance(network, Parareal):
         return ()
     return abreast.abreast(network, model, costs.units, chosen.bounds, costs.sides, costs.beside)
+
+
+def _sweep(config: Config, model: Model, chosen: Partition, replicas: int) -> tuple[str, ...]:
+    schedule = config.schedule.settled(chosen.stages)
+    if schedule.wanted(0) is None:
+        return ()
+    network = schedule.network(config.model, model, chosen.bounds)
+    return tuple(schedule.remarks(False, network, size_of(config, replicas)))
 
 
 def _size_of(entry: Abreast) -> BlockSize:
@@ -203,7 +216,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             {**asdict(row), "speedup": serial / row.seconds, "locked_speedup": serial / row.locked}
             for row in plan.forecasts
         ],
-        **({"blocks": [asdict(block) for block in plan.blocks]} if plan.blocks else {}),
+        **({"blocks": [asdict(block) for block in plan.blocks], "sweep": list(plan.sweep)} if plan.blocks else {}),
     }
 
 
@@ -277,6 +290,7 @@ def _notes(plan: Plan) -> list[str]:
         fine = sum(block.fine for block in plan.blocks)
         added = sum(block.predictor.parameters + block.coarse.parameters for block in plan.blocks)
         told.append("parareal: a network of its own; its speed-up is over one rank with the network that is cut")
+        told += plan.sweep
         told.append(f"predictors and coarse networks add {added:,} parameters to the {fine:,} of the fine blocks")
     if plan.replicas > 1:
         told.append("what the replicas send each other is not in these numbers")

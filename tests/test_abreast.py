@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nn.parareal_examples import parareal
 
-from mpinn.abreast import NOTHING, Abreast, forecast, head_of
+from mpinn.abreast import NOTHING, Abreast, forecast, head_of, waits
 from mpinn.array import ops
 from mpinn.choices import build_model, read_config
 from mpinn.costs import Link
@@ -82,10 +82,23 @@ def test_the_difference_form_runs_coarse_networks_twice():
 def test_a_gathered_sweep_saves_latency_and_pays_for_bytes():
     even = blocks(4, [5] * 4, [1] * 4, [0.5] * 4, 0.25, size=1000)
     late, narrow = Link(1e30, 1.0), Link(1e3, 0.0)
-    assert forecast(even, FREE).seconds == pytest.approx(forecast(even, FREE, gathered=True).seconds, rel=0.1)
+    chain, gather = (forecast(even, late, gathered) for gathered in (False, True))
+    assert (chain.messages, gather.messages) == (3 + 2 + 3, 5 + 5)
+    # once there, in place of a hop for every block; what goes back is there before the last rank is done
+    assert gather.seconds - forecast(even, FREE, gathered=True).seconds == pytest.approx(1.0)
+    assert chain.seconds - forecast(even, FREE).seconds == pytest.approx(6.0)
     assert forecast(even, narrow, gathered=True).seconds > forecast(even, narrow).seconds
-    many = [replace(entry, coarse=NOTHING) for entry in even]
-    assert forecast(many, late, gathered=True).messages == 3 + 2 + 3 + 2
+
+
+def test_without_messages_it_makes_no_difference_to_fine_blocks():
+    even = blocks(4, [5] * 4, [1] * 4, [0.0] * 4, 0.25)
+    assert forecast(even, FREE).seconds == pytest.approx(forecast(even, FREE, gathered=True).seconds)
+
+
+def test_waits_are_those_of_messages():
+    network = parareal(4)
+    chain, gather = waits(network.blocks, 8, Link(1e30, 1.0))
+    assert (chain, gather) == (pytest.approx(6.0), pytest.approx(2.0))
 
 
 def test_no_partition_is_better():

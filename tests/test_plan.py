@@ -215,6 +215,20 @@ def test_predictors_and_coarse_networks_of_a_parareal_network_are_shown(capsys):
     )
 
 
+def test_small_messages_are_better_gathered():
+    narrow = ("model.widths=[8,8,8,8,8]", "schedule.name=parareal", "data.batch=32")
+    plan = estimated(*narrow, stages=4)
+    assert plan.sweep[0].startswith("coarse sweep gathered on the last stage: its messages take about ")
+    assert plan.forecasts[-1].seconds < plan.forecasts[-2].seconds
+    for settings, said in (
+        ({"stages": 2}, "coarse sweep from stage to stage: there is one coarse network"),
+        ({"stages": 4, "sweep": "chain"}, "coarse sweep from stage to stage: schedule.sweep is chain"),
+        ({"stages": 4, "iterations": 2}, "coarse sweep from stage to stage: there are 2 sweeps"),
+    ):
+        more = [f"schedule.{key}={value}" for key, value in settings.items() if key != "stages"]
+        assert estimated(*narrow, *more, stages=settings["stages"]).sweep == (said,)
+
+
 def sum_of(plan: Plan) -> int:
     return sum(block.fine for block in plan.blocks)
 
