@@ -210,7 +210,8 @@ def _loss(y: Any, target: Any, smoothing: float, most: Any, total: Any) -> float
         for o in range(y.shape[0]):
             for i in range(target.size):
                 loss -= np.float64(y[o, i] - most[i]) * (smoothing / y.shape[0])
-    return loss + np.log(product)
+    found: float = loss + np.log(product)
+    return found
 
 
 @sums

@@ -1,8 +1,8 @@
 """Many small multi-layer perceptrons of different widths and activations, trained at once (Farias et al. 2022).
 
-A `Panel` is some members side by side: the first layer of all of them is one product of matrices, later layers are runs
-of rows. `Packed` is panels, of which each is small enough for its arrays to stay in the cache, and none knows of another.
-A panel is never cut, so what a member computes does not depend on which rank has its panel, to the last bit.
+A `Panel` is some members side by side: the first layer of all of them is one product of matrices, later layers are
+runs of rows. `Packed` is panels, each small enough for its arrays to stay in the cache, and none knows of another. A
+panel is never cut, so what a member computes does not depend on which rank has its panel, to the last bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -17,7 +17,6 @@ from mpinn.array.packed import Runs
 from mpinn.array.typing import Array, Shape, Shapes
 from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
 from mpinn.nn.network import Network, Whole
-
 
 LAYER = "population"
 """The name of the one layer of a network that is a population."""
@@ -128,7 +127,7 @@ class Panel:
 
     def parameters(self, shape: Shape) -> Shapes:
         units = [int(starts[-1]) for starts in self.starts]
-        declared: Shapes = {"hidden1": {"weight": (units[0], prod(shape)), "bias": (units[0],)}}
+        declared: dict[str, Shapes] = {"hidden1": {"weight": (units[0], prod(shape)), "bias": (units[0],)}}
         for layer, groups in enumerate(self.groups, 1):
             declared[f"hidden{layer + 1}"] = {"weight": (groups[-1].weights.stop,), "bias": (units[layer],)}
         declared["output"] = {"weight": (units[-1], self.outputs), "bias": (len(self.members), self.outputs)}
@@ -141,8 +140,9 @@ class Panel:
         return (len(self.members), self.outputs)
 
     def own(self, tree: Tree, place: int) -> dict[str, dict[str, Array]]:
-        """The arrays of the member at a place, as views: weights (outputs, inputs), but (inputs, outputs) at the end."""
-        widths, found = self.members[place].widths, {}
+        """Views of the arrays of the member at a place: weights (outputs, inputs), but (inputs, outputs) at the end."""
+        widths = self.members[place].widths
+        found: dict[str, dict[str, Array]] = {}
         for name, values in tree.items():
             found[name] = {}
             for leaf, array in values.items():
@@ -160,7 +160,8 @@ class Panel:
             rows = self._matrices[int(layer.removeprefix("hidden")) - 2]
         else:
             rows = self.starts[int(layer.removeprefix("hidden")) - 1]
-        return rows * prod(shape[1:])
+        bounds: Array = rows * prod(shape[1:])
+        return bounds
 
     @cached_property
     def _matrices(self) -> tuple[Array, ...]:
@@ -174,9 +175,9 @@ class Panel:
 
     def cost(self, inputs: int) -> int:
         """Multiplications of a sample, in proportion; what an activation costs is some of them."""
-        units = sum(int(starts[-1]) for starts in self.starts)
-        between = sum(groups[-1].weights.stop for groups in self.groups)
-        return units * ACTIVATION + between + int(self.starts[0][-1]) * inputs + int(self.starts[-1][-1]) * self.outputs
+        units = [int(starts[-1]) for starts in self.starts]
+        between = sum(int(groups[-1].weights.stop) for groups in self.groups)
+        return sum(units) * ACTIVATION + between + units[0] * inputs + units[-1] * self.outputs
 
     def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
         """Uniform within 1 / sqrt(fan-in), the fan-in being the member's own, as Farias et al. draw them."""
