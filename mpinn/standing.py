@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from math import isfinite
 from typing import Any
 
 from mpinn.nn.optimizer import Optimizer
@@ -26,8 +27,8 @@ def _row(place: int, member: Member, ranking: Ranking, optimizer: Optimizer) -> 
     return {
         "place": place,
         "member": number,
-        "validation_accuracy": float(ranking.accuracy[number]),
-        "validation_loss": float(ranking.loss[number]),
+        "validation_accuracy": _known(ranking.accuracy[number]),
+        "validation_loss": _known(ranking.loss[number]),
         "layers": len(member.widths),
         "width": member.widths[0],
         "activation": member.activation,
@@ -37,6 +38,10 @@ def _row(place: int, member: Member, ranking: Ranking, optimizer: Optimizer) -> 
         "left": int(ranking.left[number]),
         "stopped": int(ranking.stopped[number]),
     }
+
+
+def _known(value: float) -> float | None:
+    return float(value) if isfinite(value) else None
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -53,9 +58,10 @@ def lines(rows: Sequence[dict[str, Any]], accuracy: bool) -> list[str]:
     measure = "validation_accuracy" if accuracy else "validation_loss"
     found = ["place   member  validation  hidden layers  activation       rate  weight decay  seed"]
     for row in rows[:SHOWN]:
+        measured = "none" if row[measure] is None else f"{row[measure]:.4f}"
         hidden = f"{row['layers']} x {row['width']}"
         found.append(
-            f"{row['place']:>5}  {row['member']:>7}  {row[measure]:>10.4f}  {hidden:>13}  {row['activation']:<10}"
+            f"{row['place']:>5}  {row['member']:>7}  {measured:>10}  {hidden:>13}  {row['activation']:<10}"
             f"  {row['rate']:>9.3g}  {row['weight_decay']:>12.3g}  {row['seed']:>4}"
         )
     return found
