@@ -20,7 +20,7 @@ from mpinn.models.population import Population
 from mpinn.nn.layer import Tree
 from mpinn.nn.packed import Member, Packed, packed
 from mpinn.nn.part import Part, build_part
-from mpinn.ranking import Ranking
+from mpinn.ranking import PREFIX, Ranking
 from mpinn.storage.checkpoint import Saver
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.storage.reader import Checkpoint
@@ -145,7 +145,8 @@ def _write(checkpoint: Checkpoint, found: Extracted, target: Path) -> None:
     parts = {part.name: part}
     consensus = config.consensus.build(NullChannel("replicas"), batches)
     consensus.prepare(parts)
-    known: dict[str, Any] = {name: value for name, value in checkpoint.scalars.items() if not name.startswith("member_")}
+    scalars = checkpoint.scalars.items()
+    known: dict[str, Any] = {name: value for name, value in scalars if not name.startswith(PREFIX)}
     snapshot = Snapshot(
         step=checkpoint.step,
         epoch=checkpoint.epoch,

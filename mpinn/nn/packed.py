@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 
 import numpy as np
 
@@ -23,7 +23,7 @@ LAYER = "population"
 ACTIVATION = 10
 """An activation and its slope take the time of so many multiplications."""
 ROOM = 2048
-"""Hidden units of a panel: what they need in a pass stays in a second-level cache, and products are large enough."""
+"""Hidden units of a panel, about: what they need in a pass stays in a second-level cache, and products are large."""
 
 
 @dataclass(frozen=True)
@@ -325,23 +325,31 @@ class Packed:
 
 
 def packed(members: Iterable[Member], outputs: int) -> Packed:
-    """Members in panels: those with equally many layers and one activation together, then by widths.
+    """Members in panels: those with equally many layers and one activation together, by their widths.
 
     Which members share a panel follows from who there is, and from nothing else. A panel is called after its first
     member.
     """
     panels: list[list[Member]] = []
-    units = 0
-    for member in sorted(members, key=lambda one: (len(one.widths), one.activation, one.widths, one.number)):
-        alone = not panels or len(panels[-1][0].widths) != len(member.widths)
-        if alone or units + max(member.widths) > ROOM:
-            panels.append([])
-            units = 0
-        panels[-1].append(member)
-        units += max(member.widths)
-    room = max(sum(max(member.widths) for member in panel) for panel in panels)
+    ordered = sorted(members, key=lambda one: (len(one.widths), one.activation, one.widths, one.number))
+    for _, group in groupby(ordered, key=lambda one: (len(one.widths), one.activation)):
+        panels += _panels(list(group))
+    room = max((sum(max(member.widths) for member in panel) for panel in panels), default=0)
     found = ((f"panel{panel[0].number}", Panel(tuple(panel), outputs, room)) for panel in panels)
     return Packed(tuple(found), outputs)
+
+
+def _panels(members: Sequence[Member]) -> list[list[Member]]:
+    """As many panels of `ROOM` units as are needed, with about equally many units each."""
+    units = sum(max(member.widths) for member in members)
+    share, before = units / ceil(units / ROOM), 0
+    panels: dict[int, list[Member]] = {}
+    for member in members:
+        # a member belongs where its middle is
+        width = max(member.widths)
+        panels.setdefault(int((before + width / 2) / share), []).append(member)
+        before += width
+    return list(panels.values())
 
 
 def population_of(network: Whole) -> Packed | None:
