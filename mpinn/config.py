@@ -83,11 +83,11 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """[grid]: the three axes; 0 replicas are as many as the ranks allow."""
+    """[grid]: the three axes; 0 replicas are as many as the ranks allow, and so are 0 shards, of one replica then."""
 
     replicas: Natural = 0
     stages: Positive = 1
-    shards: Positive = 1
+    shards: Natural = 1
 
 
 @dataclass(frozen=True, kw_only=True)
