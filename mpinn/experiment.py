@@ -26,7 +26,7 @@ from mpinn.nn.part import Part, build_part
 from mpinn.schedules.schedule import Schedule
 from mpinn.schedules.stage import Place
 from mpinn.signals import Signals
-from mpinn.storage.directory import RunDirectory
+from mpinn.storage.directory import RunDirectory, step_of
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trace import Trace
 from mpinn.trainer import Plan, Trainer
@@ -92,7 +92,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
         [*model_vectors(schedule.parts, grid.stage), *grid_kinds], schedule, grid.replica, grid.stage, cuts.bounds,
-        start.data,
+        start.data, since=step_of(path) if path is not None else 0,
     )  # fmt: skip
     keeper.rewind(begin.step)
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)

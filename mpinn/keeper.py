@@ -98,6 +98,10 @@ class RunKeeper:
     data: Mapping[str, Scalar] = field(default_factory=dict)
     """What describes the data, to be saved with the position in it."""
     records: list[Record] = field(default_factory=list)
+    since: int = 0
+    """The step of the checkpoint from which this start goes on."""
+    saved: int = 0
+    """That of the last one that it has saved."""
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
@@ -138,6 +142,7 @@ class RunKeeper:
         """Start saving a checkpoint; raises SaveError if the one before it, or the metrics, could not be written."""
         self._check_metrics()
         self._saver.save(self._snapshot(moment), moment.score, moment.merge)
+        self.saved = moment.step
 
     def inspection(self, moment: Moment) -> str:
         """Save a file to look at, from which no run resumes."""

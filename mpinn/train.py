@@ -145,10 +145,15 @@ def _write_trace(experiment: Experiment) -> None:
 
 
 def _stop(world: World, experiment: Experiment) -> int:
-    directory: RunDirectory = experiment.keeper.directory
-    experiment.keeper.close()
+    """The marker asks a batch script to requeue its job, which for ever makes no progress if this start made none."""
+    keeper = experiment.keeper
+    directory: RunDirectory = keeper.directory
+    keeper.close()
     said = f"stopped with the state saved; the same command goes on from {directory.latest}"
-    _conclude(world, directory.requeue, "", said)
+    if keeper.saved > keeper.since:
+        _conclude(world, said, directory.requeue)
+    else:
+        _conclude(world, f"{said}\nthat is no further than the start before this one has come: no requeue")
     return STOPPED
 
 
@@ -156,17 +161,18 @@ def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     summary = collect(experiment, outcome.value)
     experiment.keeper.close()
     text = json.dumps(summary, indent=1) + "\n"
-    _conclude(world, experiment.keeper.directory.summary, text, "\n".join(lines(summary)))
+    _conclude(world, "\n".join(lines(summary)), experiment.keeper.directory.summary, text)
     return 0
 
 
-def _conclude(world: World, path: Path, text: str, said: str) -> None:
+def _conclude(world: World, said: str, path: Path | None = None, text: str = "") -> None:
     """Rank 0 writes a file and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
 
     def write() -> bytes:
         where = str(path)
         try:
-            write_text(path, text)
+            if path is not None:
+                write_text(path, text)
             where = "standard output"
             print(said, flush=True)
         except OSError as error:

@@ -38,7 +38,7 @@ ORDER = [
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},
-    {"train", "evaluate", "bench", "plan"},
+    {"train", "submit", "evaluate", "bench", "plan"},
     {"doctor"},
     {"cli"},
     {"__main__"},
