@@ -21,6 +21,7 @@ from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.timeline import common_zero, write_timeline
 from mpinn.trainer import Outcome
+from mpinn.watchdog import Watchdog
 
 
 def train(world: World, request: Request, signals: Signals | None = None) -> int:
@@ -35,14 +36,17 @@ def train(world: World, request: Request, signals: Signals | None = None) -> int
     if start.summary is not None:
         _tell_again(world, start)
         return 0
+    run = start.config.run
     try:
-        return _train(world, start, signals, request.stop_after)
+        with Watchdog(world, run.patience, Path(run.directory)) as watchdog:
+            return _train(world, start, signals, request.stop_after, watchdog)
     finally:
         start.lock.release()
 
 
-def _train(world: World, start: Start, signals: Signals, stop_after: int) -> int:
+def _train(world: World, start: Start, signals: Signals, stop_after: int, watchdog: Watchdog) -> int:
     experiment = build(world, start, signals, stop_after)
+    watchdog.step = lambda: experiment.trainer.agreement.step
     gc.enable()
     try:
         outcome = _run(world, experiment, start)

@@ -32,7 +32,7 @@ ORDER = [
     {"partition"},
     {"costs"},
     {"schedules", "consensus", "cuts"},
-    {"choices", "measure", "update", "tally", "agreement", "reporter"},
+    {"choices", "measure", "update", "tally", "agreement", "reporter", "watchdog"},
     {"trainer"},
     {"keeper"},
     {"checks", "warm"},
