@@ -48,8 +48,8 @@ class Run:
     """[run]: where the run is kept and how its arithmetic is done.
 
     ``kernels = "auto"`` is compiled where numba can be imported. Both kinds round differently: a run keeps its own.
-    After ``patience`` seconds without any progress the job is ended, which takes longer than all that a rank does
-    without a message, such as writing a checkpoint; 0 is never.
+    After ``patience`` seconds in which training makes no progress the job is ended; 0 is never. Let it be longer than
+    all that a rank does while others wait, such as writing a checkpoint.
     """
 
     directory: str = "runs/digits"

@@ -18,8 +18,13 @@ LOOKS = 20
 """How often a rank looks while ``patience`` passes."""
 STDERR = 2
 """Its descriptor: ``sys.stderr`` is silenced on ranks other than 0."""
+START = 600.0
+"""Seconds of patience, at least, before training begins: kernels are compiled and data are read."""
 ANSWERS = 4
 """Looks that the others are given to answer: a shared file system may show them late that they are asked."""
+
+SECOND = 60.0
+"""Seconds more after which another rank ends the job, should the first to find out have failed to."""
 
 
 class Watchdog:
@@ -31,8 +36,8 @@ class Watchdog:
     """
 
     def __init__(self, world: World, patience: float, directory: Path):
-        self.step: Callable[[], int] = lambda: 0
-        """The last step that this rank has done."""
+        self.step: Callable[[], int] | None = None
+        """The last step that this rank has done; None before training begins."""
         self._world = world
         self._patience = patience
         self._pause = patience / LOOKS
@@ -67,17 +72,18 @@ class Watchdog:
         seen: tuple[object, ...] = ()
         idle, before = 0.0, monotonic()
         while not self._done.wait(self._pause):
+            patience = self._patience if self.step else max(self._patience, START)
             # A main thread that never lets go of Python's lock stops this one as well: then C writes the stacks.
-            faulthandler.dump_traceback_later(self._patience + self._pause, file=STDERR)
-            now, found = monotonic(), (self.step(), self._world.blocked())
+            faulthandler.dump_traceback_later(patience + self._pause, file=STDERR)
+            now, found = monotonic(), (self._place(), self._world.blocked())
             # For a rank that was itself stopped, or a job that was suspended, that time has not passed.
             idle = idle + min(now - before, 2 * self._pause) if found == seen else 0.0
             seen, before = found, now
-            if idle >= self._patience:
+            if idle >= patience:
                 self._end()
             elif self._folder.exists():
                 self._answer()
-                if not self._done.wait(3 * ANSWERS * self._pause):
+                if not self._done.wait(ANSWERS * self._pause + SECOND):
                     self._end()
 
     def _end(self) -> None:
@@ -87,7 +93,7 @@ class Watchdog:
             self._folder.mkdir(parents=True)
             asks = True
         self._answer()
-        deadline = monotonic() + ANSWERS * self._pause * (1 if asks else 3)
+        deadline = monotonic() + ANSWERS * self._pause + (0 if asks else SECOND)
         while monotonic() < deadline and (not asks or len(self._answers()) < self._world.size):
             if self._done.wait(self._pause / 4):
                 return
@@ -104,10 +110,13 @@ class Watchdog:
         doing = "does not wait for a message" if pending is None else f"waits in {pending}"
         with suppress(OSError):
             with open(partial(path), "w", encoding="utf-8") as file:
-                file.write(f"after step {self.step()} {doing}\n\n")
+                file.write(f"{self._place()} {doing}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
             os.replace(partial(path), path)
+
+    def _place(self) -> str:
+        return f"after step {self.step()}" if self.step else "before training"
 
     def _answers(self) -> dict[int, str]:
         """What the ranks that have answered are doing."""

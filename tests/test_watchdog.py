@@ -22,16 +22,17 @@ LONG = (
     *("checkpoint.every=15 steps", f"run.patience={PATIENCE}"),
 )
 STUCK = """
-import ctypes, sys, time
+import ctypes, os, signal, sys, time
 from mpinn.cli import main
 from mpinn.comm.launch import read_launch
+from mpinn.schedules.pipeline import Pipeline
 from mpinn.schedules.serial import Serial
-step = Serial.step
-def stuck(self, batch, update):
-    if batch.index == 30 and read_launch().rank == 1:
-        HANG
-    return step(self, batch, update)
-Serial.step = stuck
+for schedule in (Serial, Pipeline):
+    def stuck(self, batch, update, step=schedule.step):
+        if batch.index == 32 and read_launch().rank == RANK:
+            HANG
+        return step(self, batch, update)
+    schedule.step = stuck
 main(sys.argv[1:])
 """
 
@@ -55,6 +56,16 @@ def ended(job: subprocess.Popen[str], ranks: dict[int, int]) -> str:
     assert report, done.stderr
     assert done.stderr.count("no progress") == 1
     return report[1]
+
+
+def by_rank(said: str) -> dict[int, str]:
+    """What a report tells of each rank."""
+    found = {}
+    for spans, told in re.findall(r"^ranks? ([\d, -]+): (.*)$", said, re.M):
+        for span in spans.split(", "):
+            first, _, last = span.partition("-")
+            found.update(dict.fromkeys(range(int(first), int(last or first) + 1), told))
+    return found
 
 
 def goes_on(ranks: int, run: Path, *settings: str) -> None:
@@ -84,9 +95,11 @@ def halt(run: Path, ranks: int, which: int, *settings: str) -> str:
 def test_a_stopped_rank_is_named_and_the_others_say_where_they_are(which: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = halt(run, 4, which, "consensus.name=gradients")
-    assert f"\nrank {which}: no answer, dead or stopped\n" in said
-    others = "ranks 1-3" if which == 0 else "ranks 0-1, 3"
-    assert re.search(rf"\n{others}: after step \d+ waits in (replicas|control|agreement): all_\w+\n", said), said
+    told = by_rank(said)
+    assert told.pop(which) == "no answer, dead or stopped"
+    assert sorted(told) == sorted({0, 1, 2, 3} - {which})
+    for what in told.values():
+        assert re.fullmatch(r"after step \d+ waits in \w+: (all_\w+|(receive from|send to) rank \d)", what)
     assert f"\nthe stacks are in {run}/stacks-1\n" in said
     assert {path.name for path in (run / "stacks-1").iterdir()} == {f"rank-{r}.txt" for r in {0, 1, 2, 3} - {which}}
     for path in (run / "stacks-1").iterdir():
@@ -94,31 +107,38 @@ def test_a_stopped_rank_is_named_and_the_others_say_where_they_are(which: int, t
     goes_on(4, run, "consensus.name=gradients")
 
 
-def test_a_stopped_stage_is_the_peer_for_which_its_neighbours_wait(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    settings = ("schedule.name=naive", "grid.stages=3")
-    said = halt(run, 3, 1, *settings)
-    assert "\nrank 1: no answer, dead or stopped\n" in said
-    assert re.search(r"\nranks? [02](, 2)?: after step \d+ waits in stages: receive from rank 1\n", said), said
-    goes_on(3, run, *settings)
+def stick(run: Path, ranks: int, which: int, hang: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a job in which a rank does not come beyond step 32, to its end."""
+    program = STUCK.replace("HANG", hang).replace("RANK", str(which))
+    job = start(ranks, "-c", program, *arguments(run, *LONG, *settings)[2:])
+    wait_for(run / "checkpoint-00000030.h5", job)
+    processes = ranks_of(job)
+    done = finish(job, timeout=60)
+    assert done.returncode not in (0, 2, STOPPED)
+    assert gone(processes)
+    return done
+
+
+def test_a_stopped_stage_is_the_peer_for_which_its_neighbour_waits(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", ("schedule.name=naive", "grid.stages=2", "consensus.name=gradients")
+    said = stick(run, 4, 3, "os.kill(os.getpid(), signal.SIGSTOP)", *settings).stderr
+    assert "\nrank 3: no answer, dead or stopped\n" in said
+    assert "\nrank 2: after step 32 waits in stages: receive from rank 3\n" in said
+    assert "\nranks 0-1: after step 32 waits in replicas: all_sum\n" in said
+    goes_on(4, run, *settings)
 
 
 @pytest.mark.parametrize(
     ("hang", "found", "answers"),
     [
-        ("time.sleep(1000)", "rank 1: after step 30 does not wait for a message", True),
+        ("time.sleep(1000)", "rank 1: after step 32 does not wait for a message", True),
         ("ctypes.PyDLL(None).sleep(1000)", "rank 1: no answer, dead or stopped", False),
     ],
     ids=["in Python", "holding its lock"],
 )
 def test_a_rank_that_hangs_writes_its_stack(hang: str, found: str, answers: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = start(3, "-c", STUCK.replace("HANG", hang), *arguments(run, *LONG)[2:])
-    wait_for(run / "checkpoint-00000015.h5", job)
-    ranks = ranks_of(job)
-    done = finish(job, timeout=60)
-    assert done.returncode not in (0, 2, STOPPED)
-    assert gone(ranks)
+    done = stick(run, 3, 1, hang)
     assert f"\n{found}\n" in done.stderr
     assert re.search(r"\nranks 0, 2: after step \d+ waits in ", done.stderr)
     assert {path.name for path in (run / "stacks-1").iterdir()} == {
