@@ -23,6 +23,7 @@ HELP = """Train neural networks in parallel under mpirun, and look at what came 
   python -m mpinn plan jobs/cifar10.toml --stages 4        split a model into stages, and say what a step costs
   python -m mpinn data mnist                               get or convert a data set
   mpirun -n 4 python -m mpinn doctor                       look at the machine
+  python -m mpinn submit jobs/digits.toml --nodes 4        train in a job of Slurm's
 
 Without the name of a command it trains. Exit codes: 0 done; 2 what you gave is wrong; 75 stopped with the state saved,
 run the same command again; anything else is a failure."""
@@ -61,6 +62,7 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and start anew.")] = False,
     stop_after: Annotated[int, typer.Option(min=0, help="Stop and save after this step, as a signal would.")] = 0,
     trace: Annotated[bool, typer.Option("--trace", help="Write a timeline of all ranks for ui.perfetto.dev.")] = False,
+    where: Annotated[bool, typer.Option("--where", help="Print the run directory, and train nothing.")] = False,
 ) -> None:
     """Train, or go on where the run directory's newest checkpoint is.
 
@@ -68,6 +70,11 @@ def train(
     mpirun -n 4 python -m mpinn train jobs/digits.toml --set train.epochs=100
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
+    if where:
+        from mpinn.choices import read_config
+
+        print(read_config(config, tuple(settings or ())).run.directory)
+        return
     from mpinn.signals import Signals
 
     signals = Signals()
@@ -87,6 +94,36 @@ def train(
             raise
         raise InputError("", f"{config} is neither a command nor a file{nearest(config, COMMANDS)}") from None
     raise typer.Exit(code)
+
+
+@app.command()
+def submit(
+    config: Annotated[str | None, typer.Argument(help="A TOML file; without one, every key has its default.")] = None,
+    settings: Settings = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="One rank each.")] = 0,
+    ranks_per_node: Annotated[int, typer.Option(min=0, help="0: one for each GPU.")] = 0,
+    time: Annotated[
+        str, typer.Option(help="As Slurm writes it; the job is requeued until the run is done.")
+    ] = "1:00:00",
+    more: Annotated[list[str] | None, typer.Option("--sbatch", help="An option more, as --partition=gpu.")] = None,
+    environment: Annotated[Path | None, typer.Option(help="In place of jobs/environment.sh.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and start anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and do nothing.")] = False,
+) -> None:
+    """Check a run, write a batch script into its directory, and submit that to Slurm.
+
+    \b
+    mpinn submit jobs/cifar10.toml --nodes 4 --gpus-per-node 4 --time 12:00:00
+    mpinn submit --ranks-per-node 8 --sbatch=--partition=short --set run.directory=runs/eight --dry-run
+    """
+    from mpinn.checks import Request
+    from mpinn.submit import Allocation
+    from mpinn.submit import submit as run
+
+    allocation = Allocation(nodes, gpus_per_node, ranks_per_node, time, tuple(more or ()))
+    request = Request(config, tuple(settings or ()), fresh=fresh)
+    print("\n".join(run(request, allocation, environment, dry_run)))
 
 
 @app.command()

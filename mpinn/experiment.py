@@ -34,7 +34,7 @@ from mpinn.schedules.schedule import Schedule
 from mpinn.schedules.stage import Place
 from mpinn.selection import BEST, MemberMeasure, Selection
 from mpinn.signals import Signals
-from mpinn.storage.directory import RunDirectory
+from mpinn.storage.directory import RunDirectory, step_of
 from mpinn.storage.schema import VectorSpec
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trace import Trace
@@ -101,7 +101,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
         [*model_vectors(schedule.parts, grid.place), *grid_kinds], schedule, grid.replica, grid.place, cuts.bounds,
-        start.data,
+        start.data, since=step_of(path) if path is not None else 0,
     )  # fmt: skip
     keeper.rewind(begin.step)
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)

@@ -103,6 +103,10 @@ class RunKeeper:
     records: list[Record] = field(default_factory=list)
     facts: Callable[[], Mapping[str, Array]] = dict
     """More to be saved as scalars."""
+    since: int = 0
+    """The step of the checkpoint from which this start goes on."""
+    saved: int = 0
+    """That of the last one that it has saved."""
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
@@ -143,6 +147,7 @@ class RunKeeper:
         """Start saving a checkpoint; raises SaveError if the one before it, or the metrics, could not be written."""
         self._check_metrics()
         self._saver.save(self._snapshot(moment), moment.score, moment.merge)
+        self.saved = moment.step
 
     def inspection(self, moment: Moment) -> str:
         """Save a file to look at, from which no run resumes."""

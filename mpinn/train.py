@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.timeline import common_zero, write_timeline
 from mpinn.trainer import Outcome
+from mpinn.watchdog import Watchdog
 
 
 def train(world: World, request: Request, signals: Signals | None = None) -> int:
@@ -37,14 +39,17 @@ def train(world: World, request: Request, signals: Signals | None = None) -> int
     if start.summary is not None:
         _tell_again(world, start)
         return 0
+    run = start.config.run
     try:
-        return _train(world, start, signals, request.stop_after)
+        with Watchdog(world, run.patience, Path(run.directory)) as watchdog:
+            return _train(world, start, signals, request.stop_after, watchdog)
     finally:
         start.lock.release()
 
 
-def _train(world: World, start: Start, signals: Signals, stop_after: int) -> int:
+def _train(world: World, start: Start, signals: Signals, stop_after: int, watchdog: Watchdog) -> int:
     experiment = build(world, start, signals, stop_after)
+    watchdog.step = lambda: experiment.trainer.agreement.step
     gc.enable()
     try:
         outcome = _run(world, experiment, start)
@@ -151,28 +156,32 @@ def _write_trace(experiment: Experiment) -> None:
 
 
 def _stop(world: World, experiment: Experiment) -> int:
-    directory: RunDirectory = experiment.keeper.directory
-    experiment.keeper.close()
+    """The marker asks a batch script to requeue its job, which for ever makes no progress if this start made none."""
+    keeper = experiment.keeper
+    directory: RunDirectory = keeper.directory
+    keeper.close()
     said = f"stopped with the state saved; the same command goes on from {directory.latest}"
-    _conclude(world, {directory.requeue: ""}, said)
+    if keeper.saved > keeper.since:
+        _conclude(world, said, {directory.requeue: ""})
+    else:
+        _conclude(world, f"{said}\nthat is no further than the start before this one has come: no requeue")
     return STOPPED
 
 
 def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     summary = collect(experiment, outcome.value)
     experiment.keeper.close()
-    directory = experiment.keeper.directory
+    directory, texts = experiment.keeper.directory, {}
     said = "\n".join(lines(summary))
-    texts = {}
     if summary["population"]:
         texts[directory.ranking] = csv_text(summary["population"]["ranking"])
         del summary["population"]["ranking"][SHOWN:]
     texts[directory.summary] = json.dumps(summary, indent=1) + "\n"
-    _conclude(world, texts, said)
+    _conclude(world, said, texts)
     return 0
 
 
-def _conclude(world: World, texts: Mapping[Path, str], said: str) -> None:
+def _conclude(world: World, said: str, texts: Mapping[Path, str] = MappingProxyType({})) -> None:
     """Rank 0 writes files and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
 
     def write() -> bytes:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mpinn.comm.channel import Channel, NullChannel
+from mpinn.comm.channel import Channel, NullChannel, Pending
 from mpinn.comm.launch import Launch, read_launch
 from mpinn.comm.transport import Direct, Transport
 from mpinn.config import InputError
@@ -44,6 +44,8 @@ class World:
     """For agreement and error messages; counted by no meter but its own. It always waits politely."""
     launcher: str
     open_channel: OpenChannel
+    blocked: Callable[[], Pending | None] = lambda: None
+    """The message for which this rank waits now; any thread may ask."""
 
     @property
     def polite(self) -> bool:
@@ -123,6 +125,7 @@ def connect() -> World:
         control=control,
         launcher=launch.launcher if launch else "",
         open_channel=mpi.open_channel,
+        blocked=lambda: mpi.BLOCKED.pending,
     )
 
 
