@@ -106,6 +106,22 @@ def inspect(
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how two checkpoints differ: configuration, weights layer by layer, replicas, optimizer.
+
+    \b
+    python -m mpinn diff runs/digits runs/gossip
+    """
+    from mpinn.analysis.diff import diff as run
+
+    run(first, second, json)
+
+
+@app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -238,7 +254,7 @@ def data(
     prepare(name, originals, to)
 
 
-COMMANDS = ("train", "evaluate", "inspect", "plan", "data", "doctor", "bench")
+COMMANDS = ("train", "evaluate", "inspect", "diff", "plan", "data", "doctor", "bench")
 
 
 def main(arguments: list[str] | None = None) -> None:
