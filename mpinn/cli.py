@@ -93,6 +93,10 @@ def train(
 def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint file or a run directory.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    units: Annotated[
+        bool, typer.Option("--units", help="Count dead units on validation samples: needs the data set.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="Where the data set is, if not where it was in training.")] = "",
 ) -> None:
     """Say what a checkpoint or a run is and what is in it.
 
@@ -102,7 +106,7 @@ def inspect(
     """
     from mpinn.analysis.inspect import inspect as run
 
-    run(Path(path), json)
+    run(Path(path), json, units, data)
 
 
 @app.command()

@@ -19,9 +19,18 @@ from mpinn.storage.restore import newest
 Description = dict[str, Any]
 
 
-def inspect(path: Path, json: bool = False) -> None:
-    """Print what a checkpoint file, or a run directory and its newest checkpoint, holds."""
+def inspect(path: Path, json: bool = False, units: bool = False, data: str = "") -> None:
+    """Print what a checkpoint file, or a run directory and its newest checkpoint, holds.
+
+    ``units``: also how many units are dead, for which its data set is needed; ``data`` says where that is.
+    """
     description = describe(path)
+    if units and (file := description["checkpoint"]) is not None:
+        from mpinn.analysis.saved import SavedModel
+        from mpinn.analysis.units import dead_units
+
+        with SavedModel(file["file"]) as model:
+            file["units"] = dead_units(model, data)
     if json:
         print(json_module.dumps(plain(description), ensure_ascii=False, allow_nan=False))
         return

@@ -108,7 +108,8 @@ def _checkpoint(console: Console, file: Row) -> None:
             facts[table] = _pairs({key: value for key, value in configuration[table].items() if not _is_chain(value)})
     facts["grid"] = " x ".join(f"{length} {axis}" for axis, length in file["grid"].items())
     facts["type"] = f"{file['dtype']}, written by mpinn {file['program']}"
-    for table in ("data", "random", "scalars", "history"):
+    facts["data"] = _pairs({name: np.asarray(value).tolist() for name, value in file["data"].items()})
+    for table in ("random", "scalars", "history"):
         if file[table]:
             facts[table] = _pairs(file[table])
     console.print(_facts(facts))
@@ -116,6 +117,8 @@ def _checkpoint(console: Console, file: Row) -> None:
     for kind, rows in file["parameters"].items():
         if kind.startswith(("model/", "state/")):
             console.print(_parameters(kind, rows, file["totals"][kind]))
+    if "units" in file:
+        console.print(_units(file["units"]))
     _others(console, file)
     _replicas(console, file["replicas"])
 
@@ -156,6 +159,13 @@ def _parameters(kind: str, rows: Sequence[Row], total: Row) -> Table:
         )
     table.add_section()
     table.add_row("all", "", *_statistics(total), *(_alarm(name, total[name]) for name in alarms))
+    return table
+
+
+def _units(found: Row) -> Table:
+    table = _table(f"dead on {found['samples']} of {found['split']}", "units", "dead", "share")
+    for row in found["layers"]:
+        table.add_row(row["name"], f"{row['units']:,}", f"{row['dead']:,}", f"{row['dead'] / row['units']:.1%}")
     return table
 
 

@@ -52,7 +52,7 @@ class Snapshot:
     dtype: str
     configuration: Mapping[str, Any]
     vectors: Sequence[VectorSpec]
-    data: Mapping[str, Scalar] = field(default_factory=dict)
+    data: Mapping[str, Scalar | Sequence[float]] = field(default_factory=dict)
     random: Mapping[str, Scalar] = field(default_factory=dict)
     scalars: Mapping[str, float | Array] = field(default_factory=dict)
     history: Mapping[str, Array] = field(default_factory=dict)
