@@ -126,6 +126,24 @@ def diff(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
+    to: Annotated[str, typer.Option(help="onnx, safetensors or npz.")] = "onnx",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; else one beside it.")] = None,
+    replica: Annotated[int | None, typer.Option(help="This one; else the merged model.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The run's best checkpoint, not its newest.")] = False,
+) -> None:
+    """Write a saved model as one file for other programs; it takes samples as the data set has them.
+
+    \b
+    python -m mpinn export runs/digits --to onnx -o digits.onnx
+    """
+    from mpinn.analysis.export import export as run
+
+    run(path, to, out, replica, best)
+
+
+@app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -258,7 +276,7 @@ def data(
     prepare(name, originals, to)
 
 
-COMMANDS = ("train", "evaluate", "inspect", "diff", "plan", "data", "doctor", "bench")
+COMMANDS = ("train", "evaluate", "inspect", "diff", "export", "plan", "data", "doctor", "bench")
 
 
 def main(arguments: list[str] | None = None) -> None:
