@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a configuration file or none, overrides, and what becomes of a run that is there."""
+    """What the user asked for: a configuration or none, overrides, and what becomes of a run that is there."""
 
-    file: str | None = None
+    file: str | Mapping[str, Any] | None = None
     overrides: tuple[str, ...] = ()
     resume: bool = False
     fresh: bool = False

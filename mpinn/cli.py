@@ -143,6 +143,25 @@ def export(
     run(path, to, out, replica, best)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .safetensors or .npz file, as export writes it.")],
+    directory: Annotated[Path, typer.Argument(help="The run directory to make.")],
+    config: Annotated[str | None, typer.Option(help="A TOML file for a file that says nothing of its model.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Make a run whose first checkpoint has the weights of a file: evaluate it, or train it further.
+
+    \b
+    python -m mpinn import model.safetensors runs/further --set optimizer.rate=0.01
+    """
+    from mpinn.comm.grid import connect
+    from mpinn.intake import intake
+    from mpinn.signals import Signals
+
+    raise typer.Exit(intake(connect(), file, directory, config, tuple(settings or ()), Signals()))
+
+
 @app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
@@ -276,7 +295,7 @@ def data(
     prepare(name, originals, to)
 
 
-COMMANDS = ("train", "evaluate", "inspect", "diff", "export", "plan", "data", "doctor", "bench")
+COMMANDS = ("train", "evaluate", "inspect", "diff", "export", "import", "plan", "data", "doctor", "bench")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -38,7 +38,7 @@ ORDER = [
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},
-    {"train", "evaluate", "bench", "plan"},
+    {"train", "evaluate", "bench", "plan", "intake"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -14,11 +14,7 @@ from mpinn.analysis.saved import SavedModel
 from mpinn.array.typing import Array
 from mpinn.config import InputError, not_one_of
 from mpinn.storage.directory import partial
-
-KEY = "mpinn"
-"""The entry of a file that says what the model is, as JSON."""
-MEAN, STD = "normalisation.mean", "normalisation.std"
-"""Not the names of any layer, which have no dots."""
+from mpinn.storage.schema import NORMALISATION, ORIGIN
 
 
 def export(path: Path, to: str, out: Path | None, replica: int | None, best: bool) -> None:
@@ -64,7 +60,8 @@ def describe(model: SavedModel) -> dict[str, Any]:
 def arrays(model: SavedModel) -> dict[str, Array]:
     """Weights and running statistics by their names in the checkpoint, and the normalisation."""
     found = {**model.weights, **model.state}
-    return {**found, MEAN: model.normalisation.mean, STD: model.normalisation.std}
+    numbers = (model.normalisation.mean, model.normalisation.std)
+    return {**found, **dict(zip(NORMALISATION, numbers, strict=True))}
 
 
 def _safetensors(path: Path, model: SavedModel, facts: Mapping[str, Any]) -> None:
@@ -72,11 +69,11 @@ def _safetensors(path: Path, model: SavedModel, facts: Mapping[str, Any]) -> Non
         from safetensors.numpy import save_file
     except ImportError as error:
         raise InputError("--to", f"safetensors needs pip install 'mpinn[export]' ({error})") from None
-    save_file(arrays(model), path, metadata={KEY: json.dumps(facts)})
+    save_file(arrays(model), path, metadata={ORIGIN: json.dumps(facts)})
 
 
 def _npz(path: Path, model: SavedModel, facts: Mapping[str, Any]) -> None:
-    found: dict[str, Any] = {KEY: np.array(json.dumps(facts)), **arrays(model)}
+    found: dict[str, Any] = {ORIGIN: np.array(json.dumps(facts)), **arrays(model)}
     with open(path, "wb") as file:
         np.savez(file, **found)
 

@@ -18,6 +18,10 @@ it writes a block, so this also bounds for how long a training step can be held 
 CONFIGURATION = "configuration"
 NETWORK = "model/network"
 """The kind of the model's weights."""
+ORIGIN = "mpinn"
+"""The entry of an exported file that says what its model is, as JSON."""
+NORMALISATION = ("normalisation.mean", "normalisation.std")
+"""Arrays of an exported file; not the names of any layer, which have no dots."""
 REPLICA = "replica"
 KIND = "kind"
 """Attribute of the group at which a vector starts; its value is the group's path, below /replica/<r> without that."""

@@ -10,7 +10,8 @@ from trained import CLASSES, save_model
 from training import SMALL, arguments, train
 
 import mpinn
-from mpinn.analysis.units import dead_units
+from mpinn.analysis.units import Watched, dead_units
+from mpinn.array.pool import Pool
 from mpinn.config import InputError
 
 MLP = {"model": {"name": "mlp", "widths": [7, 6]}}
@@ -130,6 +131,14 @@ def test_dead_units_are_counted(tmp_path):
         {"name": "conv1", "units": 6, "dead": 2},
         {"name": "dense1", "units": 4, "dead": 2},
     ]
+
+
+def test_units_are_watched_over_all_batches():
+    watched = Watched([4])
+    for value in (2.0, 1.0, 3.0, 2.0):
+        watched.activate("relu", np.array([[value, -value], [value, -1.0]]), Pool())
+    low, high = watched.ranges[4,]
+    assert (low.tolist(), high.tolist()) == ([1.0, 0.0], [3.0, 0.0])
 
 
 def test_the_command_shows_dead_units_where_they_are_asked_for(tmp_path):
