@@ -163,6 +163,21 @@ def import_(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; those that differ in run.seed are one series.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
+) -> None:
+    """Put runs side by side on one HTML page, with its figures as PNG and its tables as CSV.
+
+    \b
+    python -m mpinn report runs/digits runs/gossip -o report
+    """
+    from mpinn.analysis.report import report as run
+
+    run(runs, out)
+
+
+@app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -295,7 +310,7 @@ def data(
     prepare(name, originals, to)
 
 
-COMMANDS = ("train", "evaluate", "inspect", "diff", "export", "import", "plan", "data", "doctor", "bench")
+COMMANDS = ("train", "evaluate", "inspect", "diff", "export", "import", "report", "plan", "data", "doctor", "bench")
 
 
 def main(arguments: list[str] | None = None) -> None:
