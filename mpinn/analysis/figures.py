@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mpinn.analysis.runs import AXES, Run, Series
 
@@ -13,6 +14,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E
 """Okabe and Ito's, which are told apart with every kind of colour blindness."""
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKS = "os^Dv<>P"
+ACCURACY = "validation_accuracy"
+RANGE = 8
+"""Accuracies are shown down to where the error is so many times that at the end of the worst run."""
 WIDTH = 7.2
 """Inches: a page of a paper between its margins."""
 TEXT: dict[Any, Any] = {
@@ -45,39 +49,44 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
 
 
 def learning_curves(series: Sequence[Series]) -> Figure:
-    """Training loss, and validation accuracy or loss, over steps, samples and seconds; mean and band over seeds."""
-    below = validation_column(series)
-    figure, axes = new_figure(4.4, 2, 3, sharex="col", sharey="row")
-    for row, name in enumerate(("loss", below)):
+    """Training loss, and validation error or loss, over steps, samples and seconds; mean and band over seeds."""
+    rows = ("loss", validation_column(series))
+    figure, axes = new_figure(4.6, 2, 3, sharex="col", sharey="row")
+    for row, name in enumerate(rows):
         for column, (axis, label) in enumerate(AXES.items()):
             ax = axes[row][column]
             for index, one in enumerate(series):
                 _curve(ax, one, name, axis, index)
             ax.set_xlim(left=0)
+            ax.xaxis.set_major_locator(MaxNLocator(4))
             if row:
                 ax.set_xlabel(label)
-    axes[0][0].set_yscale("log")
+        axes[row][0].set_yscale("log")
     axes[0][0].set_ylabel("training loss")
-    axes[1][0].set_ylabel(below.replace("_", " "))
+    axes[1][0].set_ylabel("validation error (%)" if rows[1] == ACCURACY else "validation loss")
     _legend(figure, axes[0][0])
     return figure
 
 
 def accuracy_against_time(series: Sequence[Series]) -> Figure:
-    """The best validation accuracy (or loss) so far, over the seconds of training."""
+    """The best validation accuracy (or loss) so far over the seconds of training, near where the runs end."""
     name = validation_column(series)
-    best = np.maximum.accumulate if name == "validation_accuracy" else np.minimum.accumulate
+    accurate = name == ACCURACY
     figure, axes = new_figure(2.9)
-    ax = axes[0][0]
+    ax, lasts = axes[0][0], []
     for index, one in enumerate(series):
         x, mean, _ = one.curve(name, "seconds")
-        if len(x):
-            style = look(index)
-            ax.plot(x, best(mean), label=one.label, drawstyle="steps-post", markevery=[len(x) - 1], markersize=5,
-                    linewidth=1.2, **style)  # fmt: skip
+        if not len(x):
+            continue
+        best = 100 * np.maximum.accumulate(mean) if accurate else np.minimum.accumulate(mean)
+        lasts.append(best[-1])
+        ax.plot(x, best, label=one.label, drawstyle="steps-post", markevery=[len(x) - 1], markersize=5, linewidth=1.2,
+                **look(index))  # fmt: skip
+    if accurate and lasts:
+        ax.set_ylim(bottom=max(0.0, 100 - RANGE * max(1.0, 100 - min(lasts))))
     ax.set_xscale("log")
     ax.set_xlabel("seconds of training")
-    ax.set_ylabel(f"best {name.replace('_', ' ')} so far")
+    ax.set_ylabel("best validation accuracy so far (%)" if accurate else "best validation loss so far")
     _legend(figure, ax)
     return figure
 
@@ -102,14 +111,16 @@ def replica_weights(runs: Sequence[Run]) -> Figure:
 
 def validation_column(series: Sequence[Series]) -> str:
     """Accuracy where any run has one, else the loss."""
-    known = any(len(run.curve("validation_accuracy", "step")[0]) for one in series for run in one.runs)
-    return "validation_accuracy" if known else "validation_loss"
+    known = any(len(run.curve(ACCURACY, "step")[0]) for one in series for run in one.runs)
+    return ACCURACY if known else "validation_loss"
 
 
 def _curve(ax: Axes, one: Series, name: str, axis: str, index: int) -> None:
     x, mean, deviation = one.curve(name, axis)
     if not len(x):
         return
+    if name == ACCURACY:
+        mean, deviation = 100 - 100 * mean, 100 * deviation
     style, seeds = look(index), f" ({len(one.runs)} seeds)" if len(one.runs) > 1 else ""
     every = max(1, len(x) // 6)
     ax.plot(x, mean, label=one.label + seeds, markersize=3, linewidth=1.1, markevery=(index * every // 4, every),
@@ -120,4 +131,5 @@ def _curve(ax: Axes, one: Series, name: str, axis: str, index: int) -> None:
 
 def _legend(figure: Figure, ax: Axes) -> None:
     lines, labels = ax.get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    columns = -(-len(labels) // -(-len(labels) // 5)) if labels else 1
+    figure.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False)

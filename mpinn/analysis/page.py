@@ -10,13 +10,17 @@ import mpinn
 
 GENERATOR = f"mpinn {mpinn.__version__} report"
 
+LONG = 40
+"""Characters from which on a text is broken into lines."""
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption, .note { color: #444; font-size: .87rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+th, td { padding: .22rem .5rem; text-align: right; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
+td { white-space: nowrap; } td.long { white-space: normal; overflow-wrap: anywhere; }
 th { border-bottom: 1.5px solid #888; } th:first-child, td:first-child, .text { text-align: left; }
 @media print { body { max-width: none; margin: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
 """
@@ -31,6 +35,8 @@ class Table:
     rows: Sequence[Sequence[Any]]
     file: str
     caption: str = ""
+    long: bool = False
+    """Whether it is for programs: then the page has a link to it only."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,17 @@ class Picture:
     caption: str
 
 
-def page(title: str, notes: Sequence[str], parts: Sequence[Table | Picture]) -> str:
-    """The page; it loads nothing."""
+def page(title: str, notes: Sequence[str], parts: Sequence[Table | Picture], files: Sequence[Table]) -> str:
+    """The page, which loads nothing; ``files`` are tables that are listed by their names alone."""
     body = "\n".join(_picture(part) if isinstance(part, Picture) else _table(part) for part in parts)
+    links = "".join(f'<li><a href="{escape(table.file)}">{escape(table.title)}</a></li>' for table in files)
     said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="generator" content="{GENERATOR}"><title>{escape(title)}</title><style>{STYLE}</style></head>
 <body><h1>{escape(title)}</h1>{said}
 {body}
+<h2>More tables</h2><ul>{links}</ul>
 </body></html>
 """
 
@@ -87,4 +95,8 @@ def _table(part: Table) -> str:
 
 
 def _cells(kinds: Sequence[str], row: Sequence[Any]) -> str:
-    return "".join(f"<td{kind}>{escape(text(cell))}</td>" for kind, cell in zip(kinds, row, strict=True))
+    cells = ((kind, text(cell)) for kind, cell in zip(kinds, row, strict=True))
+    return "".join(
+        f"<td{kind if len(shown) <= LONG else kind.replace('text', 'text long')}>{escape(shown)}</td>"
+        for kind, shown in cells
+    )

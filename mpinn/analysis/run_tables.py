@@ -7,15 +7,55 @@ import numpy as np
 
 from mpinn.analysis.page import Table
 from mpinn.analysis.runs import Run, Series
-from mpinn.config import difference
+from mpinn.config import ORDER, difference
 
 LEVELS = (0.9, 0.95, 0.97, 0.98, 0.99)
 """Validation accuracies to which the time is told, where any run reaches them."""
 
 
+def result_table(series: Sequence[Series]) -> Table:
+    """A row for every series: means over its seeds, with the standard deviation of accuracies."""
+    levels = levels_of(series)
+    columns = ["series", "seeds", "model", "grid", "epochs", "test accuracy (%)", "validation accuracy (%)",
+               "seconds", "samples/s", *(f"seconds to {level:.0%}" for level in levels), "MB sent"]  # fmt: skip
+    whole = run_table(series)
+    rows = []
+    for one in series:
+        own = [dict(zip(whole.columns, row, strict=True)) for row in whole.rows if row[0] == one.label]
+        names = ("seconds", "samples/s", *(f"seconds to {level:.0%}" for level in levels), "MB sent")
+        rows.append([
+            one.label, len(own), own[0]["model"], " x ".join(map(str, one.runs[0].grid)), own[0]["epochs"],
+            *(_spread([row[name] for row in own]) for name in ("test accuracy", "validation accuracy")),
+            *(_mean([row[name] for row in own]) for name in names),
+        ])  # fmt: skip
+    caption = (
+        "Means over seeds, ± one standard deviation. The grid is replicas x stages x shards. Seconds are those of "
+        "training; those to an accuracy are until validation first reached it, empty where a seed never did."
+    )
+    return Table("Results", columns, rows, "tables/results.csv", caption)
+
+
+def levels_of(series: Sequence[Series]) -> list[float]:
+    """The validation accuracies to which times are told: the highest ones that any run has reached."""
+    return [level for level in LEVELS if any(time_to(run, level) for one in series for run in one.runs)][-2:]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    mean = _mean(values)
+    if mean is None:
+        return ""
+    deviation = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""  # type: ignore[arg-type]
+    return f"{100 * mean:.2f}{deviation}"
+
+
 def run_table(series: Sequence[Series]) -> Table:
     """A row for every run: what it is and what it reached."""
-    levels = [level for level in LEVELS if any(time_to(run, level) for one in series for run in one.runs)][-3:]
+    levels = levels_of(series)
     columns = ["series", "run", "seed", "model", "data", "schedule", "consensus", "replicas", "stages", "epochs",
                "steps", "samples", "seconds", "samples/s", "test accuracy", "test loss", "validation accuracy",
                "validation loss", *(f"seconds to {level:.0%}" for level in levels), "MB sent"]  # fmt: skip
@@ -28,15 +68,15 @@ def run_table(series: Sequence[Series]) -> Table:
             rows.append([
                 one.label, run.name, run.seed, tables["model"]["name"], tables["data"]["name"],
                 tables["schedule"]["name"], tables["consensus"]["name"], *run.grid[:2], tables["train"]["epochs"],
-                int(_last(run, "step") or 0), int(samples or 0), seconds, samples / seconds if seconds else None,
+                int(_last(run, "step") or 0), int(samples or 0), seconds,
+                samples / seconds if samples and seconds else None,
                 test.get("accuracy"), test.get("loss"),
                 validation.get("accuracy", _last(run, "validation_accuracy")),
                 validation.get("loss", _last(run, "validation_loss")),
                 *(time_to(run, level) for level in levels),
                 sum(rank["bytes"] for rank in told["ranks"]) / 1e6 if told else None,
             ])  # fmt: skip
-    caption = "Seconds are those of training; seconds to an accuracy are those until validation first reached it."
-    return Table("Runs", columns, rows, "tables/runs.csv", caption)
+    return Table("Runs, one by one", columns, rows, "tables/runs.csv", long=True)
 
 
 def time_to(run: Run, level: float) -> float | None:
@@ -47,9 +87,10 @@ def time_to(run: Run, level: float) -> float | None:
 
 
 def settings_table(series: Sequence[Series]) -> Table:
-    """The keys of the configuration in which series differ, and their grids."""
+    """The grids, and the keys of the configuration in which series differ."""
     tables = [one.runs[0].tables for one in series]
-    keys = dict.fromkeys(key for other in tables[1:] for key, _, _ in difference(tables[0], other))
+    found = dict.fromkeys(key for other in tables[1:] for key, _, _ in difference(tables[0], other))
+    keys = sorted(found, key=lambda key: ORDER.index(key.split(".")[0]))
     flat = [{key: value for key, value, _ in difference(table, {})} for table in tables]
     rows: list[list[Any]] = [["grid", *(" x ".join(map(str, one.runs[0].grid)) for one in series)]]
     rows += [[key, *(_setting(values.get(key)) for values in flat)] for key in keys if key != "run.directory"]
@@ -79,7 +120,7 @@ def curve_table(series: Sequence[Series]) -> Table:
                 for step, samples, seconds in zip(steps.tolist(), *(time.tolist() for time in times), strict=True)
             ]
     columns = ["series", "run", "seed", "step", "samples", "seconds", *names]
-    return Table("Curves", columns, rows, "tables/curves.csv")
+    return Table("Lines of the metrics", columns, rows, "tables/curves.csv", long=True)
 
 
 def meeting_table(runs: Sequence[Run]) -> Table:
@@ -91,7 +132,13 @@ def meeting_table(runs: Sequence[Run]) -> Table:
         for replica, weight in enumerate(weights)
         if np.isfinite(weight)
     ]
-    return Table("Meetings", ["run", "step", "replica", "weight"], rows, "tables/meetings.csv")
+    return Table(
+        "Weights of the replicas at their meetings",
+        ["run", "step", "replica", "weight"],
+        rows,
+        "tables/meetings.csv",
+        long=True,
+    )
 
 
 def rank_table(runs: Sequence[Run]) -> Table:
@@ -105,13 +152,13 @@ def rank_table(runs: Sequence[Run]) -> Table:
             rows.append([run.name, rank, replica, stage, *percent, told["bytes"] / 1e6, *age])
     columns = ["run", "rank", "replica", "stage", "computing %", "messages %", "waiting %", "MB sent", "staleness",
                "by the formula"]  # fmt: skip
-    return Table("Ranks", columns, rows, "tables/ranks.csv")
+    return Table("Ranks", columns, rows, "tables/ranks.csv", long=True)
 
 
 def partition_table(runs: Sequence[Run]) -> Table:
     """The layers and parameters of every stage."""
     rows = [[run.name, stage.number, " ".join(stage.layers), stage.parameters] for run in runs for stage in run.stages]
-    return Table("Stages", ["run", "stage", "layers", "parameters"], rows, "tables/partition.csv")
+    return Table("Stages", ["run", "stage", "layers", "parameters"], rows, "tables/partition.csv", long=True)
 
 
 def _last(run: Run, name: str) -> float | None:

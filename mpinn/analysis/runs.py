@@ -156,7 +156,7 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if _alike(group[0], run):
+            if _alike(group[0], run) and run.seed not in (other.seed for other in group):
                 group.append(run)
                 break
         else:
@@ -170,7 +170,7 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
 
 def _alike(one: Run, other: Run) -> bool:
     changes = {key for key, _, _ in difference(one.tables, other.tables)}
-    return changes <= {"run.seed", "run.directory"} and one.grid == other.grid and one.seed != other.seed
+    return changes <= {"run.seed", "run.directory"} and one.grid == other.grid
 
 
 def _label(group: Sequence[Run]) -> str:
