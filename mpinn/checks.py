@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a configuration file or none, overrides, and what becomes of a run that is there."""
+    """What the user asked for: a configuration or none, overrides, and what becomes of a run that is there."""
 
-    file: str | None = None
+    file: str | Mapping[str, Any] | None = None
     overrides: tuple[str, ...] = ()
     resume: bool = False
     fresh: bool = False
@@ -116,7 +116,7 @@ def describe(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the data, from a `Source.summary`: a resumed run must find the same, wherever it is."""
     sizes = {f"{split}_samples": size for split, size in summary["sizes"].items()}
     shapes = {name: " x ".join(map(str, summary[name])) for name in ("sample_shape", "target_shape") if summary[name]}
-    return {**sizes, **shapes, "classes": summary["classes"]}
+    return {**sizes, **shapes, "classes": summary["classes"], "mean": summary["mean"], "std": summary["std"]}
 
 
 def names_of(directory: RunDirectory) -> tuple[str, ...]:
@@ -245,11 +245,18 @@ def may_change(key: str) -> bool:
 def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) -> None:
     """The data may have moved, but must be what the run was started with, as far as its checkpoint knows that."""
     known = checkpoint.data
-    changed = [name for name in data if name in known and known[name] != data[name]]
+    changed = [name for name in data if name in known and not same(known[name], data[name])]
     others = [f"{name} ({known[name]} -> {data[name]})" for name in changed]
     if others:
         where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
         raise InputError("data.path", f"{where} other data than this run was started with: {', '.join(others)}")
+
+
+def same(known: Any, found: Any) -> bool:
+    """Whether two facts agree: texts exactly, numbers up to how a sum may have been rounded elsewhere."""
+    if isinstance(known, str) or isinstance(found, str):
+        return bool(known == found)
+    return np.shape(known) == np.shape(found) and bool(np.allclose(known, found, rtol=1e-9, atol=0))
 
 
 def extra_meeting(checkpoint: Checkpoint, config: Config) -> list[str]:

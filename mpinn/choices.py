@@ -29,9 +29,9 @@ DEFAULTS = {
 }
 
 
-def read_config(file: str | None, overrides: tuple[str, ...]) -> Config:
-    """The configuration of a file, or the default one, with overrides; raises InputError."""
-    return load({} if file is None else read_toml(file), overrides, CHOICES, DEFAULTS)
+def read_config(file: str | Mapping[str, Any] | None, overrides: tuple[str, ...]) -> Config:
+    """The configuration of a file or of tables, or the default one, with overrides; raises InputError."""
+    return load(read_toml(file) if isinstance(file, str) else file or {}, overrides, CHOICES, DEFAULTS)
 
 
 def build_model(config: Config, sample_shape: tuple[int, ...], outputs: int) -> Model:

@@ -130,6 +130,10 @@ def submit(
 def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint file or a run directory.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    units: Annotated[
+        bool, typer.Option("--units", help="Count dead units on validation samples: needs the data set.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="Where the data set is, if not where it was in training.")] = "",
 ) -> None:
     """Say what a checkpoint or a run is and what is in it.
 
@@ -139,7 +143,75 @@ def inspect(
     """
     from mpinn.analysis.inspect import inspect as run
 
-    run(Path(path), json)
+    run(Path(path), json, units, data)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how two checkpoints differ: configuration, weights layer by layer, replicas, optimizer.
+
+    \b
+    python -m mpinn diff runs/digits runs/gossip
+    """
+    from mpinn.analysis.diff import diff as run
+
+    run(first, second, json)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
+    to: Annotated[str, typer.Option(help="onnx, safetensors or npz.")] = "onnx",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; else one beside it.")] = None,
+    replica: Annotated[int | None, typer.Option(help="This one; else the merged model.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The run's best checkpoint, not its newest.")] = False,
+) -> None:
+    """Write a saved model as one file for other programs; it takes samples as the data set has them.
+
+    \b
+    python -m mpinn export runs/digits --to onnx -o digits.onnx
+    """
+    from mpinn.analysis.export import export as run
+
+    run(path, to, out, replica, best)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .safetensors or .npz file, as export writes it.")],
+    directory: Annotated[Path, typer.Argument(help="The run directory to make.")],
+    config: Annotated[str | None, typer.Option(help="A TOML file for a file that says nothing of its model.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Make a run whose first checkpoint has the weights of a file: evaluate it, or train it further.
+
+    \b
+    python -m mpinn import model.safetensors runs/further --set optimizer.rate=0.01
+    """
+    from mpinn.comm.grid import connect
+    from mpinn.intake import intake
+    from mpinn.signals import Signals
+
+    raise typer.Exit(intake(connect(), file, directory, config, tuple(settings or ()), Signals()))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; those that differ in run.seed are one series.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
+) -> None:
+    """Put runs side by side on one HTML page, with its figures as PNG and its tables as CSV.
+
+    \b
+    python -m mpinn report runs/digits runs/gossip -o report
+    """
+    from mpinn.analysis.report import report as run
+
+    run(runs, out)
 
 
 @app.command()

@@ -19,10 +19,8 @@ from mpinn.models.model import Model
 from mpinn.nn.network import Whole
 from mpinn.nn.part import build_part
 from mpinn.schedules.serial import Serial
-from mpinn.storage.directory import RunDirectory
-from mpinn.storage.index import best_of, read_index
 from mpinn.storage.reader import Checkpoint
-from mpinn.storage.restore import newest
+from mpinn.storage.restore import checkpoint_of
 
 
 def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], want_best: bool) -> int:
@@ -44,7 +42,7 @@ def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], wa
 def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     """What all ranks need to know, found out by one; raises InputError."""
     notes: list[str] = []
-    file = checkpoint_of(Path(path), want_best, notes)
+    file = checkpoint_of(Path(path), want_best, notes.append)
     with Checkpoint(file) as checkpoint:
         config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
         step = checkpoint.step
@@ -72,22 +70,6 @@ def _check_data(config: Config) -> dict[str, Any]:
         if error.path != "data.path" or not config.data.path:
             raise
         raise InputError("", f"{error}; where it is here, say with --set data.path=...") from None
-
-
-def checkpoint_of(path: Path, want_best: bool, notes: list[str]) -> Path:
-    """The file itself, or the best or newest good checkpoint of a run directory; raises InputError."""
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise InputError(str(path), "there is no such file or directory")
-    if want_best:
-        entry = best_of(read_index(RunDirectory(path)) or [])
-        found = None if entry is None else path / entry.file
-    else:
-        found = newest(path, notes.append)
-    if found is None:
-        raise InputError(str(path), f"there is no {'scored ' if want_best else ''}checkpoint in this directory")
-    return found
 
 
 def _sums(world: World, file: Path, config: Config, split: str) -> Array:

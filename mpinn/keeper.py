@@ -98,7 +98,7 @@ class RunKeeper:
     stage: int = 0
     bounds: Sequence[int] = ()
     """The layers at which the stages begin, and the number of layers."""
-    data: Mapping[str, Scalar] = field(default_factory=dict)
+    data: Mapping[str, Scalar | Sequence[float]] = field(default_factory=dict)
     """What describes the data, to be saved with the position in it."""
     records: list[Record] = field(default_factory=list)
     facts: Callable[[], Mapping[str, Array]] = dict

@@ -39,14 +39,14 @@ ORDER = [
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},
-    {"train", "submit", "evaluate", "bench", "plan"},
+    {"train", "submit", "evaluate", "bench", "plan", "intake"},
     {"doctor"},
     {"cli"},
     {"__main__"},
 ]
 """Modules and folders from the lowest to the highest: each imports from lower ones, or from its own folder."""
 
-ANALYSIS = {"array", "config", "errors", "models", "nn"} | {
+ANALYSIS = {"array", "config", "datasets", "errors", "models", "nn"} | {
     f"storage.{module}" for module in ("directory", "history", "index", "reader", "restore", "schema")
 }
 """What offline analysis imports; in ``storage`` only what reads."""

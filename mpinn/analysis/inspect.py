@@ -1,7 +1,6 @@
 """What is in a checkpoint or a run directory, as tables or as one JSON object. Needs neither MPI nor a GPU."""
 
 import json as json_module
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from mpinn.analysis.moments import Moments
+from mpinn.analysis.replicas import describe_replicas
 from mpinn.config import InputError
 from mpinn.storage.directory import RunDirectory
-from mpinn.storage.history import read
+from mpinn.storage.history import plain, read
 from mpinn.storage.index import best_of, read_index
 from mpinn.storage.reader import Checkpoint, Parameter
 from mpinn.storage.restore import newest
@@ -19,11 +19,20 @@ from mpinn.storage.restore import newest
 Description = dict[str, Any]
 
 
-def inspect(path: Path, json: bool = False) -> None:
-    """Print what a checkpoint file, or a run directory and its newest checkpoint, holds."""
+def inspect(path: Path, json: bool = False, units: bool = False, data: str = "") -> None:
+    """Print what a checkpoint file, or a run directory and its newest checkpoint, holds.
+
+    ``units``: also how many units are dead, for which its data set is needed; ``data`` says where that is.
+    """
     description = describe(path)
+    if units and (file := description["checkpoint"]) is not None:
+        from mpinn.analysis.saved import SavedModel
+        from mpinn.analysis.units import dead_units
+
+        with SavedModel(file["file"]) as model:
+            file["units"] = dead_units(model, data)
     if json:
-        print(json_module.dumps(_plain(description), ensure_ascii=False, allow_nan=False))
+        print(json_module.dumps(plain(description), ensure_ascii=False, allow_nan=False))
         return
     from mpinn.analysis.tables import show
 
@@ -63,6 +72,7 @@ def describe_file(path: Path) -> Description:
     """One checkpoint; its arrays are read a block at a time."""
     with Checkpoint(path) as file:
         arrays = {kind: _arrays(file, kind) for kind in file.kinds()}
+        replicas, apart = describe_replicas(file)
         return {
             "file": str(path),
             "step": file.step,
@@ -78,7 +88,8 @@ def describe_file(path: Path) -> Description:
             "history": {name: _last(values) for name, values in file.history.items()},
             "parameters": {kind: [row for row, _ in rows] for kind, rows in arrays.items()},
             "totals": {kind: _total([moments for _, moments in rows]) for kind, rows in arrays.items()},
-            "replicas": [_replica(file, replica) for replica in file.replicas],
+            "replicas": replicas,
+            "apart": apart,
         }
 
 
@@ -116,32 +127,6 @@ def _total(parts: list[Moments]) -> Description:
     return total.summary()
 
 
-def _replica(file: Checkpoint, replica: int) -> Description:
-    """How far the replica's model is from the merged one, |x_r - x| and |x_r - x| / |x|, over its finite elements."""
-    models, apart, mean, nonfinite = file.models(), 0.0, 0.0, 0
-    for kind in file.kinds(replica):
-        for parameter in file.parameters(kind, replica) if kind in models else ():
-            own, merged = (file.blocks(kind, parameter.name, number) for number in (replica, None))
-            for ours, theirs in zip(own, merged, strict=True):
-                finite = np.isfinite(ours) & np.isfinite(theirs)
-                difference = np.subtract(ours[finite], theirs[finite], dtype=np.float64)
-                apart += float(np.square(difference).sum())
-                mean += float(np.square(theirs[finite], dtype=np.float64).sum())
-                nonfinite += ours.size - int(np.isfinite(ours).sum())
-    relative = math.sqrt(apart / mean) if mean else None
-    return {"replica": replica, "distance": math.sqrt(apart), "relative": relative, "nonfinite": nonfinite}
-
-
 def _last(values: Any) -> int | float | None:
     known = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     return known[-1].item() if known.size else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mpinn.analysis.apart import SLICE
 from mpinn.array.typing import Array
 
 
@@ -26,21 +27,16 @@ class Moments:
     high: float = -math.inf
 
     def add(self, block: Array) -> None:
-        """Take the elements of a block."""
-        values = block[np.isfinite(block)].astype(np.float64)
-        self.nonfinite += block.size - values.size
-        if values.size:
-            mean = float(values.mean())
-            part = Moments(
-                count=values.size,
-                zeros=values.size - int(np.count_nonzero(values)),
-                mean=mean,
-                spread=float(np.square(values - mean).sum()),
-                squares=float(np.square(values).sum()),
-                low=float(values.min()),
-                high=float(values.max()),
-            )
-            self.merge(part)
+        """Take the elements of a block, (n,)."""
+        for start in range(0, len(block), SLICE):
+            values = block[start : start + SLICE].astype(np.float64)
+            squares = float(np.dot(values, values))
+            if not math.isfinite(squares):
+                finite = values[np.isfinite(values)]
+                self.nonfinite += values.size - finite.size
+                values, squares = finite, float(np.dot(finite, finite))
+            if values.size:
+                self.merge(_moments(values, squares))
 
     def merge(self, other: "Moments") -> None:
         """Take the elements that another has seen."""
@@ -75,3 +71,17 @@ class Moments:
             "zeros": self.zeros / self.count,
             "nonfinite": self.nonfinite,
         }
+
+
+def _moments(values: Array, squares: float) -> Moments:
+    mean = float(values.mean())
+    apart = values - mean
+    return Moments(
+        count=values.size,
+        zeros=values.size - int(np.count_nonzero(values)),
+        mean=mean,
+        spread=float(np.dot(apart, apart)),
+        squares=squares,
+        low=float(values.min()),
+        high=float(values.max()),
+    )

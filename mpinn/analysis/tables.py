@@ -1,6 +1,6 @@
-"""Tables of what `inspect` found."""
+"""Tables of what `inspect` and `diff` found."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,68 @@ WIDE = 160
 
 def show(description: Row) -> None:
     """Print a description by `describe`."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDE
+    console = _console()
     if "run" in description:
         _run(console, description["run"])
     if description["checkpoint"] is not None:
         _checkpoint(console, description["checkpoint"])
+
+
+def show_diff(description: Row) -> None:
+    """Print the differences that `compare` found."""
+    console, files = _console(), description["files"]
+    console.print(_facts({"first": files[0], "second": files[1]}))
+    for note in description["notes"]:
+        console.print(Text(note, style="yellow"))
+    settings = [(row["key"], row["values"]) for row in description["configuration"]]
+    for heading, pairs in (("file", description["facts"].items()), ("configuration", settings)):
+        if pairs:
+            console.print(_pairs_table(heading, pairs))
+    for place, names in description["only"].items():
+        if names:
+            console.print(_facts({f"only in the {place}": ", ".join(names)}))
+    for row in description["shapes"]:
+        console.print(_facts({row["name"]: "shapes " + " and ".join(map(_shape, row["shapes"]))}))
+    for kind, rows in description["arrays"].items():
+        if not kind.startswith("optimizer/"):
+            console.print(_apart(kind, [*rows, {"name": "all", **description["totals"][kind]}]))
+    totals = description["totals"].items()
+    others = [{"name": kind, **total} for kind, total in totals if kind.startswith("optimizer/")]
+    replicas = [{**row, "name": str(row["replica"])} for row in description["replicas"]]
+    for heading, rows in (("optimizer", others), ("replica", replicas)):
+        if rows:
+            console.print(_apart(heading, rows))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def _pairs_table(heading: str, pairs: Iterable[tuple[str, Sequence[Any]]]) -> Table:
+    table = _table(heading)
+    for name in ("first", "second"):
+        table.add_column(name, overflow="fold")
+    for key, values in pairs:
+        table.add_row(key, *(Text("" if value is None else _short(value)) for value in values))
+    return table
+
+
+def _apart(heading: str, rows: Sequence[Row]) -> Table:
+    """Rows of `Apart.summary`; what is the same to the last bit is said to be."""
+    alarm = any(row["nonfinite"] for row in rows)
+    columns = ("count", "norm, first", "second", "distance", "relative", "angle")
+    table = _table(heading, *columns, *([ALARMS["nonfinite"]] if alarm else []))
+    for row in rows:
+        numbers = ["same", "", ""]
+        if row["differing"]:
+            angle = "" if row["angle"] is None else f"{row['angle']:.3g}°"
+            numbers = [_number(row["distance"]), _number(row["relative"]), angle]
+        alarms = [_alarm("nonfinite", row["nonfinite"])] if alarm else []
+        table.add_row(row["name"], f"{row['count']:,}", *map(_number, row["norms"]), *numbers, *alarms)
+    return table
 
 
 def _run(console: Console, run: Row) -> None:
@@ -53,7 +108,8 @@ def _checkpoint(console: Console, file: Row) -> None:
             facts[table] = _pairs({key: value for key, value in configuration[table].items() if not _is_chain(value)})
     facts["grid"] = " x ".join(f"{length} {axis}" for axis, length in file["grid"].items())
     facts["type"] = f"{file['dtype']}, written by mpinn {file['program']}"
-    for table in ("data", "random", "scalars", "history"):
+    facts["data"] = _pairs({name: np.asarray(value).tolist() for name, value in file["data"].items()})
+    for table in ("random", "scalars", "history"):
         if file[table]:
             facts[table] = _pairs(file[table])
     console.print(_facts(facts))
@@ -61,6 +117,8 @@ def _checkpoint(console: Console, file: Row) -> None:
     for kind, rows in file["parameters"].items():
         if kind.startswith(("model/", "state/")):
             console.print(_parameters(kind, rows, file["totals"][kind]))
+    if "units" in file:
+        console.print(_units(file["units"]))
     _others(console, file)
     _replicas(console, file["replicas"])
 
@@ -96,10 +154,18 @@ def _parameters(kind: str, rows: Sequence[Row], total: Row) -> Table:
     heading = f"{kind} (mean)" if any(row["merged"] for row in rows) else kind
     table = _table(heading, "shape", "count", *NUMBERS, *(ALARMS[name] for name in alarms))
     for row in rows:
-        shape = "x".join(map(str, row["shape"])) or "scalar"
-        table.add_row(row["name"], shape, *_statistics(row), *(_alarm(name, row[name]) for name in alarms))
+        table.add_row(
+            row["name"], _shape(row["shape"]), *_statistics(row), *(_alarm(name, row[name]) for name in alarms)
+        )
     table.add_section()
     table.add_row("all", "", *_statistics(total), *(_alarm(name, total[name]) for name in alarms))
+    return table
+
+
+def _units(found: Row) -> Table:
+    table = _table(f"dead on {found['samples']} of {found['split']}", "units", "dead", "share")
+    for row in found["layers"]:
+        table.add_row(row["name"], f"{row['units']:,}", f"{row['dead']:,}", f"{row['dead'] / row['units']:.1%}")
     return table
 
 
@@ -117,11 +183,22 @@ def _others(console: Console, file: Row) -> None:
 def _replicas(console: Console, replicas: Sequence[Row]) -> None:
     if not replicas:
         return
-    table = _table("replica", "distance from the mean", "relative", "nan, inf")
+    columns = ["from the mean", "relative", "optimizer", "farthest from", "distance"]
+    weighed, alarm = (any(row[key] for row in replicas) for key in ("weight", "nonfinite"))
+    columns += ["last weight"] if weighed else []
+    table = _table("replica", *columns, *([ALARMS["nonfinite"]] if alarm else []))
     for row in replicas:
-        distances = (_number(row["distance"]), _number(row["relative"]))
-        table.add_row(str(row["replica"]), *distances, _alarm("nonfinite", row["nonfinite"]))
+        numbers = [_number(row[key]) for key in ("distance", "relative", "optimizer")]
+        far = row["farthest"]
+        place = [str(far["replica"]), _number(far["distance"])] if far["distance"] else ["", ""]
+        weight = [_number(row["weight"])] if weighed else []
+        alarms = [_alarm("nonfinite", row["nonfinite"])] if alarm else []
+        table.add_row(str(row["replica"]), *numbers, *place, *weight, *alarms)
     console.print(table)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _statistics(row: Row) -> list[str]:

@@ -49,7 +49,7 @@ def _translated(layer: Layer, shape: Shape, weights: Tree, torch: Any) -> Module
         case Network():
             return translate(layer, shape, weights, torch)
         case Conv2d():
-            stride, padding = layer._steps
+            stride, padding = layer.steps
             module = nn.Conv2d(shape[-1], layer.outputs, layer.kernel, stride, padding, bias=layer.bias)
             return _activated(_filled(module, weights, (3, 2, 0, 1), torch), layer.activation, torch)
         case Dense():

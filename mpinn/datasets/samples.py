@@ -70,6 +70,8 @@ class Source:
             "sample_shape": list(self.sample_shape),
             "target_shape": list(self.splits["train"].target.shape[1:]),
             "classes": self.classes,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
             "note": self.note,
         }
 

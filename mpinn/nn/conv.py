@@ -32,14 +32,14 @@ class Conv2d:
         known("activation", self.activation, ACTIVATIONS)
         if self.padding == "same" and any(size % 2 == 0 for size in self._kernel):
             raise ValueError(f"padding 'same' needs an odd kernel, not {self._kernel[0]}x{self._kernel[1]}")
-        _ = self._steps
+        _ = self.steps
 
     @property
     def _kernel(self) -> Pair:
         return pair("kernel", self.kernel, 1)
 
     @property
-    def _steps(self) -> tuple[Pair, Pair]:
+    def steps(self) -> tuple[Pair, Pair]:
         """Stride and padding."""
         stride = pair("stride", self.stride, 1)
         if self.padding == "same":
@@ -56,7 +56,7 @@ class Conv2d:
         return {}
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (*windows(shape, self._kernel, *self._steps), self.outputs)
+        return (*windows(shape, self._kernel, *self.steps), self.outputs)
 
     def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
         draw(weights["weight"], prod(weights["weight"].shape[:-1]), self.initial, rng(()))
@@ -64,7 +64,7 @@ class Conv2d:
             weights["bias"].fill(0)
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        z = context.ops.conv(x, weights["weight"], *self._steps, context.pool)
+        z = context.ops.conv(x, weights["weight"], *self.steps, context.pool)
         y, kept = context.ops.bias_activation(z, weights.get("bias"), self.activation, context.pool)
         return y, (x, kept)
 
@@ -74,10 +74,10 @@ class Conv2d:
         dz = ops.activation_backward(self.activation, kept, dy, pool)
         dx = None
         if context.wants_dx:
-            dx = ops.conv_backward_input(dz, weights["weight"], x.shape[1:], *self._steps, pool)
+            dx = ops.conv_backward_input(dz, weights["weight"], x.shape[1:], *self.steps, pool)
 
         def finish(grads: Tree) -> None:
-            ops.conv_backward_weight(x, dz, grads["weight"], *self._steps, pool)
+            ops.conv_backward_weight(x, dz, grads["weight"], *self.steps, pool)
             if self.bias:
                 grads["bias"][...] = ops.column_sums(dz)
 

@@ -20,10 +20,11 @@ class PaddedIdentity:
 
     def __post_init__(self) -> None:
         at_least("outputs", self.outputs, 1)
-        _ = self._stride
+        _ = self.strides
 
     @property
-    def _stride(self) -> Pair:
+    def strides(self) -> Pair:
+        """Down and to the right."""
         return pair("stride", self.stride, 1)
 
     def parameters(self, shape: Shape) -> Shapes:
@@ -33,7 +34,7 @@ class PaddedIdentity:
         return {}
 
     def output_shape(self, shape: Shape) -> Shape:
-        high, wide = windows(shape, (1, 1), self._stride, (0, 0))
+        high, wide = windows(shape, (1, 1), self.strides, (0, 0))
         if shape[2] > self.outputs:
             raise ValueError(f"the layer adds channels and drops none: it can't make {self.outputs} of {shape[2]}")
         return high, wide, self.outputs
@@ -42,7 +43,7 @@ class PaddedIdentity:
         pass
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        down, right = self._stride
+        down, right = self.strides
         channels = x.shape[3]
         y = context.pool.empty((len(x), *self.output_shape(x.shape[1:])), x.dtype)
         y[..., :channels] = x[:, ::down, ::right]
@@ -52,7 +53,7 @@ class PaddedIdentity:
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:
             return None, nothing
-        down, right = self._stride
+        down, right = self.strides
         shape = saved[0].shape[1:]
         dx = context.pool.empty((len(dy), *shape), dy.dtype)
         if (down, right) != (1, 1):

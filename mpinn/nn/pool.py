@@ -19,12 +19,13 @@ class _Pooling:
     padding: int | Pair = 0
 
     def __post_init__(self) -> None:
-        kernel, _, padding = self._window
+        kernel, _, padding = self.window
         if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
             raise ValueError(f"padding is {self.padding}, it must be at most half the kernel, which is {self.kernel}")
 
     @property
-    def _window(self) -> tuple[Pair, Pair, Pair]:
+    def window(self) -> tuple[Pair, Pair, Pair]:
+        """Kernel, stride and padding."""
         kernel = pair("kernel", self.kernel, 1)
         stride = kernel if self.stride is None else pair("stride", self.stride, 1)
         return kernel, stride, pair("padding", self.padding, 0)
@@ -36,7 +37,7 @@ class _Pooling:
         return {}
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (*windows(shape, *self._window), shape[2])
+        return (*windows(shape, *self.window), shape[2])
 
     def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
         pass
@@ -47,14 +48,14 @@ class MaxPool2d(_Pooling):
     """The maximum of each window; its gradient goes to the first maximum in reading order."""
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        y, place = context.ops.max_pool(x, *self._window, context.pool)
+        y, place = context.ops.max_pool(x, *self.window, context.pool)
         return y, (shape_of(x), place)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:
             return None, nothing
         shape, place = saved
-        return context.ops.max_pool_backward(place, dy, shape.shape[1:], *self._window, context.pool), nothing
+        return context.ops.max_pool_backward(place, dy, shape.shape[1:], *self.window, context.pool), nothing
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class AveragePool2d(_Pooling):
     """The mean of each window, in which padding counts as zeros."""
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        return context.ops.average_pool(x, *self._window, context.pool), (shape_of(x),)
+        return context.ops.average_pool(x, *self.window, context.pool), (shape_of(x),)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:
             return None, nothing
-        return context.ops.average_pool_backward(dy, saved[0].shape[1:], *self._window, context.pool), nothing
+        return context.ops.average_pool_backward(dy, saved[0].shape[1:], *self.window, context.pool), nothing
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Metrics:
 
     def append(self, record: Record) -> None:
         """Write one line; numbers that are not finite become null, which JSON has."""
-        self._file.write(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
     def rewind(self, step: int) -> None:
@@ -58,22 +58,23 @@ def columns(records: Sequence[Record]) -> dict[str, Array]:
     return {name: _column([record.get(name) for record in records]) for name in names}
 
 
+def plain(value: Any) -> Any:
+    """What JSON can hold: lists for arrays, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def _column(values: list[Any]) -> Array:
     if all(isinstance(value, int) for value in values):
         return np.array(values, dtype=np.int64)
     return np.array([value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _lines(path: Path) -> list[str]:

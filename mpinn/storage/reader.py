@@ -117,10 +117,13 @@ class Checkpoint:
         found = [kind for kind in self.kinds() if kind.startswith("model/")]
         return [schema.NETWORK] if schema.NETWORK in found else found
 
-    def blocks(self, kind: str, name: str, replica: int | None = None) -> Iterator[Array]:
-        """The blocks of one array in C order, flat, of a few MiB each."""
+    def blocks(self, kind: str, name: str, replica: int | None = None, itemsize: int = 0) -> Iterator[Array]:
+        """The blocks of one array in C order, flat, of a few MiB each.
+
+        Two arrays of one shape have the same blocks where ``itemsize`` is the same; by default it is the array's own.
+        """
         dataset = self._find(kind, name, replica)
-        for block in schema.blocks(dataset.shape, dataset.dtype.itemsize):
+        for block in schema.blocks(dataset.shape, itemsize or dataset.dtype.itemsize):
             values = np.empty([s.stop - s.start for s in block.selection], dataset.dtype)
             self._read(dataset, values, block.selection)
             yield values.reshape(-1)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mpinn.config import InputError
 from mpinn.storage.directory import RunDirectory
-from mpinn.storage.index import Saved, digest, read_index
+from mpinn.storage.index import Saved, best_of, digest, read_index
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.schema import VectorSpec
 
@@ -34,6 +34,22 @@ def newest(directory: str | Path, log: Log) -> Path | None:
     if found := run.checkpoints():
         raise InputError(str(run.path), f"none of its {len(found)} checkpoints can be used")
     return None
+
+
+def checkpoint_of(path: Path, want_best: bool, log: Log) -> Path:
+    """The file itself, or the best or newest good checkpoint of a run directory; raises InputError."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise InputError(str(path), "there is no such file or directory")
+    if want_best:
+        entry = best_of(read_index(RunDirectory(path)) or [])
+        found = None if entry is None else path / entry.file
+    else:
+        found = newest(path, log)
+    if found is None:
+        raise InputError(str(path), f"there is no {'scored ' if want_best else ''}checkpoint in this directory")
+    return found
 
 
 def restore(

@@ -18,6 +18,10 @@ it writes a block, so this also bounds for how long a training step can be held 
 CONFIGURATION = "configuration"
 NETWORK = "model/network"
 """The kind of the model's weights."""
+ORIGIN = "mpinn"
+"""The entry of an exported file that says what its model is, as JSON."""
+NORMALISATION = ("normalisation.mean", "normalisation.std")
+"""Arrays of an exported file; not the names of any layer, which have no dots."""
 REPLICA = "replica"
 KIND = "kind"
 """Attribute of the group at which a vector starts; its value is the group's path, below /replica/<r> without that."""
@@ -52,7 +56,7 @@ class Snapshot:
     dtype: str
     configuration: Mapping[str, Any]
     vectors: Sequence[VectorSpec]
-    data: Mapping[str, Scalar] = field(default_factory=dict)
+    data: Mapping[str, Scalar | Sequence[float]] = field(default_factory=dict)
     random: Mapping[str, Scalar] = field(default_factory=dict)
     scalars: Mapping[str, float | Array] = field(default_factory=dict)
     history: Mapping[str, Array] = field(default_factory=dict)

@@ -8,53 +8,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from checkpoint_files import LAYOUT, values, write_file
 
 from mpinn.analysis.inspect import describe, inspect
 from mpinn.analysis.moments import Moments
 from mpinn.config import InputError
-from mpinn.nn.layout import Layout
 from mpinn.storage import schema
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics
 from mpinn.storage.index import Saved, digest, write_index
-from mpinn.storage.writer import Header, Piece, write
-
-LAYOUT = Layout({"hidden1": {"dense": {"weight": (40, 5), "bias": (5,)}}, "output": {"scale": ()}}, "float32")
-
-
-def values(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {entry.name: np.asarray(rng.standard_normal(entry.shape), "float32") for entry in LAYOUT}
-
-
-def write_file(
-    path: Path,
-    step: int,
-    arrays: dict[str, dict[str, np.ndarray]],
-    replicas: int = 1,
-    model: dict[str, object] | None = None,
-) -> None:
-    """A checkpoint with the arrays of each group."""
-    snapshot = schema.Snapshot(
-        step=step,
-        epoch=1,
-        seed=3,
-        grid=(replicas, 1, 1),
-        dtype="float32",
-        configuration={"model": model or {"name": "mlp", "widths": [5]}, "consensus": {"name": "averaging"}},
-        vectors=[],
-        data={"position": 640},
-        scalars={"best": math.nan},
-        history={"step": np.array([1, 2]), "accuracy": np.array([0.5, math.nan])},
-    )
-    pieces = []
-    for group, tree in arrays.items():
-        kind = group.split("/", 2)[2] if group.startswith("replica") else group
-        for name, array in tree.items():
-            for block in schema.blocks(array.shape, array.itemsize):
-                merged = replicas > 1 and group == kind
-                pieces.append(Piece(group, kind, name, array.shape, block.selection, array[block.selection], merged))
-    write(path, Header.of(snapshot, None), pieces)
 
 
 @pytest.fixture
@@ -112,19 +74,47 @@ def test_statistics_do_not_depend_on_the_blocks():
     assert nothing.summary()["nonfinite"] == 1
 
 
-def test_replicas_are_measured_against_their_mean(tmp_path):
-    one, two, mean = values(1), values(2), {}
-    for name in one:
-        mean[name] = (one[name] + two[name]) / 2
-    groups = {"replica/0/model/network": one, "replica/1/model/network": two, "model/network": mean}
+def test_replicas_are_measured_against_their_mean_and_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "BLOCK", 128)
+    own = [values(seed) for seed in range(3)]
+    own[2] = {name: own[0][name] + np.float32(0.01) for name in own[0]}
+    mean = {name: np.mean([values[name] for values in own], axis=0, dtype=np.float32) for name in own[0]}
+    groups = {f"replica/{r}/model/network": own[r] for r in range(3)} | {"model/network": mean}
+    groups |= {f"replica/{r}/optimizer/momentum/network": values(10 + r) for r in range(3)}
+    groups["optimizer/momentum/network"] = values(20)
+    scalars = {"meeting_weights": np.array([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]])}
+    write_file(tmp_path / "a.h5", 20, groups, replicas=3, scalars=scalars)
+
+    def flat(tree):
+        return np.concatenate([tree[name].astype(np.float64).ravel() for name in tree])
+
+    found = describe(tmp_path / "a.h5")["checkpoint"]
+    assert [row["replica"] for row in found["replicas"]] == [0, 1, 2]
+    assert [row["weight"] for row in found["replicas"]] == [0.2, 0.3, 0.5]
+    assert [row["farthest"]["replica"] for row in found["replicas"]] == [1, 2, 1]
+    for number, row in enumerate(found["replicas"]):
+        apart = np.linalg.norm(flat(own[number]) - flat(mean))
+        assert row["distance"] == pytest.approx(apart, rel=1e-9)
+        assert row["relative"] == pytest.approx(apart / np.linalg.norm(flat(mean)), rel=1e-9)
+        slots = np.linalg.norm(flat(values(10 + number)) - flat(values(20))) / np.linalg.norm(flat(values(20)))
+        assert row["optimizer"] == pytest.approx(slots, rel=1e-9)
+        for other in range(3):
+            between = np.linalg.norm(flat(own[number]) - flat(own[other]))
+            assert found["apart"][number][other] == pytest.approx(between, rel=1e-6, abs=1e-6)
+
+
+def test_a_replica_that_is_not_finite_is_counted_and_left_out(tmp_path):
+    own = [values(1), values(2)]
+    mean = {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
+    own[1]["hidden1/dense/weight"][3] = math.nan
+    groups = {"replica/0/model/network": own[0], "replica/1/model/network": own[1], "model/network": mean}
     write_file(tmp_path / "a.h5", 20, groups, replicas=2)
-    apart = math.sqrt(sum(float(np.square(one[name] - mean[name]).sum()) for name in one))
-    size = math.sqrt(sum(float(np.square(mean[name]).sum()) for name in mean))
-    found = describe(tmp_path / "a.h5")["checkpoint"]["replicas"]
-    assert [row["replica"] for row in found] == [0, 1]
-    for row in found:
-        assert row["distance"] == pytest.approx(apart, rel=1e-6)
-        assert row["relative"] == pytest.approx(apart / size, rel=1e-6)
+    first, second = describe(tmp_path / "a.h5")["checkpoint"]["replicas"]
+    assert (first["nonfinite"], second["nonfinite"]) == (0, 5)
+    finite = np.isfinite(own[1]["hidden1/dense/weight"])
+    squares = sum(float(np.square((own[1][name] - mean[name])[np.isfinite(own[1][name])]).sum()) for name in mean)
+    assert finite.sum() == 195
+    assert second["distance"] == pytest.approx(math.sqrt(squares), rel=1e-6)
 
 
 def test_a_run_is_described_by_its_newest_good_file(run):

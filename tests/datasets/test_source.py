@@ -66,6 +66,8 @@ def test_the_summary_can_be_broadcast_as_json():
         "sample_shape": [8, 8, 1],
         "target_shape": [],
         "classes": 10,
+        "mean": [4.878315580618212],
+        "std": [6.010185739758007],
         "note": "",
     }
 
