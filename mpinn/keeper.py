@@ -19,6 +19,7 @@ from mpinn.models.population import with_members
 from mpinn.nn.layout import Layout
 from mpinn.nn.packed import population_of
 from mpinn.nn.part import COUNTERS, Part
+from mpinn.ranking import population_in
 from mpinn.schedules.schedule import Flight, Schedule
 from mpinn.storage.checkpoint import SaveError, Saver
 from mpinn.storage.directory import RunDirectory
@@ -253,8 +254,8 @@ def saved_model(path: Path, model: Model) -> Model:
     if population is None:
         return model
     with Checkpoint(path) as checkpoint:
-        left = np.asarray(checkpoint.scalars["member_left"])
-    return with_members(model, population.only({*np.flatnonzero(left == 0).tolist()})) if left.any() else model
+        members = sorted(population.members, key=lambda member: member.number)
+        return with_members(model, population_in(checkpoint.scalars, members, population.outputs))
 
 
 @dataclass(frozen=True)

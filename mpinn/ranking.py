@@ -1,13 +1,25 @@
 """How good each member of a population is on the validation split, and which of them still learn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.consensus.consensus import Quality
+from mpinn.nn.packed import Member, Packed, arranged
 
 PREFIX = "member_"
+
+
+def population_in(scalars: Mapping[str, Any], members: Sequence[Member], outputs: int) -> Packed:
+    """The members that are still there, in the panels in which a checkpoint has them."""
+    numbers, places = (np.asarray(scalars[PREFIX + name]) for name in ("panel", "place"))
+    panels: dict[int, list[Member]] = {}
+    for number in np.lexsort((places, numbers)).tolist():
+        if numbers[number] >= 0:
+            panels.setdefault(int(numbers[number]), []).append(members[number])
+    return arranged(panels.values(), outputs)
 
 
 class Ranking:

@@ -331,12 +331,21 @@ def packed(members: Iterable[Member], outputs: int) -> Packed:
     member.
     """
     panels: list[list[Member]] = []
-    ordered = sorted(members, key=lambda one: (len(one.widths), one.activation, one.widths, one.number))
-    for _, group in groupby(ordered, key=lambda one: (len(one.widths), one.activation)):
+    for _, group in groupby(sorted(members, key=_kind), key=lambda one: _kind(one)[:2]):
         panels += _panels(list(group))
-    room = max((sum(max(member.widths) for member in panel) for panel in panels), default=0)
-    found = ((f"panel{panel[0].number}", Panel(tuple(panel), outputs, room)) for panel in panels)
+    return arranged(panels, outputs)
+
+
+def arranged(panels: Iterable[Sequence[Member]], outputs: int) -> Packed:
+    """Members in these panels."""
+    ordered = sorted(panels, key=lambda panel: _kind(panel[0]))
+    room = max((sum(max(member.widths) for member in panel) for panel in ordered), default=0)
+    found = ((f"panel{panel[0].number}", Panel(tuple(panel), outputs, room)) for panel in ordered)
     return Packed(tuple(found), outputs)
+
+
+def _kind(member: Member) -> tuple[int, str, tuple[int, ...], int]:
+    return len(member.widths), member.activation, member.widths, member.number
 
 
 def _panels(members: Sequence[Member]) -> list[list[Member]]:
