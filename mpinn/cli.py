@@ -200,6 +200,7 @@ def plan(
     settings: Settings = None,
     stages: Annotated[int, typer.Option(min=0, help="Stages; 0: those of the configuration.")] = 0,
     replicas: Annotated[int, typer.Option(min=0, help="Replicas, which share the batch; 0: the configured ones.")] = 0,
+    shards: Annotated[int, typer.Option(min=0, help="Shards of a population; 0: the configured ones.")] = 0,
     schedule: Annotated[str, typer.Option(help="For which the stages are made even and have to fit.")] = "fdg",
     micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of gpipe and 1f1b.")] = 4,
     cut: Annotated[list[str] | None, typer.Option(help="Begin a stage at this layer; then nothing is chosen.")] = None,
@@ -212,12 +213,20 @@ def plan(
 ) -> None:
     """Split a model into stages, and say what a training step will cost under every schedule; trains nothing.
 
+    Of a population it says what each shard has to compute and to hold.
+
     \b
     python -m mpinn plan jobs/cifar10.toml --stages 4
     python -m mpinn plan --set model.widths=[512,512,512] --stages 2 --replicas 2 --estimated
     """
+    from mpinn.choices import read_config
     from mpinn.plan import Question, answer, show
 
+    if read_config(config, tuple(settings or ())).names["model"] == "population":
+        from mpinn.member_plan import plan_members
+
+        plan_members(config, tuple(settings or ()), shards, json)
+        return
     question = Question(
         config, tuple(settings or ()), stages, replicas, schedule, micro_batches, tuple(cut or ()), memory,
         bandwidth, latency, profile, estimated,

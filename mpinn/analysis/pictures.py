@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mpinn.analysis import figures, rank_figures
+from mpinn.analysis.landscape import landscape
 from mpinn.analysis.page import GENERATOR, Picture
 from mpinn.analysis.runs import Run, Series
 
@@ -34,6 +35,11 @@ TEXTS = {
     "partition": (
         "Partition of the depth",
         "Which layers are on which stage, with their parameters, for which the bars stand.",
+    ),
+    "population": (
+        "Landscape of the population",
+        "Validation accuracy, or loss, of the members over their width: lines are means over members that are alike "
+        "but for their seeds and rates, bands their whole range, the star is the best member.",
     ),
     "timeline": (
         "Timeline",
@@ -67,6 +73,8 @@ def _drawn(series: Sequence[Series], runs: Sequence[Run]) -> Iterator[tuple[str,
         yield "shares", rank_figures.shares(finished), True
     if cut := [run for run in runs if run.stages]:
         yield "partition", rank_figures.partition(cut), True
+    for number, run in enumerate((run for run in runs if run.members), 1):
+        yield f"population-{number}", landscape(run.members), True
     for number, run in enumerate((run for run in runs if run.events), 1):
         yield f"timeline-{number}", rank_figures.timeline(run), True
 

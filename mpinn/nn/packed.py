@@ -75,12 +75,14 @@ class Panel:
 
     Parameters, with H units of all members together and I inputs: hidden1 (H, I) and (H,); hidden2 and later: the
     matrices of the members one after the other, and (H,); output (H, O) and (M, O). Samples of any shape are flattened.
-    ``room``: rows of the buffers, at least as many as the widest layer has, so that panels can share them.
+    ``room``: rows of the buffers, at least as many as the widest layer has, and ``seats``: members for whom they have
+    outputs, at least as many as there are; so panels can share them.
     """
 
     members: tuple[Member, ...]
     outputs: int
     room: int
+    seats: int
 
     @property
     def depth(self) -> int:
@@ -200,7 +202,7 @@ class Panel:
             slope = self._rows(layer, x, context) if context.keeps else None
             context.ops.packed_activate(a, weights[f"hidden{layer + 1}"]["bias"], self.runs[layer], slope, context.pool)
             kept.append((a, slope))
-        y = context.pool.empty((len(self.members), self.outputs, len(x)), x.dtype)
+        y = context.pool.empty((self.seats, self.outputs, len(x)), x.dtype)[: len(self.members)]
         head = weights["output"]
         context.ops.packed_output(a, head["weight"], head["bias"], self.starts[-1], y)
         return y.transpose(2, 0, 1), (x, kept)
@@ -285,6 +287,15 @@ class Packed:
         mine = [(name, panel) for name, panel in self.panels if owners[panel.members[0].number] == number]
         return Packed(tuple(mine), self.outputs)
 
+    def buffers(self, samples: int) -> int:
+        """Numbers that the buffers of a training step hold, for a batch of so many samples."""
+        if not self.panels:
+            return 0
+        depth = max(panel.depth for _, panel in self.panels)
+        rows = 2 * depth + (2 if depth > 1 else 1)
+        panel = self.panels[0][1]
+        return (rows * panel.room + panel.seats * self.outputs) * samples
+
     def only(self, numbers: Set[int]) -> "Packed":
         """Some of the members, packed anew."""
         return packed((member for member in self.members if member.number in numbers), self.outputs)
@@ -340,7 +351,8 @@ def arranged(panels: Iterable[Sequence[Member]], outputs: int) -> Packed:
     """Members in these panels."""
     ordered = sorted(panels, key=lambda panel: _kind(panel[0]))
     room = max((sum(max(member.widths) for member in panel) for panel in ordered), default=0)
-    found = ((f"panel{panel[0].number}", Panel(tuple(panel), outputs, room)) for panel in ordered)
+    seats = max(map(len, ordered), default=0)
+    found = ((f"panel{panel[0].number}", Panel(tuple(panel), outputs, room, seats)) for panel in ordered)
     return Packed(tuple(found), outputs)
 
 
