@@ -9,6 +9,7 @@ import pytest
 from launch import alone
 from training import SMALL, datasets, here, records, summary, train, world
 
+import mpinn
 from mpinn.checks import Request, check
 from mpinn.errors import InputError
 from mpinn.extract import extract
@@ -146,6 +147,16 @@ def test_an_extracted_member_is_an_ordinary_run_with_the_same_numbers(tmp_path: 
     assert "at step 18" in longer.stdout
     assert summary(tmp_path / "best")["steps"] == 30
     assert best["activation"] in (tmp_path / "best/config.toml").read_text()
+    with mpinn.open(tmp_path / "best") as model:
+        assert model.predict(np.zeros((2, 8, 8, 1))).shape == (2, 10)
+    exported = alone("-m", "mpinn", "export", str(tmp_path / "best"), "--to", "npz", "-o", str(tmp_path / "best.npz"))
+    assert exported.returncode == 0, exported.stderr
+    whole = alone("-m", "mpinn", "export", str(tmp_path / "run"), "--to", "npz", "-o", str(tmp_path / "run.npz"))
+    assert whole.returncode == 2
+    assert "it is a population: python -m mpinn extract" in whole.stderr
+    told = alone("-m", "mpinn", "evaluate", str(tmp_path / "run")).stdout
+    assert f"member {best['member']}, the best of the population" in told
+    assert f"accuracy {found['test']['accuracy']:.4f}, loss {found['test']['loss']:.4f}" in told
 
 
 def test_an_extracted_member_goes_on_as_it_would_have_in_the_population(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mpinn.array.typing import Shape
 from mpinn.config import InputError, not_one_of, read_options
 from mpinn.models.model import Model
 from mpinn.models.parareal import parareal
+from mpinn.models.population import Population
 from mpinn.models.registry import MODELS
 from mpinn.nn.layer import Layer
 from mpinn.nn.network import Network, Whole
@@ -42,6 +43,8 @@ def trained_network(checkpoint: Checkpoint) -> Trained:
     outputs = classes or prod(lengths(data["target_shape"]) if "target_shape" in data else ())
     configuration = checkpoint.configuration
     options = _options(place, configuration.get("model", {}))
+    if isinstance(options, Population):
+        raise InputError(place, "it is a population: python -m mpinn extract writes one member as a model of its own")
     model: Model = options.build(shape, outputs)
     schedule, bounds = configuration.get("schedule", {}), np.asarray(checkpoint.scalars.get("bounds", ())).tolist()
     if schedule.get("name") == "parareal" and len(bounds) > 2:
