@@ -19,6 +19,7 @@ from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Layout
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
+from mpinn.schedules.members import Members
 from mpinn.schedules.members import alone as serial
 from mpinn.update import OptimizerUpdate
 
@@ -52,9 +53,11 @@ def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | Non
     loss: Loss = config.loss if target_shape is not None else _NoLoss()
     x = np.zeros((2, *shape), part.layout.dtype)
     with np.errstate(all="ignore"):
-        serial(actor, loss, config.run.seed).step(
-            Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), _UpdateElsewhere(config, part)
-        )
+        batch, schedule = Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), serial(actor, loss, config.run.seed)
+        schedule.step(batch, _UpdateElsewhere(config, part))
+        if isinstance(schedule, Members):
+            # which is done with kernels of its own
+            schedule.measure([batch])
     part.grads.fill(0)
 
 
