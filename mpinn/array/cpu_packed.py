@@ -10,7 +10,8 @@ from numba.extending import overload, register_jitable
 
 from mpinn.array.cpu_activations import ACTIVATIONS, Function
 from mpinn.array.cpu_math import exp
-from mpinn.array.jit import kernel, sums
+from mpinn.array.cpu_vector import lanes, load, spread, store, sum_of
+from mpinn.array.jit import fused, kernel, sums
 from mpinn.array.packed import Runs
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
@@ -63,7 +64,7 @@ def _rows(name: str) -> tuple[Function, Function]:
 
 
 def _activate(function: Function) -> Function:
-    @kernel
+    @fused
     def activate(z: Any, bias: Any) -> None:
         for h in range(z.shape[0]):
             row, add = z[h], bias[h]
@@ -74,7 +75,7 @@ def _activate(function: Function) -> Function:
 
 
 def _with_slope(function: Function, derivative: Function, keeps_input: bool) -> Function:
-    @kernel
+    @fused
     def activate(z: Any, bias: Any, slope: Any) -> None:
         for h in range(z.shape[0]):
             row, slopes, add = z[h], slope[h], bias[h]
@@ -99,61 +100,160 @@ def packed_activate(z: Array, bias: Array, runs: Runs, slope: Array | None, pool
 
 @kernel
 def packed_output(a: Any, weight: Any, bias: Any, starts: Any, y: Any) -> None:
-    """The twin of `packed.packed_output`: four rows are added at a time."""
-    samples = a.shape[1]
+    """The twin of `packed.packed_output`: two outputs of two registers of samples at a time."""
+    samples, outputs = y.shape[2], y.shape[1]
+    block = 2 * lanes(bias)
     for m in range(y.shape[0]):
-        start, stop = starts[m], starts[m + 1]
-        whole = start + (stop - start) // 4 * 4
-        for o in range(y.shape[1]):
-            row = y[m, o]
-            for i in range(samples):
-                row[i] = bias[m, o]
-            for h in range(start, whole, 4):
-                w0, w1, w2, w3 = weight[h, o], weight[h + 1, o], weight[h + 2, o], weight[h + 3, o]
-                a0, a1, a2, a3 = a[h], a[h + 1], a[h + 2], a[h + 3]
-                for i in range(samples):
-                    row[i] += (w0 * a0[i] + w1 * a1[i]) + (w2 * a2[i] + w3 * a3[i])
-            for h in range(whole, stop):
-                w0, a0 = weight[h, o], a[h]
-                for i in range(samples):
-                    row[i] += w0 * a0[i]
-
-
-@sums
-def packed_output_backward(a: Any, weight: Any, starts: Any, dy: Any, da: Any, dweight: Any, dbias: Any) -> None:
-    """The twin of `packed.packed_output_backward`."""
-    samples = a.shape[1]
-    number = a.dtype.type
-    for m in range(dy.shape[0]):
-        for o in range(dy.shape[1]):
-            total = number(0)
-            for i in range(samples):
-                total += dy[m, o, i]
-            dbias[m, o] = total
-        for h in range(starts[m], starts[m + 1]):
-            kept, back = a[h], da[h]
-            for o in range(dy.shape[1]):
-                row, w, total = dy[m, o], weight[h, o], number(0)
-                if o == 0:
-                    for i in range(samples):
-                        back[i] = w * row[i]
-                        total += kept[i] * row[i]
+        for o in range(0, outputs, 2):
+            p = min(o + 1, outputs - 1)
+            for i in range(0, samples, block):
+                # the last samples may be computed twice, to the same bits
+                if samples >= block:
+                    _two_outputs(a, weight, bias, starts, y, m, o, p, min(i, samples - block))
                 else:
-                    for i in range(samples):
-                        back[i] += w * row[i]
-                        total += kept[i] * row[i]
-                dweight[h, o] = total
+                    _one_by_one(a, weight, bias, starts, y, m, o)
+                    _one_by_one(a, weight, bias, starts, y, m, p)
 
 
-@sums
+@register_jitable
+def _two_outputs(a: Any, weight: Any, bias: Any, starts: Any, y: Any, m: Any, o: Any, p: Any, i: Any) -> None:
+    j = i + lanes(bias)
+    y0 = y1 = spread(bias[m, o])
+    y2 = y3 = spread(bias[m, p])
+    for h in range(starts[m], starts[m + 1]):
+        a0, a1 = load(a[h], i), load(a[h], j)
+        w0, w1 = spread(weight[h, o]), spread(weight[h, p])
+        y0, y1, y2, y3 = y0 + w0 * a0, y1 + w0 * a1, y2 + w1 * a0, y3 + w1 * a1
+    store(y[m, o], i, y0)
+    store(y[m, o], j, y1)
+    store(y[m, p], i, y2)
+    store(y[m, p], j, y3)
+
+
+@register_jitable
+def _one_by_one(a: Any, weight: Any, bias: Any, starts: Any, y: Any, m: Any, o: Any) -> None:
+    row = y[m, o]
+    for i in range(row.size):
+        row[i] = bias[m, o]
+    for h in range(starts[m], starts[m + 1]):
+        for i in range(row.size):
+            row[i] += weight[h, o] * a[h, i]
+
+
+@kernel
+def packed_output_backward(
+    a: Any, weight: Any, starts: Any, dy: Any, slope: Any, dz: Any, dweight: Any, dbias: Any, dbefore: Any
+) -> None:
+    """The twin of `packed.packed_output_backward`: two outputs at a time, and row after row while it is near."""
+    outputs, samples = dy.shape[1], dy.shape[2]
+    whole = samples // lanes(dbefore) * lanes(dbefore)
+    # flat, and inlined: a view of a row, or an array as an argument, costs more than what is done with a short row
+    given, grads = dy.reshape(-1), dweight.reshape(-1)
+    kept, slopes, back, weights = a.reshape(-1), slope.reshape(-1), dz.reshape(-1), weight.reshape(-1)
+    for m in range(dy.shape[0]):
+        first = m * outputs * samples
+        for o in range(outputs):
+            dbias[m, o] = _total(given, first + o * samples, samples)
+        for h in range(starts[m], starts[m + 1]):
+            at, row = h * outputs, h * samples
+            for o in range(0, outputs - 1, 2):
+                _back_two(kept, weights, given, back, grads, row, at + o, first + o * samples, samples, whole, o > 0)
+            if outputs % 2:
+                last = outputs - 1
+                _back_one(kept, weights, given, back, grads, row, at + last, first + last * samples, whole, last > 0)
+            dbefore[h] = _sloped(back, slopes, row, whole)
+    if whole < samples:
+        _back_rest(a, weight, starts, dy, slope, dz, dweight, dbefore, whole)
+
+
+@register_jitable
+def _total(vector: Any, start: Any, count: Any) -> Any:
+    total = vector.dtype.type(0)
+    for i in range(start, start + count):
+        total += vector[i]
+    return total
+
+
+@register_jitable(inline="always")
+def _back_two(
+    a: Any,
+    weight: Any,
+    dy: Any,
+    back: Any,
+    dweight: Any,
+    row: Any,
+    at: Any,
+    one: Any,
+    samples: Any,
+    whole: Any,
+    more: Any,
+) -> None:
+    w0, w1, other = spread(weight[at]), spread(weight[at + 1]), one + samples
+    total0 = total1 = spread(weight.dtype.type(0))
+    for i in range(0, whole, lanes(a)):
+        x, d0, d1 = load(a, row + i), load(dy, one + i), load(dy, other + i)
+        total0, total1 = total0 + x * d0, total1 + x * d1
+        part = w0 * d0
+        if more:
+            part = load(back, row + i) + part
+        store(back, row + i, part + w1 * d1)
+    dweight[at], dweight[at + 1] = sum_of(total0), sum_of(total1)
+
+
+@register_jitable(inline="always")
+def _back_one(
+    a: Any, weight: Any, dy: Any, back: Any, dweight: Any, row: Any, at: Any, one: Any, whole: Any, more: Any
+) -> None:
+    w, total = spread(weight[at]), spread(weight.dtype.type(0))
+    for i in range(0, whole, lanes(a)):
+        x, d = load(a, row + i), load(dy, one + i)
+        total = total + x * d
+        part = w * d
+        if more:
+            part = load(back, row + i) + part
+        store(back, row + i, part)
+    dweight[at] = sum_of(total)
+
+
+@register_jitable(inline="always")
+def _sloped(back: Any, slope: Any, start: Any, count: Any) -> Any:
+    """Some numbers times their slopes, in place; and the sum of them."""
+    total = spread(back.dtype.type(0))
+    for i in range(start, start + count, lanes(back)):
+        part = load(back, i) * load(slope, i)
+        store(back, i, part)
+        total = total + part
+    return sum_of(total)
+
+
+@register_jitable
+def _back_rest(
+    a: Any, weight: Any, starts: Any, dy: Any, slope: Any, dz: Any, dweight: Any, dbefore: Any, whole: Any
+) -> None:
+    """The samples that fill no register: in the loops over registers they would cost as much as all others."""
+    for m in range(dy.shape[0]):
+        for h in range(starts[m], starts[m + 1]):
+            for i in range(whole, dy.shape[2]):
+                back = dz.dtype.type(0)
+                for o in range(dy.shape[1]):
+                    back += weight[h, o] * dy[m, o, i]
+                    dweight[h, o] += a[h, i] * dy[m, o, i]
+                dz[h, i] = back * slope[h, i]
+                dbefore[h] += dz[h, i]
+
+
+@kernel
 def packed_slope(da: Any, slope: Any, dbias: Any) -> None:
     """The twin of `packed.packed_slope`."""
+    samples, back, slopes = da.shape[1], da.reshape(-1), slope.reshape(-1)
+    whole = samples // lanes(dbias) * lanes(dbias)
     for h in range(da.shape[0]):
-        row, slopes, total = da[h], slope[h], da.dtype.type(0)
-        for i in range(row.size):
-            row[i] *= slopes[i]
-            total += row[i]
-        dbias[h] = total
+        dbias[h] = _sloped(back, slopes, h * samples, whole)
+    if whole < samples:
+        for h in range(da.shape[0]):
+            for i in range(whole, samples):
+                da[h, i] *= slope[h, i]
+                dbias[h] += da[h, i]
 
 
 def packed_cross_entropy(y: Array, target: Array, smoothing: float, dy: Array, losses: Array) -> None:

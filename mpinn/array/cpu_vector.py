@@ -5,7 +5,7 @@ holds; sums and products of it are single instructions, and a product that is ad
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -98,6 +98,21 @@ def spread_from(typing: Any, array: Any, place: Any) -> Any:
 
 
 @_generated
+def sum_of(typing: Any, value: Any) -> Any:
+    """The sum of the numbers of a register."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (found,), count = arguments, value.count
+        while count > 1:
+            count //= 2
+            halves = (_picked(builder, found, range(start, start + count)) for start in (0, count))
+            found = builder.fadd(*halves)
+        return builder.extract_element(found, cgutils.int32_t(0))
+
+    return value.number(value), generate
+
+
+@_generated
 def rectified(typing: Any, value: Any) -> Any:
     """Zero in place of negative numbers; NaN stays."""
 
@@ -176,6 +191,11 @@ def load_bytes(typing: Any, array: Any, place: Any, like: Any) -> Any:
         return builder.uitofp(builder.load(address, align=1), arguments[2].type)
 
     return like(array, types.intp, like), generate
+
+
+def _picked(builder: Any, value: Any, places: Iterable[int]) -> Any:
+    chosen = [*places]
+    return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(cgutils.int32_t, len(chosen)), chosen))
 
 
 def _spread(builder: Any, number: Any, count: int) -> Any:

@@ -22,6 +22,11 @@ def kernel(function: Function) -> Function:
     return _compile(function, False)
 
 
+def fused(function: Function) -> Function:
+    """The same for a function whose products may be added without being rounded before."""
+    return _compile(function, {"contract"})
+
+
 def sums(function: Function) -> Function:
     """The same for a function that adds up and so may add in any order; not for one that relies on how sums round."""
     return _compile(function, REORDERED)

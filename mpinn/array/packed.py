@@ -37,13 +37,25 @@ def packed_output(a: Array, weight: Array, bias: Array, starts: Array, y: Array)
 
 
 def packed_output_backward(
-    a: Array, weight: Array, starts: Array, dy: Array, da: Array, dweight: Array, dbias: Array
+    a: Array,
+    weight: Array,
+    starts: Array,
+    dy: Array,
+    slope: Array,
+    dz: Array,
+    dweight: Array,
+    dbias: Array,
+    dbefore: Array,
 ) -> None:
-    """Its backward pass. dy: (M, O, B); writes da: (H, B), dweight: (H, O), dbias: (M, O)."""
+    """Its backward pass, and that of the activation before it. dy: (M, O, B), slope: (H, B).
+
+    Writes dz: (H, B), dweight: (H, O), dbias: (M, O), and dbefore: (H,), the gradient of the bias before the activation.
+    """
     for member, (start, stop) in enumerate(pairwise(starts)):
-        np.matmul(weight[start:stop], dy[member], out=da[start:stop])
+        np.matmul(weight[start:stop], dy[member], out=dz[start:stop])
         np.matmul(a[start:stop], dy[member].T, out=dweight[start:stop])
     np.sum(dy, axis=2, out=dbias)
+    packed_slope(dz, slope, dbefore)
 
 
 def packed_slope(da: Array, slope: Array, dbias: Array) -> None:

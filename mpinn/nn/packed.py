@@ -235,19 +235,18 @@ class Panel:
     ) -> Array:
         """Write all gradients; returns dz of the first layer."""
         ops, layer = context.ops, self.depth - 1
-        da, head = self._rows(layer, x, context), grads["output"]
+        dz, head = self._rows(layer, x, context), grads["output"]
+        a, slope = kept[layer]
         ops.packed_output_backward(
-            kept[layer][0], weights["output"]["weight"], self.starts[-1], dy, da, head["weight"], head["bias"]
-        )
-        for layer in range(self.depth - 1, -1, -1):
-            name = f"hidden{layer + 1}"
-            ops.packed_slope(da, kept[layer][1], grads[name]["bias"])
-            if layer:
-                da = self._parted(
-                    layer, weights[name]["weight"], kept[layer - 1][0], da, grads[name]["weight"], context
-                )
-        np.matmul(da, x, out=grads["hidden1"]["weight"])
-        return da
+            a, weights["output"]["weight"], self.starts[-1], dy, slope, dz, head["weight"], head["bias"],
+            grads[f"hidden{self.depth}"]["bias"],
+        )  # fmt: skip
+        for layer in range(self.depth - 1, 0, -1):
+            name, (a, slope) = f"hidden{layer + 1}", kept[layer - 1]
+            dz = self._parted(layer, weights[name]["weight"], a, dz, grads[name]["weight"], context)
+            ops.packed_slope(dz, slope, grads[f"hidden{layer}"]["bias"])
+        np.matmul(dz, x, out=grads["hidden1"]["weight"])
+        return dz
 
     def _parted(self, layer: int, weight: Array, a: Array, dz: Array, grad: Array, context: Pass) -> Array:
         da = context.pool.empty((self.room, dz.shape[1]), dz.dtype)[: self.starts[layer - 1][-1]]
