@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -19,6 +20,7 @@ from mpinn.cuts import Cuts, cut, size_of, trained
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
+from mpinn.fit import checkpoint_of, warm_start
 from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume
 from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.models.model import Model
@@ -72,7 +74,8 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     cuts = _cuts(world, start, grid, ops)
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0)
-    loaded = everywhere(world, lambda: _load(world, config, grid, ops, cuts))
+    warmth = _warmth(world, start)
+    loaded = everywhere(world, lambda: _load(world, config, grid, ops, cuts, warmth))
     batches = loaded.batches
     place = _place(grid, loaded.model, cuts, trace, second_core(world))
     schedule: Schedule = config.schedule.build(loaded.part, config.loss, run.seed, place)
@@ -121,7 +124,8 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         seconds=begin.seconds,
         quality=begin.quality,
     )
-    notes = (*begin.notes, *_past(stop_after, plan), *([moved] if moved else []))
+    fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
+    notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
     return Experiment(
         config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, loaded.model, cuts, trace, notes
     )
@@ -144,6 +148,13 @@ def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
 
     bounds, reason = json.loads(world.verdict(find))
     return Cuts(tuple(bounds), reason)
+
+
+def _warmth(world: World, start: Start) -> Path | None:
+    """The checkpoint with whose fine blocks a new run begins; found by one rank."""
+    if start.checkpoint is not None or not start.config.schedule.warm:
+        return None
+    return Path(world.verdict(lambda: str(checkpoint_of(start.config.schedule.warm)).encode()).decode())
 
 
 def second_core(world: World) -> bool:
@@ -178,7 +189,7 @@ class _Loaded:
     target_shape: Shape
 
 
-def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts) -> _Loaded:
+def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts, warmth: Path | None) -> _Loaded:
     """The data and the model, without any message."""
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
@@ -191,11 +202,14 @@ def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts)
     )  # fmt: skip
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
+    whole = trained(config, model, cuts)
     network, shape = config.schedule.share(
-        trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size, size_of(config, replicas)
+        whole, model, cuts.bounds, grid.stage, grid.stages.size, size_of(config, replicas)
     )
     part = build_part("network", network, shape, dtype, config.optimizer.slots, ops=ops)
     part.initialize(config.run.seed)
+    if warmth is not None:
+        warm_start(warmth, config, model, whole, part, source)
     return _Loaded(part, batches, model, shape, source.classes, tuple(summary["target_shape"]))
 
 

@@ -35,7 +35,7 @@ ORDER = [
     {"schedules", "consensus", "cuts"},
     {"choices", "measure", "update", "tally", "agreement", "reporter"},
     {"trainer"},
-    {"keeper"},
+    {"keeper", "fit"},
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},
