@@ -14,6 +14,7 @@ from mpinn.storage.reader import Checkpoint
 
 PLAIN = (*SMALL, "model.widths=[10,9,8,7]", "model.norm=batch", "consensus.name=gradients")
 DEEP = (*PLAIN, "schedule.name=parareal", "schedule.cut=estimated")
+GROWING = "[{kind='conv',outputs=2},{kind='conv',outputs=2,padding=3},{kind='flatten'},{kind='dense',outputs=10}]"
 NAMES = ["fine1", "predictor2", "fine2", "coarse2", "predictor3", "fine3", "coarse3", "output"]
 
 
@@ -129,7 +130,10 @@ def together(one: dict[str, Any], other: dict[str, Any]) -> float:
         (("grid.stages=2", "schedule.iterations=3"), "schedule.iterations: 2 fine blocks are exact after 2 sweeps"),
         (("schedule.blocks=9",), "schedule.blocks: the model has 4 units"),
         (("grid.stages=2", "schedule.cut=['output']"), "schedule.cut: no stage can begin at 'output'"),
-        (("grid.stages=2", "model.name=cnn", "model.widths=[9,8]"), "schedule.name: parareal needs a model whose"),
+        (
+            ("grid.stages=2", "model.name=layers", f"model.layers={GROWING}"),
+            "schedule.name: parareal can imitate layers of images that do not grow",
+        ),
         (("grid.stages=2", "schedule.form=sum"), "schedule.form: "),
         (
             ("grid.stages=2", "schedule.sweep=gather", "schedule.iterations=2"),
