@@ -16,6 +16,7 @@ from mpinn.config import MAY_CHANGE, Config, difference, load
 from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
+from mpinn.fit import check_warm
 from mpinn.keeper import bounds_of, saved_model
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
@@ -100,12 +101,14 @@ def check(request: Request, ranks: int) -> Start:
     check_free(directory.lock)
     if request.fresh:
         check_fresh(request, directory)
+        check_warm(config, model)
         return Start(config, None, True, tuple(notes), None, facts, trace=request.trace)
     found = names_of(directory)
     checkpoint = look_back(directory, notes)
     if checkpoint is None:
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
+        check_warm(config, model)
         return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
     notes += check_resume(checkpoint, config, model, facts)
     summary = finished(directory, checkpoint, config)

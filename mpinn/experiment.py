@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -21,6 +22,7 @@ from mpinn.cuts import Cuts, cut, size_of, trained
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
+from mpinn.fit import checkpoint_of, warm_start
 from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume, saved_model
 from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.member_update import MemberUpdate
@@ -81,7 +83,8 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     cuts = _cuts(world, start, grid, ops)
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0)
-    loaded = everywhere(world, lambda: _load(world, start, grid, ops, cuts))
+    warmth = _warmth(world, start)
+    loaded = everywhere(world, lambda: _load(world, start, grid, ops, cuts, warmth))
     batches = loaded.batches
     place = _place(grid, loaded.model, cuts, trace, second_core(world))
     schedule = _schedule(config, loaded, place, grid)
@@ -140,7 +143,8 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         seconds=begin.seconds,
         quality=begin.quality,
     )
-    notes = (*begin.notes, *_past(stop_after, plan), *([moved] if moved else []))
+    fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
+    notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
     return Experiment(
         config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, loaded.model, cuts, trace, notes
     )
@@ -195,6 +199,13 @@ def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
     return Cuts(tuple(bounds), reason)
 
 
+def _warmth(world: World, start: Start) -> Path | None:
+    """The checkpoint with whose fine blocks a new run begins; found by one rank."""
+    if start.checkpoint is not None or not start.config.schedule.warm:
+        return None
+    return Path(world.verdict(lambda: str(checkpoint_of(start.config.schedule.warm)).encode()).decode())
+
+
 def second_core(world: World) -> bool:
     """Whether every rank of this machine has a core for a second thread."""
     return world.cores >= 2 * world.local_size
@@ -227,7 +238,7 @@ class _Loaded:
     target_shape: Shape
 
 
-def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts) -> _Loaded:
+def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, warmth: Path | None) -> _Loaded:
     """The data and the model, without any message."""
     config = start.config
     source = open_source(config.data)
@@ -244,15 +255,17 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts) -
     slots = config.optimizer.slots
     if start.checkpoint is not None:
         model = saved_model(start.checkpoint, model)
+    whole = trained(config, model, cuts)
     if population_of(model.network) is None:
-        network, shape = config.schedule.share(
-            trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size, size_of(config, replicas)
-        )
+        stages = grid.stages.size
+        network, shape = config.schedule.share(whole, model, cuts.bounds, grid.stage, stages, size_of(config, replicas))
     else:
         network, shape = shard_of(model, grid.shard, grid.shards.size), model.shape
         slots = (*slots, *((BEST,) if config.model.patience else ()))
     part = build_part("network", network, shape, dtype, slots, ops=ops)
     part.initialize(config.run.seed)
+    if warmth is not None:
+        warm_start(warmth, config, model, whole, part, source)
     return _Loaded(part, batches, model, shape, source.classes, tuple(summary["target_shape"]))
 
 

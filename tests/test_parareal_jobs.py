@@ -14,6 +14,7 @@ from mpinn.storage.reader import Checkpoint
 
 PLAIN = (*SMALL, "model.widths=[10,9,8,7]", "model.norm=batch", "consensus.name=gradients")
 DEEP = (*PLAIN, "schedule.name=parareal", "schedule.cut=estimated")
+GROWING = "[{kind='conv',outputs=2},{kind='conv',outputs=2,padding=3},{kind='flatten'},{kind='dense',outputs=10}]"
 NAMES = ["fine1", "predictor2", "fine2", "coarse2", "predictor3", "fine3", "coarse3", "output"]
 
 
@@ -129,7 +130,6 @@ def together(one: dict[str, Any], other: dict[str, Any]) -> float:
         (("grid.stages=2", "schedule.iterations=3"), "schedule.iterations: 2 fine blocks are exact after 2 sweeps"),
         (("schedule.blocks=9",), "schedule.blocks: the model has 4 units"),
         (("grid.stages=2", "schedule.cut=['output']"), "schedule.cut: no stage can begin at 'output'"),
-        (("grid.stages=2", "model.name=cnn", "model.widths=[9,8]"), "schedule.name: parareal needs a model whose"),
         (("grid.stages=2", "schedule.form=sum"), "schedule.form: "),
         (
             ("grid.stages=2", "schedule.sweep=gather", "schedule.iterations=2"),
@@ -143,3 +143,21 @@ def test_what_does_not_fit_is_refused_at_the_door(settings: tuple[str, ...], sai
     assert f"mpinn: {said}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_cannot_be_imitated_are_refused_at_the_door(tmp_path: Path) -> None:
+    settings = ("schedule.name=parareal", "schedule.blocks=2", "model.name=layers", f"model.layers={GROWING}")
+    done = alone(*arguments(tmp_path / "run", *settings))
+    assert done.returncode == 2
+    said = "mpinn: schedule.name: parareal can imitate layers of images that do not grow, then of vectors, but these go"
+    assert done.stderr.startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_convolutional_network_is_cut_too(tmp_path: Path) -> None:
+    images = (*SMALL[1:], "schedule.name=parareal", "schedule.cut=['hidden1']", "consensus.name=gradients")
+    small = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.widths=[9,8]")
+    assert train(2, tmp_path / "two", *images, *small, "grid.stages=2").returncode == 0
+    assert here(tmp_path / "one", *images, *small, "schedule.blocks=2") == 0
+    differing = differences(*(tmp_path / name / "latest" for name in ("one", "two")))
+    assert [name for name in differing if name.startswith(("model", "state", "optimizer"))] == []

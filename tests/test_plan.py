@@ -215,6 +215,18 @@ def test_predictors_and_coarse_networks_of_a_parareal_network_are_shown(capsys):
     )
 
 
+def test_what_is_beside_fine_blocks_is_measured_once_and_kept(tmp_path):
+    settings = ("model.widths=[8,8,6,6]", "schedule.name=parareal", "data.batch=16")
+    question = Question(overrides=settings, stages=3, profile=tmp_path / "profile.json")
+    first, again = answer(question), answer(question)
+    assert first.source.startswith("measured now, kept in ")
+    assert again.source.startswith("measured before: ")
+    assert (first.blocks, first.forecasts) == (again.blocks, again.forecasts)
+    assert all(block.coarse.seconds > 0 and block.predictor.seconds > 0 for block in first.blocks[1:])
+    with pytest.raises(InputError, match=r"is the profile of something else: .*beside"):
+        answer(Question(overrides=settings[:1] + settings[2:], stages=3, profile=tmp_path / "profile.json"))
+
+
 def test_small_messages_are_better_gathered():
     narrow = ("model.widths=[8,8,8,8,8]", "schedule.name=parareal", "data.batch=32")
     plan = estimated(*narrow, stages=4)

@@ -36,7 +36,7 @@ ORDER = [
     {"choices", "measure", "update", "tally", "agreement", "reporter", "watchdog", "ranking"},
     {"member", "member_update", "selection", "standing"},
     {"trainer"},
-    {"keeper"},
+    {"keeper", "fit"},
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},

@@ -15,9 +15,9 @@ import numpy as np
 
 from mpinn.array.device import choose_kernels
 from mpinn.bench.peer import bordered, connect_gloo, images, import_torch, stored, translate
+from mpinn.bench.replay import Journal
 from mpinn.bench.timing import Spread, ratio_text, seconds_text
 from mpinn.bench.turns import Contestant, in_turns, random_batch, training
-from mpinn.bench.watched import Watched
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
 from mpinn.costs import SCHEDULES as FORECAST
@@ -190,7 +190,7 @@ def _alone(work: Work, world: World) -> Contestant:
 
 def _scheduled(schedule: str, plan: Planned, work: Work, world: World) -> Contestant:
     cuts, rank = Cuts(plan.bounds), world.rank
-    channel = Watched(world.channel(schedule))
+    channel = Journal(world.channel(schedule))
     edges = (cuts.shape(work.model, rank), cuts.shape(work.model, rank + 1))
     place = Place(channel, world.channel("aside"), *edges, SILENT, (CLASSES,))
     return replace(_stepping(schedule, _part(work, cuts, rank), place, work), waited=lambda: channel.seconds)

@@ -120,12 +120,13 @@ def run(world: World, works: Sequence[Work] = WORKS, rounds: int = ROUNDS, sampl
 def print_rows(rows: Sequence[Row], forecasts: Sequence[Forecasts]) -> None:
     """Print both tables; called on rank 0 only."""
     print(f"{'N':>3}  {'replayed step':>24}  {'wall':>24}  {'forecast':>9}  {'efficiency, wall':>16}  "
-          f"{'x':>5}  processor time + ..., MiB of vectors and buffers on each rank")  # fmt: skip
-    work, alone = "", 0.0
+          f"{'x, forecast':>11}  processor time + ..., MiB of vectors and buffers on each rank")  # fmt: skip
+    alone = rows[0]
     for row in rows:
-        if row.work != work:
-            work, alone = row.work, row.replayed.median
-            print(work)
+        if row.count == 1:
+            alone = row
+            print(row.work)
+        faster = f"{alone.replayed.median / row.replayed.median:.2f} {alone.forecast / row.forecast:.2f}"
         efficient = " ".join(f"{share:.2f}" for share in row.efficiency)
         times = " + ".join(f"{1e3 * seconds:.3g}" for seconds in row.processor)
         memory = ", ".join(
@@ -135,7 +136,7 @@ def print_rows(rows: Sequence[Row], forecasts: Sequence[Forecasts]) -> None:
         starts = f", from {row.starts}" if row.starts else ""
         print(
             f"{row.count:3}  {seconds_text(row.replayed):>24}  {seconds_text(row.wall):>24}  "
-            f"{1e3 * row.forecast:6.1f} ms  {efficient:>16}  {alone / row.replayed.median:5.2f}  "
+            f"{1e3 * row.forecast:6.1f} ms  {efficient:>16}  {faster:>11}  "
             f"{times} ms; {memory}{starts}"
         )
     print("\nforecast speed-up over one rank with the network that is cut, from measured costs")

@@ -10,6 +10,9 @@ vgg       for each pooling stage a 3x3 convolution, with stride 2 where   averag
           the stage ends in a pool; ReLU between them
 resnet    one residual block with the stride and channels of all blocks   average pool, 1x1 convolution, batch norm
           together: "the same map, fewer steps"
+cnn,      of images as vgg, with a kernel as large as a change of size    of images as vgg, of vectors as mlp
+layers    needs; of vectors as mlp; between them the mean of each channel
+          where that is the vector, otherwise a dense layer
 ========  ==============================================================  ==============================================
 
 No coarse network has a bias or a norm, so F(0) = 0. None ends in an activation, and a residual block adds to its input
@@ -17,13 +20,16 @@ without one: the error that it carries on has either sign, however positive the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from math import prod
 from typing import Any, TypeAlias
 
 from mpinn.array.im2col import Pair
 from mpinn.array.typing import Shape
 from mpinn.errors import InputError
-from mpinn.models.blocks import Named
+from mpinn.models.blocks import ActivationName, Named
+from mpinn.models.cnn import CNN
+from mpinn.models.layers import Layers
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model, ModelOptions
 from mpinn.models.resnet import EXPANSION, ResNet
@@ -38,7 +44,7 @@ from mpinn.nn.initial import for_activation
 from mpinn.nn.network import Network
 from mpinn.nn.norm import BatchNorm
 from mpinn.nn.parareal import Parareal
-from mpinn.nn.pool import AveragePool2d
+from mpinn.nn.pool import AveragePool2d, GlobalAveragePool
 from mpinn.nn.residual import Residual
 
 Coarse: TypeAlias = Callable[[Any, Sequence[Shape]], list[Named]]
@@ -131,6 +137,67 @@ def _pooled_guess(sample: Shape, inputs: Shape) -> list[Named]:
     return [*pool, ("conv", Conv2d(inputs[2], 1, initial="lecun"))]
 
 
+def _mixed(options: CNN | Layers, shapes: Sequence[Shape]) -> list[Named]:
+    """Of images, of vectors, or of images first and then of vectors."""
+    images, vectors = _sorted(shapes)
+    layers: list[Named] = []
+    for number, (inputs, outputs) in enumerate(pairwise(images), 1):
+        rectified: ActivationName = "relu" if number < len(images) - 1 else "identity"
+        layers.append((f"conv{number}", _between(inputs, outputs, rectified)))
+    if images and vectors and vectors[0] == images[-1][2:]:
+        layers.append(("mean", GlobalAveragePool()))
+    elif images and vectors:
+        layers.append(("flatten", Flatten()))
+    flat = images and vectors and vectors[0] in (images[-1][2:], (prod(images[-1]),))
+    if vectors and (len(vectors) > 1 or not flat):
+        layers.append(("dense", Dense(vectors[-1][0], bias=False, initial="lecun")))
+    elif images and len(images) == 1:
+        layers.insert(0, ("conv1", _between(images[0], images[0], "identity")))
+    return layers
+
+
+def _mixed_guess(sample: Shape, inputs: Shape) -> list[Named]:
+    images, vectors = _sorted([sample, inputs] if sample != inputs else [sample])
+    if vectors:
+        return _dense_guess(sample, inputs)
+    window = [_window(before, after) for before, after in zip(sample[:2], images[-1][:2], strict=True)]
+    kernel, stride = ((window[0][place], window[1][place]) for place in (0, 1))
+    pool: list[Named] = [] if kernel == (1, 1) else [("pool", AveragePool2d(kernel, stride))]
+    return [*pool, ("conv", Conv2d(inputs[2], 1, initial="lecun"))]
+
+
+def _sorted(shapes: Sequence[Shape]) -> tuple[list[Shape], list[Shape]]:
+    """Those of images, then those of vectors, without repetitions; InputError for any others."""
+    way = [shape for shape, _ in groupby(shapes)]
+    images: list[Shape] = [shape for shape in way if len(shape) == 3]
+    vectors: list[Shape] = [shape for shape in way if len(shape) == 1]
+    smaller = all(b <= a for before, after in pairwise(images) for a, b in zip(before[:2], after[:2], strict=True))
+    if [*images, *vectors] != way or not smaller:
+        through = " to ".join(" x ".join(map(str, shape)) for shape in way)
+        known = "of images that do not grow, then of vectors"
+        raise InputError("schedule.name", f"parareal can imitate layers {known}, but these go from {through}")
+    return images, vectors
+
+
+def _between(inputs: Shape, outputs: Shape, activation: ActivationName) -> Conv2d:
+    """One convolution from images to smaller ones, 3x3 where that is possible."""
+    initial = for_activation(activation)
+    if inputs[:2] == outputs[:2]:
+        return Conv2d(outputs[2], bias=False, activation=activation, initial=initial)
+    window = [_window(before, after) for before, after in zip(inputs[:2], outputs[:2], strict=True)]
+    kernel, stride = ((window[0][place], window[1][place]) for place in (0, 1))
+    padding = (0, 0)
+    if kernel == stride == (2, 2):
+        kernel, padding = (3, 3), ((inputs[0] + 1) % 2, (inputs[1] + 1) % 2)
+    return Conv2d(outputs[2], kernel, stride, padding, bias=False, activation=activation, initial=initial)
+
+
+def _window(before: int, after: int) -> tuple[int, int]:
+    """Kernel and stride with which ``before`` pixels become ``after``."""
+    stride = before // after
+    return (stride, stride) if before // stride == after else (before - (after - 1) * stride, stride)
+
+
 def _residual(options: ResNet, shapes: Sequence[Shape]) -> list[Named]:
     inputs, outputs = shapes[0], shapes[-1]
     stride, wide = _stride(inputs, outputs), outputs[2]
@@ -180,4 +247,6 @@ SUPPLIERS: dict[type[Any], tuple[Coarse, Predictor]] = {
     MLP: (_dense, _dense_guess),
     VGG: (_convolutions, _pooled_guess),
     ResNet: (_residual, _normed_guess),
+    CNN: (_mixed, _mixed_guess),
+    Layers: (_mixed, _mixed_guess),
 }

@@ -27,6 +27,8 @@ class ScheduleOptions(ABC):
     """Whether the depth may be cut into stages."""
     sampled: ClassVar[bool] = False
     """Whether the samples enter every stage, not only the first one."""
+    warm: ClassVar[str] = ""
+    """Of which trained network the fine blocks are to be."""
 
     @abstractmethod
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> Schedule:

@@ -52,12 +52,17 @@ class PararealOptions(StagedOptions):
     ``sweep``: where the coarse networks are. ``chain``: each beside its fine block, and corrections go from one to the
     next; ``gather``: all on the last stage, for one sweep only; ``auto``: where messages take less time. Results are
     the same to the last bit.
+
+    ``warm``: a run or a checkpoint of the network that is cut, trained; training begins with its fine blocks, and with
+    predictors and coarse networks that were fitted to it in ``fit`` epochs, see `mpinn.fit`.
     """
 
     form: Form = "residual"
     iterations: Annotated[int, Meta(ge=1, le=MOST)] = 1
     blocks: Annotated[int, Meta(ge=0)] = 0
     sweep: Literal["auto", "chain", "gather"] = "auto"
+    warm: str = ""  # type: ignore[misc]
+    fit: Annotated[int, Meta(ge=0)] = 5
 
     sampled: ClassVar[bool] = True
 
@@ -73,6 +78,9 @@ class PararealOptions(StagedOptions):
         if self.sweep == "gather" and self.iterations > 1:
             why = "between several sweeps fine blocks run again on stages of their own"
             raise InputError("schedule.sweep", f"gather goes with one sweep, not {self.iterations}: {why}")
+        if self.warm and self.iterations > 1:
+            why = "what is fitted is the correction of a first guess"
+            raise InputError("schedule.warm", f"goes with one sweep, not {self.iterations}: {why}")
         return replace(self, blocks=blocks)
 
     def pieces(self, stages: int) -> int:

@@ -94,5 +94,5 @@ def test_efficiency_is_the_forecast_over_what_a_step_took(capsys: pytest.Capture
     assert two.efficiency == (0.96, 0.24)
     parareal.print_rows([one, two], [parareal.Forecasts("work", {1: 0.4, 8: 0.1})])
     said = capsys.readouterr().out
-    assert "0.96 0.24   2.00  200 + 100 ms" in said
+    assert "0.96 0.24    2.00 1.88  200 + 100 ms" in said
     assert "work  8: 4.00" in said

@@ -1,5 +1,6 @@
 """The parareal networks of the models: shapes, names, F(0) = 0, and how large predictors and coarse networks are."""
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -7,16 +8,32 @@ import pytest
 
 from mpinn.errors import InputError
 from mpinn.models.cnn import CNN
+from mpinn.models.layers import Chain, Layers
 from mpinn.models.mlp import MLP
-from mpinn.models.parareal import parareal
+from mpinn.models.model import Model
+from mpinn.models.parareal import parareal, suppliers
 from mpinn.models.resnet import ResNet
 from mpinn.models.vgg import VGG
+from mpinn.nn.conv import Conv2d
+from mpinn.nn.dense import Dense
+from mpinn.nn.flatten import Flatten
 from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Layout
 from mpinn.nn.loss import CrossEntropy
+from mpinn.nn.network import Network
+from mpinn.nn.norm import BatchNorm
 from mpinn.nn.part import build_part
+from mpinn.nn.pool import GlobalAveragePool, MaxPool2d
 
 IMAGE = (32, 32, 3)
+
+
+def written(*layers):
+    named = [(f"layer{number}", layer) for number, layer in enumerate(layers)]
+    return Layers(layers=Chain(Network(named)))
+
+
+SHRINKING = (Conv2d(3, 5, padding="valid"), MaxPool2d(), Conv2d(4, 5, padding="valid"), Conv2d(4, 3))
 CASES = {
     "mlp": (MLP(widths=(9, 8, 7, 6), dropout=0.2, norm="batch"), (5, 3)),
     "vgg": (VGG(depth=11), IMAGE),
@@ -25,6 +42,14 @@ CASES = {
     "resnet, padded": (ResNet(depth=14, shortcut="pad"), (28, 28, 1)),
     "resnet of odd images": (ResNet(depth=14), (15, 13, 2)),
     "resnet of bottlenecks": (ResNet(depth=20, block="bottleneck"), (16, 16, 3)),
+    "cnn": (CNN(channels=(3, 4, 5), widths=(9, 8)), (28, 28, 1)),
+    "cnn of odd images": (CNN(channels=(3, 3, 3), kernel=3, widths=(7, 6), norm="none", dropout=0.1), (19, 21, 2)),
+    "layers": (written(*SHRINKING, Flatten(), Dense(9), Dense(8), Dense(4)), (28, 26, 1)),
+    "layers with a mean": (
+        written(Conv2d(3), Conv2d(5, 4, 3, padding=1), BatchNorm(), GlobalAveragePool(), Dense(6), Dense(4)),
+        (17, 16, 2),
+    ),
+    "layers of vectors": (written(Dense(5, "tanh"), Dense(7), Dense(7), Dense(6), Dense(6), Dense(4)), (6,)),
 }
 each = pytest.mark.parametrize(("name", "count"), [*product(CASES, (2, 3, 4))])
 
@@ -141,10 +166,27 @@ def test_the_size_of_coarse_networks_and_predictors():
     assert counts["output"] == 650
 
 
+def test_kernels_are_as_large_as_a_change_of_size_needs():
+    shapes = ((28, 28, 1), (24, 24, 3), (12, 12, 3), (8, 8, 4))
+    options = CASES["layers"][0]
+    layers = dict(suppliers(options)[0](options, shapes))
+    assert [(layers[f"conv{n}"].kernel, layers[f"conv{n}"].stride) for n in (1, 2, 3)] == [
+        ((5, 5), (1, 1)), ((3, 3), (2, 2)), ((5, 5), (1, 1)),
+    ]  # fmt: skip
+    assert [layer.activation for layer in layers.values()] == ["relu", "relu", "identity"]
+
+
 def test_what_cannot_be_made_is_refused():
-    options = CNN()
-    with pytest.raises(InputError, match=r"schedule\.name: parareal needs a model .*: mlp, resnet, vgg"):
-        parareal(options, options.build(IMAGE, 4), (0, 1, 5), "residual")
+    grows = written(Conv2d(3), Conv2d(3, padding=3), Flatten(), Dense(4))
+    with pytest.raises(InputError, match=r"schedule\.name: parareal can imitate layers of images that do not grow"):
+        parareal(grows, Model(grows.layers.network, (8, 8, 1), 0, 1), (0, 1, 4), "residual")
+
+    @dataclass(frozen=True)
+    class Other:
+        pass
+
+    with pytest.raises(InputError, match=r"schedule\.name: parareal needs a model .*: cnn, layers, mlp, resnet, vgg"):
+        suppliers(Other())
     deep = MLP(widths=(4, 3))
     with pytest.raises(ValueError, match="fine block 2 has no layer besides the head"):
         parareal(deep, deep.build((3,), 2), (0, 3, 4), "residual")

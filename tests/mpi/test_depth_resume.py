@@ -49,6 +49,7 @@ CASES = {
     "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
     "parareal": ("schedule.name=parareal", "consensus.name=gradients", "train.clip=0.1", *NOISY),
     "parareal, averaging": ("schedule.name=parareal", "schedule.form=difference", *MEETING, *NOISY),
+    "parareal, gathered": ("schedule.name=parareal", "schedule.sweep=gather", *MEETING, "train.clip=0.1", *NOISY),
     "images": ("schedule.name=fdg", "model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1"),
 }
 Run = Callable[..., int]

@@ -1,0 +1,117 @@
+"""Parareal networks that begin as a trained network: the same on any number of ranks, and close to it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import alone, mpirun
+from training import SMALL, arguments, differences, here, summary, train
+
+from mpinn.storage.reader import Checkpoint
+
+PLAIN = (*SMALL, "model.widths=[10,9,8,7]", "consensus.name=gradients", "data.batch=100")
+DEEP = (*PLAIN, "schedule.name=parareal", "schedule.cut=estimated", "schedule.fit=2")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the network that is cut, with batch norm: running statistics are taken over too."""
+    directory = tmp_path_factory.mktemp("trained") / "serial"
+    assert here(directory, *PLAIN, "model.norm=batch", "train.epochs=12") == 0
+    return directory
+
+
+def begun(trained: Path, directory: Path, ranks: int, *settings: str) -> Path:
+    """The checkpoint of a run that takes no step."""
+    wanted = (*DEEP, "model.norm=batch", f"schedule.warm={trained}", "train.epochs=0", *settings)
+    done = train(ranks, directory, *wanted)
+    assert done.returncode == 0, done.stderr
+    assert f"fine blocks of {trained}/checkpoint-" in done.stdout
+    return directory / "latest"
+
+
+@pytest.mark.parametrize("form", ["residual", "difference"])
+def test_every_number_of_ranks_begins_alike(form: str, trained: Path, tmp_path: Path) -> None:
+    form = f"schedule.form={form}"
+    one = begun(trained, tmp_path / "one", 0, form, "schedule.blocks=3")
+    for sweep in ("chain", "gather"):
+        three = begun(trained, tmp_path / sweep, 3, form, "grid.stages=3", f"schedule.sweep={sweep}")
+        assert not [name for name in differences(one, three) if name.startswith(("model", "state"))]
+    with Checkpoint(one) as network, Checkpoint(trained / "latest") as serial:
+        for entry in serial.parameters("model/network"):
+            (name,) = (e.name for e in network.parameters("model/network") if e.name.endswith(entry.name)
+                       and not e.name.startswith(("predictor", "coarse")))  # fmt: skip
+            np.testing.assert_array_equal(network.weights(name), serial.weights(entry.name))
+        assert len(network.parameters("state/network")) == len(serial.parameters("state/network")) > 0
+
+
+def test_replicas_begin_alike(trained: Path, tmp_path: Path) -> None:
+    one = begun(trained, tmp_path / "one", 0, "schedule.blocks=2")
+    four = begun(trained, tmp_path / "four", 4, "grid.stages=2", "consensus.name=averaging")
+    assert not [name for name in differences(one, four) if name.startswith(("model", "state"))]
+    with Checkpoint(four) as checkpoint:
+        assert checkpoint.replicas == []
+
+
+@pytest.mark.parametrize("form", ["residual", "difference"])
+def test_what_is_fitted_brings_it_close_to_the_trained_network(form: str, trained: Path, tmp_path: Path) -> None:
+    losses = []
+    for epochs in (0, 4, 40):
+        settings = (f"schedule.form={form}", "schedule.blocks=3", f"schedule.fit={epochs}")
+        begun(trained, tmp_path / str(epochs), 0, *settings)
+        losses.append(summary(tmp_path / str(epochs))["test"]["loss"])
+    assert losses[0] > losses[1] > losses[2] > 0
+    assert losses[2] - summary(trained)["test"]["loss"] < 0.5 * (losses[0] - summary(trained)["test"]["loss"])
+
+
+def test_each_of_the_two_is_fitted(trained: Path, tmp_path: Path) -> None:
+    """Both move, and a run that goes on does not ask for the file again."""
+    files = [begun(trained, tmp_path / name, 0, "schedule.blocks=2", f"schedule.fit={name}") for name in ("0", "2")]
+    moved = {name.split("/")[2] for name in differences(*files) if name.startswith("model/")}
+    assert moved == {"predictor2", "coarse2"}
+    settings = (*DEEP, "model.norm=batch", "schedule.blocks=2", f"schedule.warm={trained}")
+    assert here(tmp_path / "run", *settings, stop_after=5) == 75
+    gone = (*DEEP, "model.norm=batch", "schedule.blocks=2", f"schedule.warm={tmp_path / 'gone'}")
+    assert here(tmp_path / "run", *gone) == 0
+
+
+def test_one_block_is_the_trained_network(trained: Path, tmp_path: Path) -> None:
+    one = begun(trained, tmp_path / "one", 0)
+    assert not [name for name in differences(one, trained / "latest") if name.startswith(("model", "state"))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("schedule.warm={tmp}/none",), "there is no such file or run: "),
+        (("schedule.warm={tmp}",), "there is no checkpoint in "),
+        (("schedule.warm={tmp}/text",), "not a readable HDF5 file"),
+        (
+            ("schedule.warm={trained}", "model.norm=batch", "model.widths=[10,9,8,8]"),
+            "has shape (8, 7), the model needs",
+        ),
+        (("schedule.warm={trained}",), "it is no checkpoint of the model that is cut"),
+        (("schedule.warm={trained}", "model.norm=batch", "run.dtype=float64"), "is float32, the model needs float64"),
+        (("schedule.warm={trained}", "schedule.iterations=2"), "goes with one sweep, not 2"),
+        (("schedule.warm={parareal}", "model.norm=batch"), "hidden1/dense/weight is missing"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_the_door(
+    settings: tuple[str, ...], said: str, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("no checkpoint")
+    places = {"tmp": tmp_path, "trained": trained, "parareal": tmp_path / "parareal"}
+    if "{parareal}" in settings[0]:
+        begun(trained, places["parareal"], 0, "schedule.blocks=2", "schedule.fit=0")
+    filled = [setting.format(**places) for setting in settings]
+    done = mpirun(2, *arguments(tmp_path / "run", *DEEP, "grid.stages=2", *filled))
+    assert done.returncode == 2, done.stdout
+    assert "mpinn: schedule.warm: " in done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_serial_schedule_knows_no_warm_start(tmp_path: Path) -> None:
+    done = alone(*arguments(tmp_path, *PLAIN, "schedule.warm=x"))
+    assert done.returncode == 2
