@@ -38,7 +38,7 @@ ORDER = [
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},
-    {"train", "evaluate", "bench", "plan", "intake"},
+    {"train", "evaluate", "bench", "plan", "intake", "compare"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -174,10 +174,8 @@ def _alike(one: Run, other: Run) -> bool:
 
 
 def _label(group: Sequence[Run]) -> str:
-    """The name of the directories without the number of the seed, if they have one; else that of the first."""
-    if len(group) == 1:
-        return group[0].name
-    found = {re.sub(r"[-_.]?(seed)?[-_.]?\d+$", "", run.name) for run in group}
+    """The name of the directories without the number of the seed, if all have that at their end; else of the first."""
+    found = {re.sub(rf"[-_.]?(seed)?[-_.]?{run.seed}$", "", run.name) for run in group}
     return found.pop() if len(found) == 1 and all(found) else group[0].name
 
 
