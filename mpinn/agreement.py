@@ -18,6 +18,8 @@ class Agreement:
     """
 
     def __init__(self, channel: Channel, step: int):
+        self.step = step
+        """The last step that this rank has done."""
         self._channel = channel
         self._boundary = step + 1
         self._interval = 1
@@ -26,6 +28,7 @@ class Agreement:
 
     def at(self, step: int, stop: bool, save: bool, seconds_per_step: float) -> tuple[bool, bool]:
         """Whether all ranks stop, and whether all save, at the boundary after ``step`` steps."""
+        self.step = step
         if self._channel.size == 1:
             return stop, save
         if step < self._boundary:

@@ -16,9 +16,10 @@ from mpinn.config import MAY_CHANGE, Config, difference, load
 from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
-from mpinn.keeper import bounds_of
+from mpinn.keeper import bounds_of, saved_model
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
+from mpinn.nn.packed import population_of
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.storage.directory import RunDirectory, move_aside, write_text
 from mpinn.storage.history import read
@@ -92,6 +93,7 @@ def check(request: Request, ranks: int) -> Start:
     check_together(config, data)
     check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
+    check_population(config, model, ranks)
     cut(config, model, outputs_of(data), replicas, plain, measure=False)
     notes = [data["note"]] if data["note"] else []
     facts, directory = describe(data), RunDirectory(config.run.directory)
@@ -132,10 +134,27 @@ def check_grid(config: Config, ranks: int) -> int:
         raise InputError(
             "grid.stages", f"{only}, so this can only be 1, got {grid.stages}; schedules with stages: {others}"
         )
-    if grid.shards > 1:
+    if grid.shards != 1 and names["model"] != "population":
         only = f"the model {names['model']} is not a population"
         raise InputError("grid.shards", f"{only}, so this can only be 1, got {grid.shards}")
     return replicas
+
+
+def check_population(config: Config, model: Model, ranks: int) -> None:
+    """A population has choices of its own."""
+    population, names, grid = population_of(model.network), config.names, config.grid
+    if population is None:
+        return
+    replicas, _, shards = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
+    if names["schedule"] != "serial":
+        raise InputError("schedule.name", f"a population is trained by the schedule serial, not by {names['schedule']}")
+    if replicas > 1 and names["consensus"] != "gradients":
+        others = "or deal the members to all ranks: grid.replicas = 1, grid.shards = 0"
+        said = f"the {replicas} replicas of a population share a gradient: use gradients, not {names['consensus']}"
+        raise InputError("consensus.name", f"{said}; {others}")
+    if shards > len(population.panels):
+        said = f"the {len(population.members):,} members make {len(population.panels)} panels, which are never cut"
+        raise InputError("grid.shards", f"{said}, so this can be at most as many, got {shards}")
 
 
 def check_together(config: Config, data: Mapping[str, Any]) -> None:
@@ -190,6 +209,7 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
                 str(path.parent), f"this run was started with other values: {', '.join(forbidden)}; {hint}"
             )
         check_data(checkpoint, config, data)
+        model = saved_model(path, model)
         bounds = bounds_of(path, config.schedule.pieces(config.grid.stages)) or (0, len(model.network))
         network = config.schedule.network(config.model, model, bounds)
         layout = Layout(network.parameters(model.shape), np.dtype(config.run.dtype))

@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported inside it."""
+"""The command line. What a command needs is imported inside it; commands on files stand in `mpinn.cli_files`."""
 
 import gc
 import os
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mpinn import __version__
+from mpinn.cli_files import Settings, choose, files
 from mpinn.comm.launch import silence_other_ranks
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -23,6 +24,7 @@ HELP = """Train neural networks in parallel under mpirun, and look at what came 
   python -m mpinn plan jobs/cifar10.toml --stages 4        split a model into stages, and say what a step costs
   python -m mpinn data mnist                               get or convert a data set
   mpirun -n 4 python -m mpinn doctor                       look at the machine
+  python -m mpinn submit jobs/digits.toml --nodes 4        train in a job of Slurm's
 
 Without the name of a command it trains. Exit codes: 0 done; 2 what you gave is wrong; 75 stopped with the state saved,
 run the same command again; anything else is a failure."""
@@ -50,9 +52,6 @@ def options(
     """Take what stands before the name of a command."""
 
 
-Settings = Annotated[list[str] | None, typer.Option("--set", help="table.key=value, in place of the file's.")]
-
-
 @app.command()
 def train(
     config: Annotated[str | None, typer.Argument(help="A TOML file; without one, every key has its default.")] = None,
@@ -61,6 +60,7 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and start anew.")] = False,
     stop_after: Annotated[int, typer.Option(min=0, help="Stop and save after this step, as a signal would.")] = 0,
     trace: Annotated[bool, typer.Option("--trace", help="Write a timeline of all ranks for ui.perfetto.dev.")] = False,
+    where: Annotated[bool, typer.Option("--where", help="Print the run directory, and train nothing.")] = False,
 ) -> None:
     """Train, or go on where the run directory's newest checkpoint is.
 
@@ -68,6 +68,11 @@ def train(
     mpirun -n 4 python -m mpinn train jobs/digits.toml --set train.epochs=100
     mpirun -n 4 python -m mpinn --set model.widths=[128,128] --set run.directory=runs/wide
     """
+    if where:
+        from mpinn.choices import read_config
+
+        print(read_config(config, tuple(settings or ())).run.directory)
+        return
     from mpinn.signals import Signals
 
     signals = Signals()
@@ -90,134 +95,33 @@ def train(
 
 
 @app.command()
-def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint file or a run directory.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    units: Annotated[
-        bool, typer.Option("--units", help="Count dead units on validation samples: needs the data set.")
-    ] = False,
-    data: Annotated[str, typer.Option(help="Where the data set is, if not where it was in training.")] = "",
-) -> None:
-    """Say what a checkpoint or a run is and what is in it.
-
-    \b
-    python -m mpinn inspect runs/digits
-    python -m mpinn inspect runs/digits/checkpoint-00000540.h5 --json
-    """
-    from mpinn.analysis.inspect import inspect as run
-
-    run(Path(path), json, units, data)
-
-
-@app.command()
-def diff(
-    first: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
-    second: Annotated[Path, typer.Argument(help="Another one.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Say how two checkpoints differ: configuration, weights layer by layer, replicas, optimizer.
-
-    \b
-    python -m mpinn diff runs/digits runs/gossip
-    """
-    from mpinn.analysis.diff import diff as run
-
-    run(first, second, json)
-
-
-@app.command()
-def export(
-    path: Annotated[Path, typer.Argument(help="A checkpoint file or a run directory.")],
-    to: Annotated[str, typer.Option(help="onnx, safetensors or npz.")] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; else one beside it.")] = None,
-    replica: Annotated[int | None, typer.Option(help="This one; else the merged model.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="The run's best checkpoint, not its newest.")] = False,
-) -> None:
-    """Write a saved model as one file for other programs; it takes samples as the data set has them.
-
-    \b
-    python -m mpinn export runs/digits --to onnx -o digits.onnx
-    """
-    from mpinn.analysis.export import export as run
-
-    run(path, to, out, replica, best)
-
-
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="A .safetensors or .npz file, as export writes it.")],
-    directory: Annotated[Path, typer.Argument(help="The run directory to make.")],
-    config: Annotated[str | None, typer.Option(help="A TOML file for a file that says nothing of its model.")] = None,
+def submit(
+    config: Annotated[str | None, typer.Argument(help="A TOML file; without one, every key has its default.")] = None,
     settings: Settings = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="One rank each.")] = 0,
+    ranks_per_node: Annotated[int, typer.Option(min=0, help="0: one for each GPU.")] = 0,
+    time: Annotated[
+        str, typer.Option(help="As Slurm writes it; the job is requeued until the run is done.")
+    ] = "1:00:00",
+    more: Annotated[list[str] | None, typer.Option("--sbatch", help="An option more, as --partition=gpu.")] = None,
+    environment: Annotated[Path | None, typer.Option(help="In place of jobs/environment.sh.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside and start anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and do nothing.")] = False,
 ) -> None:
-    """Make a run whose first checkpoint has the weights of a file: evaluate it, or train it further.
+    """Check a run, write a batch script into its directory, and submit that to Slurm.
 
     \b
-    python -m mpinn import model.safetensors runs/further --set optimizer.rate=0.01
+    mpinn submit jobs/cifar10.toml --nodes 4 --gpus-per-node 4 --time 12:00:00
+    mpinn submit --ranks-per-node 8 --sbatch=--partition=short --set run.directory=runs/eight --dry-run
     """
-    from mpinn.comm.grid import connect
-    from mpinn.intake import intake
-    from mpinn.signals import Signals
+    from mpinn.checks import Request
+    from mpinn.submit import Allocation
+    from mpinn.submit import submit as run
 
-    raise typer.Exit(intake(connect(), file, directory, config, tuple(settings or ()), Signals()))
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; those that differ in run.seed are one series.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
-) -> None:
-    """Put runs side by side on one HTML page, with its figures as PNG and its tables as CSV.
-
-    \b
-    python -m mpinn report runs/digits runs/gossip -o report
-    """
-    from mpinn.analysis.report import report as run
-
-    run(runs, out)
-
-
-@app.command()
-def compare(
-    files: Annotated[list[Path], typer.Argument(help="TOML files, each an experiment with a run.directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The directory of the report.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Run each with the seeds 0, 1, ...")] = 1,
-    ranks: Annotated[int, typer.Option(min=0, help="For those whose grid.replicas is 0.")] = 0,
-    launcher: Annotated[str, typer.Option(help="What starts ranks, such as 'srun'; else mpirun.")] = "",
-    settings: Settings = None,
-) -> None:
-    """Run experiments one after another, and report on them; typed again, it does what has not been done.
-
-    \b
-    python -m mpinn compare jobs/compare/*.toml --seeds 3 -o runs/compare/report
-    """
-    from mpinn.analysis.report import report as tell
-    from mpinn.compare import compare as run
-
-    done = run(files, seeds, ranks, launcher, tuple(settings or ()))
-    if done:
-        tell(done, out)
-    raise typer.Exit(0 if len(done) == seeds * len(files) else 1)
-
-
-@app.command()
-def evaluate(
-    path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    settings: Settings = None,
-    best: Annotated[bool, typer.Option("--best", help="The run's best checkpoint, not its newest.")] = False,
-) -> None:
-    """Measure a saved model.
-
-    \b
-    python -m mpinn evaluate runs/digits
-    mpirun -n 4 python -m mpinn evaluate runs/digits --best --split validation
-    """
-    _choose("--split", split, ("train", "validation", "test"))
-    from mpinn.comm.grid import connect
-    from mpinn.evaluate import evaluate as run
-
-    raise typer.Exit(run(connect(), path, split, tuple(settings or ()), best))
+    allocation = Allocation(nodes, gpus_per_node, ranks_per_node, time, tuple(more or ()))
+    request = Request(config, tuple(settings or ()), fresh=fresh)
+    print("\n".join(run(request, allocation, environment, dry_run)))
 
 
 @app.command()
@@ -240,7 +144,7 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, messages or depth.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks, messages, depth or parareal.")],
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
@@ -249,8 +153,9 @@ def bench(
     python -m mpinn bench networks
     mpirun -n 2 python -m mpinn bench messages
     mpirun -n 2 python -m mpinn bench depth
+    mpirun -n 4 python -m mpinn bench parareal
     """
-    _choose("bench", what, ("mlp", "layers", "networks", "messages", "depth"))
+    choose("bench", what, ("mlp", "layers", "networks", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -271,6 +176,14 @@ def bench(
         timed = depth.run(world)
         if world.rank == 0:
             depth.print_rows(timed)
+    elif what == "parareal":
+        from mpinn.bench import parareal
+        from mpinn.comm.grid import connect
+
+        world = connect()
+        told = parareal.run(world)
+        if world.rank == 0:
+            parareal.print_rows(*told)
     else:
         from mpinn.bench import messages
         from mpinn.comm.grid import connect
@@ -333,20 +246,8 @@ def data(
     prepare(name, originals, to)
 
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "inspect",
-    "diff",
-    "export",
-    "import",
-    "report",
-    "compare",
-    "plan",
-    "data",
-    "doctor",
-    "bench",
-)
+app.registered_commands += files.registered_commands
+COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -390,14 +291,6 @@ def _with_command(arguments: list[str]) -> list[str]:
     if arguments and (arguments[0] in COMMANDS or arguments[0] in ("-h", "--help", "--version")):
         return arguments
     return ["train", *arguments]
-
-
-def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        from mpinn.errors import InputError
-        from mpinn.words import nearest
-
-        raise InputError(name, f"{value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def _is_word(config: str) -> bool:

@@ -48,6 +48,8 @@ class Run:
     """[run]: where the run is kept and how its arithmetic is done.
 
     ``kernels = "auto"`` is compiled where numba can be imported. Both kinds round differently: a run keeps its own.
+    After ``patience`` seconds in which training makes no progress the job is ended; 0 is never. Let it be longer than
+    all that a rank does while others wait, such as writing a checkpoint.
     """
 
     directory: str = "runs/digits"
@@ -56,6 +58,7 @@ class Run:
     transport: Literal["auto", "direct", "staged"] = "auto"
     deterministic: bool = False
     kernels: Literal["auto", "plain", "compiled"] = "auto"
+    patience: Amount = 600.0
 
     def __post_init__(self) -> None:
         if not self.directory.strip():
@@ -83,11 +86,11 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """[grid]: the three axes; 0 replicas are as many as the ranks allow."""
+    """[grid]: the three axes; 0 replicas are as many as the ranks allow, and so are 0 shards, of one replica then."""
 
     replicas: Natural = 0
     stages: Positive = 1
-    shards: Positive = 1
+    shards: Natural = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,16 @@ CHOSEN = ("model", "loss", "optimizer", "schedule", "consensus")
 ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "consensus", "train", "checkpoint")
 
 MAY_CHANGE = frozenset(
-    {"run.transport", "run.directory", "data.path", "data.memory", "train.epochs", "train.evaluate", "train.log"}
+    {
+        "run.transport",
+        "run.directory",
+        "run.patience",
+        "data.path",
+        "data.memory",
+        "train.epochs",
+        "train.evaluate",
+        "train.log",
+    }
     | {f"{table}.{entry.name}" for table in ("grid", "checkpoint") for entry in fields(FIXED[table])}
 )
 """Keys that a resumed run may give another value: its length, its cadences, its grid, and where it runs."""

@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from mpinn.partition import Demand, Demands, Partition, stage_bytes
+from mpinn.partition import BANDWIDTH, LATENCY, Demand, Demands, Partition, stage_bytes
 from mpinn.profile import Cost
 
 PIPELINES = ("gpipe", "1f1b")
@@ -51,6 +51,10 @@ class Link:
     def seconds(self, size: float) -> float:
         """Of a message of ``size`` bytes."""
         return self.latency + size / self.bandwidth
+
+
+ASSUMED = Link(BANDWIDTH, LATENCY)
+"""Where nothing better is known."""
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from mpinn.abreast import choose, head_of
 from mpinn.array.typing import Shape
 from mpinn.config import Config
-from mpinn.costs import demands
+from mpinn.costs import ASSUMED, Link, demands
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.network import Whole
-from mpinn.partition import parse, partition
-from mpinn.profile import Cost, estimate, profile, subject_of, units
+from mpinn.partition import Demands, Partition, parse, partition
+from mpinn.profile import Cost, estimate, profile, subject_of, together, units
+from mpinn.sides import Sides, sides_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ def trained(config: Config, model: Model, cuts: Cuts) -> Whole:
     """The network that is trained, altogether."""
     network: Whole = config.schedule.network(config.model, model, cuts.bounds)
     return network
+
+
+def size_of(config: Config, replicas: int) -> int:
+    """Bytes of one number of every sample of a replica's batch."""
+    return -(-config.data.batch // replicas) * np.dtype(config.run.dtype).itemsize
 
 
 def whole(model: Model) -> Cuts:
@@ -64,17 +72,52 @@ def cut(config: Config, model: Model, outputs: int, replicas: int, ops: ModuleTy
         if found.stages != stages:
             raise InputError("schedule.cut", f"it makes {found.stages} stages, but {key} is {stages}")
         return Cuts(found.bounds, "the configuration names them")
-    batch, dtype = -(-config.data.batch // replicas), np.dtype(config.run.dtype)
-    if asked == "measured" and measure:
-        costs, source = profile(model, subject_of(config, model.shape, outputs, batch, ops), dtype, ops)
-    else:
-        costs, source = estimate(model, batch, dtype), "estimated from counts of operations"
-    costs = joined(costs, frame)
+    costs = learn(config, model, outputs, -(-config.data.batch // replicas), ops, asked == "measured" and measure)
     pieces = getattr(config.schedule, "micro_batches", 1)
-    found = partition(
-        costs, stages, slots=len(config.optimizer.slots), in_flight=demands(config.names["schedule"], pieces)
+    rule = demands(config.names["schedule"], pieces)
+    return Cuts(divide(config, model, costs, stages, rule).bounds, f"costs {costs.source}")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of the units of a model; and, for a parareal network, of what may stand beside its fine blocks."""
+
+    units: Sequence[Cost]
+    source: str
+    """In words, where they are from."""
+    sides: Sides | None = None
+    beside: Sequence[Cost] = ()
+
+
+def learn(
+    config: Config, model: Model, outputs: int, batch: int, ops: ModuleType, measure: bool, file: Path | None = None
+) -> Costs:
+    """The costs that are measured, or were and are kept, or are estimated."""
+    dtype, sides, slots = np.dtype(config.run.dtype), None, len(config.optimizer.slots)
+    if config.schedule.wanted(slots) is not None:
+        ends = [unit.stop for unit in units(config.schedule.frame(model))]
+        sides = sides_of(config.model, model, ends[:-1], ends)
+    if not measure:
+        beside = sides.estimate(batch, dtype) if sides else []
+        return Costs(estimate(model, batch, dtype), "estimated from counts of operations", sides, beside)
+    subject = subject_of(config, model.shape, outputs, batch, ops, sides.names if sides else ())
+    found, source = profile(model, subject, dtype, ops, file, list(sides.networks.values()) if sides else ())
+    count = len(units(model))
+    return Costs(found[:count], source, sides, found[count:])
+
+
+def divide(
+    config: Config, model: Model, costs: Costs, stages: int, rule: Demands, link: Link = ASSUMED,
+    memory: float | None = None,
+) -> Partition:  # fmt: skip
+    """The best partition for the schedule of the configuration, or, where stages are simple, for a ``rule``."""
+    framed, slots = joined(costs.units, config.schedule.frame(model)), len(config.optimizer.slots)
+    wanted = config.schedule.settled(stages).wanted(slots)
+    if wanted is not None and costs.sides is not None:
+        return choose(wanted, framed, head_of(model, costs.units), costs.sides, costs.beside, link, memory)
+    return partition(
+        framed, stages, bandwidth=link.bandwidth, latency=link.latency, memory=memory, slots=slots, in_flight=rule
     )
-    return Cuts(found.bounds, f"costs {source}")
 
 
 def joined(costs: Sequence[Cost], frame: Model) -> list[Cost]:
@@ -82,19 +125,6 @@ def joined(costs: Sequence[Cost], frame: Model) -> list[Cost]:
     found: list[Cost] = []
     start, stops = 0, [unit.stop for unit in units(frame)]
     for stop, cost in zip(accumulate(cost.layers for cost in costs), costs, strict=True):
-        found.append(cost if start in (0, *stops) else _after(found.pop(), cost))
+        found.append(cost if start in (0, *stops) else together([found.pop(), cost]))
         start = stop
     return found
-
-
-def _after(one: Cost, other: Cost) -> Cost:
-    return Cost(
-        name=f"{one.name}+{other.name}",
-        layers=one.layers + other.layers,
-        forward=one.forward + other.forward,
-        backward=one.backward + other.backward,
-        input_bytes=one.input_bytes,
-        output_bytes=other.output_bytes,
-        kept_bytes=one.kept_bytes + other.kept_bytes,
-        parameter_bytes=one.parameter_bytes + other.parameter_bytes,
-    )

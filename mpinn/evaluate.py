@@ -15,6 +15,7 @@ from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import check_source, open_source
 from mpinn.keeper import bounds_of
 from mpinn.measure import EVALUATION_BATCH, quality, totals
+from mpinn.member import read_member
 from mpinn.models.model import Model
 from mpinn.nn.network import Whole
 from mpinn.nn.part import build_part
@@ -45,12 +46,16 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     file = checkpoint_of(Path(path), want_best, notes.append)
     with Checkpoint(file) as checkpoint:
         config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
+        if config.names["model"] == "population":
+            member = read_member(checkpoint, None).member.number
+            notes.append(f"member {member}, the best of the population on the validation split")
         step = checkpoint.step
         summary = _check_data(config)
         model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
-        part = build_part("network", _network(file, config, model), model.shape, np.dtype(config.run.dtype), ())
-        checkpoint.check(part.layout, "model/network")
-        checkpoint.check(part.state_layout, "state/network")
+        if config.names["model"] != "population":
+            part = build_part("network", _network(file, config, model), model.shape, np.dtype(config.run.dtype), ())
+            checkpoint.check(part.layout, "model/network")
+            checkpoint.check(part.state_layout, "state/network")
     found = {"file": str(file), "tables": config.tables(), "step": step, "classes": summary["classes"], "notes": notes}
     return json.dumps(found).encode()
 
@@ -77,10 +82,13 @@ def _sums(world: World, file: Path, config: Config, split: str) -> Array:
     dtype = np.dtype(config.run.dtype)
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
     ops, _ = choose_kernels(config.run.kernels)
-    part = build_part("network", _network(file, config, model), model.shape, dtype, (), ops=ops)
     with Checkpoint(file) as checkpoint:
-        checkpoint.fill(part.layout, part.weights, "model/network")
-        checkpoint.fill(part.state_layout, part.state, "state/network")
+        if config.names["model"] == "population":
+            part = read_member(checkpoint, None).part
+        else:
+            part = build_part("network", _network(file, config, model), model.shape, dtype, (), ops=ops)
+            checkpoint.fill(part.layout, part.weights, "model/network")
+            checkpoint.fill(part.state_layout, part.state, "state/network")
     schedule = Serial(part, config.loss, config.run.seed)
     batches = Batches(source, config.run.seed, config.data.batch, 1, 0, "redealt", dtype)
     share = batches.evaluation(split, EVALUATION_BATCH * world.size, world.rank, world.size)

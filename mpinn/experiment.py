@@ -1,6 +1,7 @@
 """The composition root: from a configuration to the objects that train it. The only file that knows them all."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -15,18 +16,26 @@ from mpinn.comm.channel import Channel
 from mpinn.comm.grid import Grid, World
 from mpinn.comm.transport import choose_transport
 from mpinn.config import Config
-from mpinn.cuts import Cuts, cut, trained
+from mpinn.consensus.consensus import Consensus
+from mpinn.cuts import Cuts, cut, size_of, trained
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
-from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume
+from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume, saved_model
 from mpinn.measure import ReplicaMeasure, RunMeasure
+from mpinn.member_update import MemberUpdate
 from mpinn.models.model import Model
+from mpinn.models.population import shard_of
+from mpinn.nn.packed import population_of
 from mpinn.nn.part import Part, build_part
+from mpinn.ranking import Ranking
+from mpinn.schedules.members import Members
 from mpinn.schedules.schedule import Schedule
 from mpinn.schedules.stage import Place
+from mpinn.selection import BEST, MemberMeasure, Selection
 from mpinn.signals import Signals
-from mpinn.storage.directory import RunDirectory
+from mpinn.storage.directory import RunDirectory, step_of
+from mpinn.storage.schema import VectorSpec
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trace import Trace
 from mpinn.trainer import Plan, Trainer
@@ -72,18 +81,18 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     cuts = _cuts(world, start, grid, ops)
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0)
-    loaded = everywhere(world, lambda: _load(world, config, grid, ops, cuts))
+    loaded = everywhere(world, lambda: _load(world, start, grid, ops, cuts))
     batches = loaded.batches
     place = _place(grid, loaded.model, cuts, trace, second_core(world))
-    schedule: Schedule = config.schedule.build(loaded.part, config.loss, run.seed, place)
+    schedule = _schedule(config, loaded, place, grid)
     warm(world, config, _subjects(schedule, place, loaded))
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
     consensus.prepare(schedule.parts)
     tally = Tally()
-    grid_kinds = grid_vectors(consensus, tally, grid.stage)
+    grid_kinds = grid_vectors(consensus, tally, grid.place)
     begin = Resumed()
     if (path := start.checkpoint) is not None:
-        stand = Stand(grid.shape, grid.replica, grid.stage, cuts.bounds, config.tables()["schedule"])
+        stand = Stand(grid.shape, grid.replica, grid.place, cuts.bounds, config.tables()["schedule"])
         begin = everywhere(world, lambda: resume(path, schedule.parts, grid_kinds, stand))
         if begin.flight is not None:
             schedule.resume(begin.flight, batches.batch)
@@ -91,20 +100,29 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     moved = world.verdict(lambda: prepare(start)).decode()
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
-        [*model_vectors(schedule.parts, grid.stage), *grid_kinds], schedule, grid.replica, grid.stage, cuts.bounds,
-        start.data,
+        [*model_vectors(schedule.parts, grid.place), *grid_kinds], schedule, grid.replica, grid.place, cuts.bounds,
+        start.data, since=step_of(path) if path is not None else 0,
     )  # fmt: skip
     keeper.rewind(begin.step)
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)
+    clip = config.train.clip
+    update = OptimizerUpdate(consensus, config.optimizer, rate, clip, schedule.parts, schedule.chained, trace)
     measure = RunMeasure(schedule, config.loss, batches, grid.control, consensus, column)
+    selection = None
+    if isinstance(schedule, Members):
+        update = MemberUpdate(consensus, config.optimizer, rate, clip, schedule.parts, trace)
+        ranking = Ranking(len(config.model.members()), loaded.classes, config.model.patience)
+        measure = MemberMeasure(schedule, batches, grid.control, consensus, column, ranking)
+        selection = _selection(config, loaded, measure, grid, plan)
+        selection.changes = _changes(consensus, update, keeper, grid, grid_kinds)
+        selection.resume(begin.scalars)
+        keeper.facts = selection.facts
     trainer = Trainer(
         plan=plan,
         control=grid.control,
         schedule=schedule,
         consensus=consensus,
-        update=OptimizerUpdate(
-            consensus, config.optimizer, rate, config.train.clip, schedule.parts, schedule.chained, trace
-        ),
+        update=update,
         rate=rate,
         batches=batches,
         measure=measure,
@@ -117,6 +135,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         classes=loaded.classes,
         trace=trace,
         ranks_per_replica=grid.stages.size * grid.shards.size,
+        selection=selection,
         samples=begin.samples,
         seconds=begin.seconds,
         quality=begin.quality,
@@ -125,6 +144,36 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     return Experiment(
         config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, loaded.model, cuts, trace, notes
     )
+
+
+def _schedule(config: Config, loaded: "_Loaded", place: Place, grid: Grid) -> Schedule:
+    population = population_of(loaded.model.network)
+    if population is None:
+        schedule: Schedule = config.schedule.build(loaded.part, config.loss, config.run.seed, place)
+        return schedule
+    share = grid.shards.size / len(population.members)
+    return Members(loaded.part, config.loss, config.run.seed, share, place.trace)
+
+
+def _selection(config: Config, loaded: "_Loaded", measure: MemberMeasure, grid: Grid, plan: Plan) -> Selection:
+    population = population_of(loaded.model.network)
+    if population is None:
+        raise TypeError("only members of a population are selected")
+    return Selection(measure, grid.shards, population, loaded.shape, plan.rungs, config.model.survive)
+
+
+def _changes(
+    consensus: Consensus, update: MemberUpdate, keeper: RunKeeper, grid: Grid, grid_kinds: Sequence[VectorSpec]
+) -> Callable[[Part, frozenset[int]], None]:
+    """What must know of it when the members of this rank change, or some learn no more."""
+
+    def changes(part: Part, stopped: frozenset[int]) -> None:
+        parts = {part.name: part}
+        update.prepare(part, stopped)
+        consensus.prepare(parts)
+        keeper.vectors = [*model_vectors(parts, grid.place), *grid_kinds]
+
+    return changes
 
 
 def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
@@ -178,8 +227,9 @@ class _Loaded:
     target_shape: Shape
 
 
-def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts) -> _Loaded:
+def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts) -> _Loaded:
     """The data and the model, without any message."""
+    config = start.config
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
@@ -191,10 +241,17 @@ def _load(world: World, config: Config, grid: Grid, ops: ModuleType, cuts: Cuts)
     )  # fmt: skip
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
-    network, shape = config.schedule.share(
-        trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size
-    )
-    part = build_part("network", network, shape, dtype, config.optimizer.slots, ops=ops)
+    slots = config.optimizer.slots
+    if start.checkpoint is not None:
+        model = saved_model(start.checkpoint, model)
+    if population_of(model.network) is None:
+        network, shape = config.schedule.share(
+            trained(config, model, cuts), model, cuts.bounds, grid.stage, grid.stages.size, size_of(config, replicas)
+        )
+    else:
+        network, shape = shard_of(model, grid.shard, grid.shards.size), model.shape
+        slots = (*slots, *((BEST,) if config.model.patience else ()))
+    part = build_part("network", network, shape, dtype, slots, ops=ops)
     part.initialize(config.run.seed)
     return _Loaded(part, batches, model, shape, source.classes, tuple(summary["target_shape"]))
 
@@ -214,6 +271,7 @@ def plan_of(config: Config, steps_per_epoch: int, start: int, stop_after: int) -
         save=0 if minutes else every.steps(steps_per_epoch),
         save_seconds=float(every.number) * 60 if minutes else 0.0,
         stop_after=stop_after,
+        rungs=[rung.steps(steps_per_epoch) for rung in getattr(config.model, "rungs", ())],
     )
 
 

@@ -1,7 +1,7 @@
 """The state of a run in its directory: what is saved, and how it is found again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,12 @@ from mpinn.comm.channel import Channel
 from mpinn.config import Config
 from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.consensus.statistics import merge_layer
+from mpinn.models.model import Model
+from mpinn.models.population import with_members
 from mpinn.nn.layout import Layout
+from mpinn.nn.packed import population_of
 from mpinn.nn.part import COUNTERS, Part
+from mpinn.ranking import population_in
 from mpinn.schedules.schedule import Flight, Schedule
 from mpinn.storage.checkpoint import SaveError, Saver
 from mpinn.storage.directory import RunDirectory
@@ -98,6 +102,12 @@ class RunKeeper:
     data: Mapping[str, Scalar | Sequence[float]] = field(default_factory=dict)
     """What describes the data, to be saved with the position in it."""
     records: list[Record] = field(default_factory=list)
+    facts: Callable[[], Mapping[str, Array]] = dict
+    """More to be saved as scalars."""
+    since: int = 0
+    """The step of the checkpoint from which this start goes on."""
+    saved: int = 0
+    """That of the last one that it has saved."""
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
@@ -138,6 +148,7 @@ class RunKeeper:
         """Start saving a checkpoint; raises SaveError if the one before it, or the metrics, could not be written."""
         self._check_metrics()
         self._saver.save(self._snapshot(moment), moment.score, moment.merge)
+        self.saved = moment.step
 
     def inspection(self, moment: Moment) -> str:
         """Save a file to look at, from which no run resumes."""
@@ -163,6 +174,7 @@ class RunKeeper:
         scalars: dict[str, Any] = {"samples": moment.samples, "seconds": moment.seconds, "behind": behind}
         scalars["behind_samples"] = moment.behind_samples
         scalars["bounds"] = np.array(self.bounds, np.int64)
+        scalars |= self.facts()
         if moment.quality is not None:
             scalars["validation"] = np.array([moment.quality.loss, moment.quality.accuracy])
         if meetings:
@@ -226,6 +238,7 @@ class Resumed:
     quality: Quality | None = None
     notes: Sequence[str] = ()
     flight: Flight | None = None
+    scalars: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bounds_of(path: Path, stages: int) -> tuple[int, ...]:
@@ -233,6 +246,16 @@ def bounds_of(path: Path, stages: int) -> tuple[int, ...]:
     with Checkpoint(path) as checkpoint:
         bounds = tuple(np.asarray(checkpoint.scalars.get("bounds", ())).tolist())
     return bounds if len(bounds) == stages + 1 else ()
+
+
+def saved_model(path: Path, model: Model) -> Model:
+    """The model as it is in a file: a population may have lost members."""
+    population = population_of(model.network)
+    if population is None:
+        return model
+    with Checkpoint(path) as checkpoint:
+        members = sorted(population.members, key=lambda member: member.number)
+        return with_members(model, population_in(checkpoint.scalars, members, population.outputs))
 
 
 @dataclass(frozen=True)
@@ -272,7 +295,7 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
     vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(model)
     if keeps_heads and not same:
         vectors += model_vectors(heads, stand.stage)
-    notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] == 1)
+    notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] * stand.grid[2] == 1)
     if was != stand.grid:
         before, now = (" x ".join(map(str, shape)) for shape in (was, stand.grid))
         notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]
@@ -283,4 +306,4 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
         notes.append(f"what was in flight is dropped: the run goes back {behind} batches, from step {step}")
     samples = int(scalars["samples"]) - (int(scalars["behind_samples"]) if behind else 0)
     quality = Quality(*scalars["validation"].tolist()) if "validation" in scalars else None
-    return Resumed(step - behind, samples, float(scalars["seconds"]), quality, notes, flight)
+    return Resumed(step - behind, samples, float(scalars["seconds"]), quality, notes, flight, scalars)

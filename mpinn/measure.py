@@ -130,8 +130,8 @@ class RunMeasure:
         self._consensus = consensus
         self._packings: dict[str, Packing] = {}
 
-    def quality(self, split: str) -> Quality:
-        """The merged model on ``split``; called by all ranks."""
+    def quality(self, split: str, step: int = 0) -> Quality:
+        """The merged model on ``split``; called by all ranks, after ``step`` if that matters."""
         (part,) = (part for part in self._schedule.parts.values() if not part.auxiliary)
         views = self._merged(part, self.merge_weights())
         rank, size = self._column.rank, self._column.size

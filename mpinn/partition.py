@@ -22,6 +22,8 @@ from mpinn.words import nearest
 BANDWIDTH = 2e9
 LATENCY = 2e-5
 """Bytes per second and seconds of a message, where nothing better is known: about those of shared memory."""
+STEP = 0.01
+"""By which share of the bottleneck one trial is above the one before."""
 EQUAL = 1e-9
 """Bottlenecks that differ by less than this share are equal: costs are measured, and their sums are rounded."""
 
@@ -88,23 +90,64 @@ def partition(
 
     Raises InputError if there are fewer units than stages, or if no partition fits.
     """
-    if stages > len(costs):
-        most = f"the model has {len(costs)} units between which it can be cut, so this can be at most {len(costs)}"
-        raise InputError("grid.stages", f"{most}, got {stages}")
+    _enough(costs, stages)
     demands = [in_flight(stage, stages) for stage in range(1, stages + 1)]
     held = [_held(costs, demand, slots) for demand in demands]
     times = [_times(costs, demand, bandwidth, latency) for demand in demands]
     if memory is not None:
         times = [np.where(bytes_ <= memory, time, np.inf) for bytes_, time in zip(held, times, strict=True)]
-    least = _bottleneck(times)
+    least = bottleneck(times)
     if least == np.inf:
-        needed = _bottleneck(held)
-        raise InputError(
-            "grid.stages",
-            f"no partition into {stages} stages fits into {memory:,.0f} bytes a rank: its largest stage needs "
-            f"{needed:,.0f} at least",
+        raise _too_large(stages, memory, held)
+    crossing = np.array([0, *(cost.output_bytes for cost in costs)], np.float64)[:, None]
+    chosen, _ = _least_sum([np.where(time <= least * (1 + EQUAL), crossing, np.inf) for time in times])
+    return _partition(costs, chosen)
+
+
+def partition_abreast(
+    costs: Sequence[Cost],
+    times: Sequence[Array],
+    chained: Sequence[Array],
+    memory: float | None = None,
+    held: Sequence[Array] = (),
+) -> Partition:
+    """The partition with the least max_k times_k + sum_k chained_k: stages work at once, but for what they chain.
+
+    Each is one table (U + 1, U + 1) a stage, as are the bytes that are ``held``: its value for the units i..j-1 stands
+    at [i, j]. For bottlenecks from the least one upwards, in steps of `STEP`, the least sum is exact.
+    """
+    _enough(costs, len(times))
+    if memory is not None:
+        times = [np.where(bytes_ <= memory, time, np.inf) for bytes_, time in zip(held, times, strict=True)]
+    least = bottleneck(times)
+    if least == np.inf:
+        raise _too_large(len(times), memory, held)
+    allowed = [np.where(np.isfinite(time), added, np.inf) for time, added in zip(times, chained, strict=True)]
+    floor = _least_sum(allowed)[1]
+    best, total, bound = [0], np.inf, least * (1 + EQUAL)
+    while bound + floor < total:
+        cuts, added = _least_sum(
+            [np.where(time <= bound, more, np.inf) for time, more in zip(times, chained, strict=True)]
         )
-    return _fewest_bytes(costs, [time <= least * (1 + EQUAL) for time in times])
+        longest = max(time[i, j] for time, (i, j) in zip(times, pairwise(cuts), strict=True))
+        if longest + added < total:
+            best, total = cuts, longest + added
+        bound *= 1 + STEP
+    return _partition(costs, best)
+
+
+def _enough(costs: Sequence[Cost], stages: int) -> None:
+    if stages > len(costs):
+        most = f"the model has {len(costs)} units between which it can be cut, so this can be at most {len(costs)}"
+        raise InputError("grid.stages", f"{most}, got {stages}")
+
+
+def _too_large(stages: int, memory: float | None, held: Sequence[Array]) -> InputError:
+    return InputError(
+        "grid.stages",
+        f"no partition into {stages} stages fits into {memory or 0:,.0f} bytes a rank: its largest stage needs "
+        f"{bottleneck(held):,.0f} at least",
+    )
 
 
 def stage_bytes(costs: Sequence[Cost], demand: Demand, slots: int) -> float:
@@ -187,13 +230,13 @@ def _layout(entries: Sequence[Entry], like: Layout) -> Layout:
     return Layout(declared, like.dtype)
 
 
-def _sums(values: Sequence[float]) -> Array:
+def sums_of(values: Sequence[float]) -> Array:
     """(U + 1, U + 1): the sum of the values i..j-1 at [i, j]; meaningless for i >= j."""
     total: Array = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return total - total[:, None]
 
 
-def _stages_only(table: Array) -> Array:
+def stages_only(table: Array) -> Array:
     """The table with what is no stage, i >= j, set to infinity."""
     stages: Array = np.where(np.triu(np.ones(table.shape, bool), 1), table, np.inf)
     return stages
@@ -202,20 +245,20 @@ def _stages_only(table: Array) -> Array:
 def _times(costs: Sequence[Cost], demand: Demand, bandwidth: float, latency: float) -> Array:
     """(U + 1, U + 1): seconds of a stage of the units i..j-1."""
     sent = np.array([0.0, *(latency + cost.output_bytes / bandwidth for cost in costs[:-1]), 0.0])
-    computed = _sums([demand.forwards * cost.forward + cost.backward for cost in costs])
-    return _stages_only(computed + sent[:, None] + sent)
+    computed = sums_of([demand.forwards * cost.forward + cost.backward for cost in costs])
+    return stages_only(computed + sent[:, None] + sent)
 
 
 def _held(costs: Sequence[Cost], demand: Demand, slots: int) -> Array:
     """(U + 1, U + 1): `stage_bytes` of the units i..j-1."""
-    kept = _sums(
+    kept = sums_of(
         [(2 + slots + demand.weights) * cost.parameter_bytes + demand.passes * cost.kept_bytes for cost in costs]
     )
     received = np.array([*(cost.input_bytes for cost in costs), 0])
-    return _stages_only(kept + ((demand.passes + demand.inputs) * received)[:, None])
+    return stages_only(kept + ((demand.passes + demand.inputs) * received)[:, None])
 
 
-def _bottleneck(tables: Sequence[Array]) -> float:
+def bottleneck(tables: Sequence[Array]) -> float:
     """The least, over all partitions, of the largest entry of its stages; tables: one (U + 1, U + 1) a stage."""
     best = np.full(len(tables[0]), np.inf)
     best[0] = -np.inf
@@ -224,18 +267,21 @@ def _bottleneck(tables: Sequence[Array]) -> float:
     return float(best[-1])
 
 
-def _fewest_bytes(costs: Sequence[Cost], allowed: Sequence[Array]) -> Partition:
-    """The partition into allowed stages with the fewest bytes across its cuts, the earliest such cuts."""
-    crossing = np.array([0, *(cost.output_bytes for cost in costs)], np.float64)
-    best = np.full(len(crossing), np.inf)
+def _least_sum(tables: Sequence[Array]) -> tuple[list[int], float]:
+    """The cuts (K + 1 numbers of units) with the least sum of the entries of their stages, the earliest such cuts."""
+    best = np.full(len(tables[0]), np.inf)
     best[0] = 0
     before = []
-    for table in allowed:
-        sums = np.where(table, (best + crossing)[:, None], np.inf)
+    for table in tables:
+        sums = best[:, None] + table
         before.append(sums.argmin(axis=0))
         best = sums.min(axis=0)
-    cuts = [len(costs)]
+    cuts = [len(best) - 1]
     for chosen in reversed(before):
         cuts.append(int(chosen[cuts[-1]]))
+    return cuts[::-1], float(best[-1])
+
+
+def _partition(costs: Sequence[Cost], cuts: Sequence[int]) -> Partition:
     layers = [0, *accumulate(cost.layers for cost in costs)]
-    return Partition(tuple(layers[cut] for cut in reversed(cuts)))
+    return Partition(tuple(layers[cut] for cut in cuts))

@@ -1,29 +1,30 @@
 """The plan of a configuration on stages: how the model is cut, and what a step costs under every schedule."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
+from mpinn import abreast
+from mpinn.abreast import Abreast
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Shape
 from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.config import Config, not_one_of
 from mpinn.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
-from mpinn.cuts import joined
+from mpinn.cuts import Costs, divide, joined, learn, size_of
 from mpinn.datasets.samples import GIB
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
+from mpinn.nn.network import Network
 from mpinn.nn.parareal import Parareal
-from mpinn.partition import BANDWIDTH, LATENCY, Partition, parse, partition
-from mpinn.profile import ELEMENT, OPERATIONS, Cost, estimate, profile, subject_of
+from mpinn.partition import BANDWIDTH, LATENCY, Partition, parse
+from mpinn.profile import ELEMENT, OPERATIONS, Cost
 
 WIDE = 160
 """Columns for a file or a pipe."""
@@ -51,16 +52,24 @@ class Question:
 
 
 @dataclass(frozen=True)
+class SideSize:
+    """A predictor or a coarse network: its layers, parameters, and seconds forward and backward; empty for none."""
+
+    layers: tuple[str, ...]
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class BlockSize:
-    """A block of a parareal network: the shape of a sample before and after it, parameters, and names of layers."""
+    """A block of a parareal network: the shape of a sample before and after it, the fine block, what is beside it."""
 
     inputs: Shape
     outputs: Shape
     fine: int
-    predictor: tuple[str, ...]
-    predictor_size: int
-    coarse: tuple[str, ...]
-    coarse_size: int
+    seconds: float
+    predictor: SideSize
+    coarse: SideSize
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,8 @@ class Plan:
     forecasts: tuple[Forecast, ...]
     blocks: tuple[BlockSize, ...] = ()
     """Of a parareal network."""
+    sweep: tuple[str, ...] = ()
+    """Where its coarse sweep will be, and why."""
 
 
 def answer(question: Question) -> Plan:
@@ -106,56 +117,76 @@ def answer(question: Question) -> Plan:
     if question.cuts and question.stages not in (0, len(question.cuts) + 1):
         raise InputError("--cut", f"the cuts make {len(question.cuts) + 1} stages, not {stages}")
     chosen = parse(frame, question.cuts, "--cut") if question.cuts else None
-    costs, source = _costs(config, model, outputs_of(summary), batch, ops, question)
-    costs = joined(costs, frame)
+    costs = _costs(config, model, outputs_of(summary), batch, ops, question)
     link = Link(
         BANDWIDTH if question.bandwidth is None else question.bandwidth * 1e9,
         LATENCY if question.latency is None else question.latency * 1e-6,
     )
-    slots = len(config.optimizer.slots)
     if chosen is None:
-        chosen = partition(
-            costs,
-            stages,
-            bandwidth=link.bandwidth,
-            latency=link.latency,
-            memory=question.memory * GIB or None,
-            slots=slots,
-            in_flight=demands(question.schedule, question.micro_batches),
-        )
-    found = stages_of(costs, chosen)
-    forecasts = tuple(forecast(schedule, found, link, question.micro_batches) for schedule in SCHEDULES)
+        rule = demands(question.schedule, question.micro_batches)
+        chosen = divide(config, model, costs, stages, rule, link, question.memory * GIB or None)
+    found = stages_of(joined(costs.units, frame), chosen)
+    forecasts = [forecast(schedule, found, link, question.micro_batches) for schedule in SCHEDULES]
+    blocks = _blocks(config, model, chosen, costs)
+    if blocks:
+        forecasts.append(abreast.forecast(blocks, link))
+        if len(blocks) > 2 and blocks[0].block.iterations == 1:
+            forecasts.append(abreast.forecast(blocks, link, gathered=True))
     return Plan(
         model=config.names["model"],
         data=config.data.name,
         batch=batch,
         replicas=replicas,
         dtype=config.run.dtype,
-        source=source,
+        source=costs.source,
         link=link,
         assumed=question.bandwidth is None and question.latency is None,
         micro_batches=question.micro_batches,
         partition=chosen,
         starts=chosen.starts(model.network),
         stages=tuple(found),
-        vectors=2 + slots,
-        forecasts=forecasts,
-        blocks=_blocks(config, model, chosen),
+        vectors=2 + len(config.optimizer.slots),
+        forecasts=tuple(forecasts),
+        blocks=tuple(_size_of(entry) for entry in blocks),
+        sweep=_sweep(config, model, chosen, replicas),
     )
 
 
-def _blocks(config: Config, model: Model, chosen: Partition) -> tuple[BlockSize, ...]:
-    """What is in the blocks of a parareal network; nothing for other schedules."""
+def _blocks(config: Config, model: Model, chosen: Partition, costs: Costs) -> tuple[Abreast, ...]:
+    """The blocks of a parareal network and what they cost; nothing for other schedules."""
     network = config.schedule.settled(chosen.stages).network(config.model, model, chosen.bounds)
-    if not isinstance(network, Parareal):
+    if costs.sides is None or not isinstance(network, Parareal):
         return ()
-    counts = {name: Layout({name: tree}, "f4").count for name, tree in network.parameters(model.shape).items()}
-    found = []
-    for block in network.blocks:
-        sizes = {name.removesuffix(str(block.number)): (way.names, counts.get(name, 0)) for name, way in block.ways}
-        fine, predictor, coarse = (sizes.get(kind, ((), 0)) for kind in ("fine", "predictor", "coarse"))
-        found.append(BlockSize(block.inputs, block.outputs, fine[1], *predictor, *coarse))
-    return tuple(found)
+    return abreast.abreast(network, model, costs.units, chosen.bounds, costs.sides, costs.beside)
+
+
+def _sweep(config: Config, model: Model, chosen: Partition, replicas: int) -> tuple[str, ...]:
+    schedule = config.schedule.settled(chosen.stages)
+    if schedule.wanted(0) is None:
+        return ()
+    network = schedule.network(config.model, model, chosen.bounds)
+    return tuple(schedule.remarks(False, network, size_of(config, replicas)))
+
+
+def _size_of(entry: Abreast) -> BlockSize:
+    def told(network: Network | None, shape: Shape, cost: Cost) -> SideSize:
+        if network is None:
+            return SideSize((), 0, 0.0)
+        return SideSize(network.names, _count(network, shape), cost.forward + cost.backward)
+
+    block = entry.block
+    return BlockSize(
+        block.inputs,
+        block.outputs,
+        _count(block.fine, block.inputs),
+        entry.fine.forward + entry.fine.backward,
+        told(block.predictor, entry.sample, entry.predictor),
+        told(block.coarse, block.inputs, entry.coarse),
+    )
+
+
+def _count(network: Network, shape: Shape) -> int:
+    return Layout(network.parameters(shape), "f4").count
 
 
 def show(plan: Plan, as_json: bool) -> None:
@@ -185,7 +216,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             {**asdict(row), "speedup": serial / row.seconds, "locked_speedup": serial / row.locked}
             for row in plan.forecasts
         ],
-        **({"blocks": [asdict(block) for block in plan.blocks]} if plan.blocks else {}),
+        **({"blocks": [asdict(block) for block in plan.blocks], "sweep": list(plan.sweep)} if plan.blocks else {}),
     }
 
 
@@ -203,15 +234,12 @@ def _check(question: Question) -> None:
         raise InputError("--profile", "with --estimated nothing is measured, so there is nothing to keep")
 
 
-def _costs(
-    config: Config, model: Model, outputs: int, batch: int, ops: ModuleType, question: Question
-) -> tuple[list[Cost], str]:
-    dtype = np.dtype(config.run.dtype)
+def _costs(config: Config, model: Model, outputs: int, batch: int, ops: ModuleType, question: Question) -> Costs:
+    found = learn(config, model, outputs, batch, ops, not question.estimated, question.profile)
     if question.estimated:
         counted = f"{OPERATIONS:.0e} multiply-adds a second, an element of other layers for {ELEMENT}"
-        return estimate(model, batch, dtype), f"estimated: {counted}"
-    subject = subject_of(config, model.shape, outputs, batch, ops)
-    return profile(model, subject, dtype, ops, question.profile)
+        return replace(found, source=f"estimated: {counted}")
+    return found
 
 
 def _stage(stage: Stage, vectors: int) -> dict[str, Any]:
@@ -260,7 +288,9 @@ def _notes(plan: Plan) -> list[str]:
     ]
     if plan.blocks:
         fine = sum(block.fine for block in plan.blocks)
-        added = sum(block.predictor_size + block.coarse_size for block in plan.blocks)
+        added = sum(block.predictor.parameters + block.coarse.parameters for block in plan.blocks)
+        told.append("parareal: a network of its own; its speed-up is over one rank with the network that is cut")
+        told += plan.sweep
         told.append(f"predictors and coarse networks add {added:,} parameters to the {fine:,} of the fine blocks")
     if plan.replicas > 1:
         told.append("what the replicas send each other is not in these numbers")
@@ -287,15 +317,13 @@ def _stages(plan: Plan) -> Any:
 
 
 def _parareal(plan: Plan) -> Any:
-    table = _table("parareal block", "input", "output", "fine", "predictor", "coarse")
+    table = _table("parareal block", "input", "output", "fine", "time", "predictor", "time", "coarse", "time")
     for number, block in enumerate(plan.blocks, 1):
-        ways = ((block.predictor, block.predictor_size), (block.coarse, block.coarse_size))
-        table.add_row(
-            str(number),
-            *(" x ".join(map(str, shape)) for shape in (block.inputs, block.outputs)),
-            f"{block.fine:,}",
-            *(f"{', '.join(names)}: {size:,}" if names else "" for names, size in ways),
-        )
+        cells = [f"{block.fine:,}", _time(block.seconds)]
+        for side in (block.predictor, block.coarse):
+            known = (f"{', '.join(side.layers)}: {side.parameters:,}", _time(side.seconds)) if side.layers else ("", "")
+            cells += known
+        table.add_row(str(number), *(" x ".join(map(str, shape)) for shape in (block.inputs, block.outputs)), *cells)
     return table
 
 

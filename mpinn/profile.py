@@ -95,18 +95,36 @@ def units(model: Model) -> tuple[slice, ...]:
     return tuple(slice(start, end) for start, end in zip([0, *starts[1:]], ends, strict=True))
 
 
-def measure(model: Model, batch: int, dtype: Dtype, ops: Any = plain, repeats: int = REPEATS) -> list[Cost]:
+@dataclass(frozen=True)
+class Side:
+    """A small network beside those of a model, for samples of ``shape``; ``wanted``: whether it gives back gradients of
+    its input.
+    """
+
+    network: Network
+    shape: Shape
+    wanted: bool
+
+    @property
+    def model(self) -> Model:
+        """The network alone."""
+        return Model(self.network, self.shape, stem=0, head=0)
+
+
+def measure(
+    model: Model, batch: int, dtype: Dtype, ops: Any = plain, repeats: int = REPEATS, wanted: bool = False
+) -> list[Cost]:
     """The cost of every unit on random data, as the median of whole passes through the model, after one to warm up.
 
     Seconds are processor time, which other processes do not disturb, so BLAS must have one thread. Backward includes
-    the weight gradient, and the input gradient for all units but the first.
+    the weight gradient, and the input gradient for all units but the first, and for that one too if it is ``wanted``.
     """
     part, pieces = _built(model, dtype, ops)
     part.initialize(0)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, *model.shape)).astype(dtype)
     dy = rng.standard_normal((batch, *model.network.output_shape(model.shape))).astype(dtype)
-    rounds = np.array([_times(part, pieces, x, dy) for _ in range(1 + repeats)])
+    rounds = np.array([_times(part, pieces, x, dy, wanted) for _ in range(1 + repeats)])
     forward, backward = np.median(rounds[1:], axis=0)
     return _costs(model, dtype, forward.tolist(), backward.tolist(), _traced(part, pieces, x))
 
@@ -125,6 +143,20 @@ def estimate(model: Model, batch: int, dtype: Dtype) -> list[Cost]:
         shape = piece.output_shape(shape)
     backward = [2 * seconds for seconds in forward]
     return _costs(model, dtype, forward, backward, one + (batch - 1) * (two - one))
+
+
+def together(costs: Sequence[Cost]) -> Cost:
+    """The cost of units that follow one another, as of one."""
+    return Cost(
+        name="+".join(cost.name for cost in costs),
+        layers=sum(cost.layers for cost in costs),
+        forward=sum(cost.forward for cost in costs),
+        backward=sum(cost.backward for cost in costs),
+        input_bytes=costs[0].input_bytes,
+        output_bytes=costs[-1].output_bytes,
+        kept_bytes=sum(cost.kept_bytes for cost in costs),
+        parameter_bytes=sum(cost.parameter_bytes for cost in costs),
+    )
 
 
 def save(path: Path, subject: Subject, costs: Sequence[Cost]) -> None:
@@ -152,8 +184,10 @@ def load(path: Path, subject: Subject) -> list[Cost] | None:
     return costs
 
 
-def profile(model: Model, subject: Subject, dtype: Dtype, ops: Any, file: Path | None = None) -> tuple[list[Cost], str]:
-    """The measured costs of a model, and in words where they are from.
+def profile(
+    model: Model, subject: Subject, dtype: Dtype, ops: Any, file: Path | None = None, sides: Sequence[Side] = ()
+) -> tuple[list[Cost], str]:
+    """The measured costs of the units of a model, then of networks beside them; and in words where they are from.
 
     They are read from ``file``, or from the user's cache if none is named; what is not there is measured and kept
     there. Called on one rank.
@@ -162,6 +196,7 @@ def profile(model: Model, subject: Subject, dtype: Dtype, ops: Any, file: Path |
     if (known := load(path, subject)) is not None:
         return known, f"measured before: {path}"
     costs = measure(model, subject.batch, dtype, ops)
+    costs += [together(measure(side.model, subject.batch, dtype, ops, wanted=side.wanted)) for side in sides]
     try:
         save(path, subject, costs)
     except OSError as error:
@@ -171,10 +206,16 @@ def profile(model: Model, subject: Subject, dtype: Dtype, ops: Any, file: Path |
     return costs, f"measured now, kept in {path}"
 
 
-def subject_of(config: Config, shape: Shape, outputs: int, batch: int, ops: ModuleType) -> Subject:
-    """What the profile of a configured model is of, for samples of ``shape`` and ``batch`` of them in a replica."""
-    kernels = "plain" if ops is plain else "compiled"
-    return Subject(config.tables()["model"], shape, outputs, batch, config.run.dtype, kernels, machine())
+def subject_of(
+    config: Config, shape: Shape, outputs: int, batch: int, ops: ModuleType, sides: Sequence[str] = ()
+) -> Subject:
+    """What the profile of a configured model is of, for samples of ``shape`` and ``batch`` of them in a replica.
+
+    ``sides`` are the names of the networks beside it.
+    """
+    kernels, table = "plain" if ops is plain else "compiled", config.tables()["model"]
+    beside = {"beside": sides} if sides else {}
+    return Subject({**table, **beside}, shape, outputs, batch, config.run.dtype, kernels, machine())
 
 
 def cache_file(subject: Subject) -> Path:
@@ -215,7 +256,7 @@ def _costs(model: Model, dtype: Dtype, forward: list[float], backward: list[floa
     return found
 
 
-def _times(part: Part, pieces: list[Network], x: Array, dy: Array) -> tuple[list[float], list[float]]:
+def _times(part: Part, pieces: list[Network], x: Array, dy: Array, wanted: bool) -> tuple[list[float], list[float]]:
     """Seconds of the forward and of the backward pass of each piece, in one pass through all of them."""
     context = Pass(part.pool, part.ops)
     saved, forward, backward = [], [], []
@@ -225,7 +266,7 @@ def _times(part: Part, pieces: list[Network], x: Array, dy: Array) -> tuple[list
         forward.append(process_time() - start)
         saved.append(kept)
     for piece in reversed(pieces):
-        context.wants_dx = piece is not pieces[0]
+        context.wants_dx = wanted or piece is not pieces[0]
         start = process_time()
         dy, finish = piece.backward(part.weight_views, saved.pop(), dy, context)
         finish(part.grad_views)

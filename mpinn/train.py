@@ -2,7 +2,9 @@
 
 import gc
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,16 +13,18 @@ from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
 from mpinn.consensus.graphs import sides
-from mpinn.cuts import trained
+from mpinn.cuts import size_of, trained
 from mpinn.errors import FatalError, InputError
 from mpinn.experiment import Experiment, build, second_core
 from mpinn.nn.layout import Layout
 from mpinn.reporter import open_reporter
 from mpinn.signals import STOPPED, Signals
+from mpinn.standing import SHOWN, csv_text
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.timeline import common_zero, write_timeline
 from mpinn.trainer import Outcome
+from mpinn.watchdog import Watchdog
 
 
 def train(world: World, request: Request, signals: Signals | None = None) -> int:
@@ -35,14 +39,17 @@ def train(world: World, request: Request, signals: Signals | None = None) -> int
     if start.summary is not None:
         _tell_again(world, start)
         return 0
+    run = start.config.run
     try:
-        return _train(world, start, signals, request.stop_after)
+        with Watchdog(world, run.patience, Path(run.directory)) as watchdog:
+            return _train(world, start, signals, request.stop_after, watchdog)
     finally:
         start.lock.release()
 
 
-def _train(world: World, start: Start, signals: Signals, stop_after: int) -> int:
+def _train(world: World, start: Start, signals: Signals, stop_after: int, watchdog: Watchdog) -> int:
     experiment = build(world, start, signals, stop_after)
+    watchdog.step = lambda: experiment.trainer.agreement.step
     gc.enable()
     try:
         outcome = _run(world, experiment, start)
@@ -103,12 +110,16 @@ def _parameters(experiment: Experiment) -> int:
 
 def _depth(world: World, experiment: Experiment) -> list[str]:
     """How the depth is cut, and why so."""
-    cuts = experiment.cuts
+    cuts, config = experiment.cuts, experiment.config
     if len(cuts.bounds) == 2:
         return []
     begin, pieces = cuts.starts(experiment.model), "stages" if experiment.grid.stages.size > 1 else "blocks"
-    said = f"schedule {experiment.config.names['schedule']}, {pieces} begin at {begin}: {cuts.reason}"
-    return [said, *experiment.config.schedule.remarks(second_core(world))]
+    said = f"schedule {config.names['schedule']}, {pieces} begin at {begin}: {cuts.reason}"
+    if experiment.grid.stages.size == 1:
+        return [said]
+    size = size_of(config, experiment.grid.replicas.size)
+    network = trained(config, experiment.model, cuts)
+    return [said, *config.schedule.remarks(second_core(world), network, size)]
 
 
 def _remarks(config: Config, replicas: int) -> list[str]:
@@ -145,28 +156,40 @@ def _write_trace(experiment: Experiment) -> None:
 
 
 def _stop(world: World, experiment: Experiment) -> int:
-    directory: RunDirectory = experiment.keeper.directory
-    experiment.keeper.close()
+    """The marker asks a batch script to requeue its job, which for ever makes no progress if this start made none."""
+    keeper = experiment.keeper
+    directory: RunDirectory = keeper.directory
+    keeper.close()
     said = f"stopped with the state saved; the same command goes on from {directory.latest}"
-    _conclude(world, directory.requeue, "", said)
+    if keeper.saved > keeper.since:
+        _conclude(world, said, {directory.requeue: ""})
+    else:
+        _conclude(world, f"{said}\nthat is no further than the start before this one has come: no requeue")
     return STOPPED
 
 
 def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     summary = collect(experiment, outcome.value)
     experiment.keeper.close()
-    text = json.dumps(summary, indent=1) + "\n"
-    _conclude(world, experiment.keeper.directory.summary, text, "\n".join(lines(summary)))
+    directory, texts = experiment.keeper.directory, {}
+    said = "\n".join(lines(summary))
+    if summary["population"]:
+        texts[directory.ranking] = csv_text(summary["population"]["ranking"])
+        del summary["population"]["ranking"][SHOWN:]
+    texts[directory.summary] = json.dumps(summary, indent=1) + "\n"
+    _conclude(world, said, texts)
     return 0
 
 
-def _conclude(world: World, path: Path, text: str, said: str) -> None:
-    """Rank 0 writes a file and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
+def _conclude(world: World, said: str, texts: Mapping[Path, str] = MappingProxyType({})) -> None:
+    """Rank 0 writes files and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
 
     def write() -> bytes:
-        where = str(path)
+        where = ""
         try:
-            write_text(path, text)
+            for path, text in texts.items():
+                where = str(path)
+                write_text(path, text)
             where = "standard output"
             print(said, flush=True)
         except OSError as error:

@@ -76,6 +76,14 @@ class Keeper(Protocol):
         ...
 
 
+class Selection(Protocol):
+    """Decides which members of a population stay."""
+
+    def after(self, step: int, last: bool) -> Sequence[str]:
+        """Called by all ranks after an evaluation; returns sentences for the log."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """When what happens, in steps; 0 is never. ``save_seconds`` is a cadence by the clock, 0 for none."""
@@ -87,6 +95,8 @@ class Plan:
     save: int
     save_seconds: float = 0.0
     stop_after: int = 0
+    rungs: Sequence[int] = ()
+    """Steps after which it evaluates in any case."""
 
 
 @dataclass(eq=False)
@@ -111,6 +121,8 @@ class Trainer:
     """Of the data; 0 for a regression, which has no accuracy."""
     reporter: Reporter = field(default_factory=Silent)
     ranks_per_replica: int = 1
+    selection: Selection | None = None
+    """What becomes of the members of a population, which may diverge each for itself."""
     trace: Trace = SILENT
     samples: int = 0
     """Samples that the replicas together have been trained on since the run began."""
@@ -170,13 +182,15 @@ class Trainer:
     def _look(self, step: int, last: bool) -> None:
         """Log and evaluate; none of it counts as training."""
         log = last or step % self.plan.log == 0
-        evaluate = last or step % self.plan.evaluate == 0
+        evaluate = last or step % self.plan.evaluate == 0 or step in self.plan.rungs
         if not (log or evaluate):
             return
         self.stopwatch.training()
         status = self._log(step) if log else ""
         if evaluate:
             self._evaluate(step)
+            for said in self.selection.after(step, last) if self.selection else ():
+                self.reporter.line(said)
         if log:
             self.reporter.progress(step, status + self._validated())
         self.stopwatch.other()
@@ -198,7 +212,7 @@ class Trainer:
         return f"epoch {epoch:.1f}  {speed:,.0f}/s" + "".join(f"  loss {value:.4f}" for value in loss.values())
 
     def _evaluate(self, step: int) -> None:
-        self.quality = self.measure.quality("validation")
+        self.quality = self.measure.quality("validation", step)
         record = {"step": step, "validation_loss": self.quality.loss}
         if self.classes:
             record["validation_accuracy"] = self.quality.accuracy
@@ -240,6 +254,8 @@ class Trainer:
             self._diverge(step, int(sums[rank, 2]), rank, "the loss is not finite", self._bad_layers())
 
     def _check_weights(self, step: int) -> None:
+        if self.selection:
+            return
         layers = self._bad_layers()
         bad = [rank for rank, layer in enumerate(layers) if layer]
         replicas = {rank // self.ranks_per_replica for rank in bad}

@@ -19,7 +19,7 @@ from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Layout
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
-from mpinn.schedules.serial import Serial
+from mpinn.schedules.members import alone as serial
 from mpinn.update import OptimizerUpdate
 
 Subject: TypeAlias = tuple[Part, Shape, Shape | None]
@@ -52,7 +52,7 @@ def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | Non
     loss: Loss = config.loss if target_shape is not None else _NoLoss()
     x = np.zeros((2, *shape), part.layout.dtype)
     with np.errstate(all="ignore"):
-        Serial(actor, loss, config.run.seed).step(
+        serial(actor, loss, config.run.seed).step(
             Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), _UpdateElsewhere(config, part)
         )
     part.grads.fill(0)

@@ -77,6 +77,36 @@ def test_replicas_of_parareal_networks_agree_and_meet(tmp_path: Path) -> None:
         assert summary(tmp_path / consensus)["test"]["loss"] < 2.4
 
 
+def test_a_gathered_sweep_is_the_same_network(tmp_path: Path) -> None:
+    settings = (*DEEP, "grid.stages=3", "train.clip=0.1")
+    said = {}
+    for sweep in ("chain", "gather", "auto"):
+        done = train(3, tmp_path / sweep, *settings, f"schedule.sweep={sweep}")
+        assert done.returncode == 0, done.stderr
+        (said[sweep],) = (line for line in done.stdout.splitlines() if line.startswith("coarse sweep"))
+    assert said["chain"] == "coarse sweep from stage to stage: schedule.sweep is chain"
+    assert said["gather"] == "coarse sweep gathered on the last stage: schedule.sweep is gather"
+    assert said["auto"].startswith("coarse sweep gathered on the last stage: its messages take about ")
+    files = [tmp_path / sweep / "latest" for sweep in said]
+    for other in files[1:]:
+        differing = differences(files[0], other)
+        assert [name for name in differing if name.startswith(("model", "state", "optimizer"))] == []
+    with h5py.File(files[1]) as file:
+        assert sorted(file["model/network"]) == sorted(NAMES)
+
+
+def test_a_run_goes_on_with_its_sweep_elsewhere(tmp_path: Path) -> None:
+    settings = (*DEEP, "grid.stages=3")
+    assert here(tmp_path / "whole", *DEEP, "schedule.blocks=3") == 0
+    assert train(3, tmp_path / "run", *settings, "schedule.sweep=chain", "--stop-after", "7").returncode == 75
+    done = train(3, tmp_path / "run", *settings, "schedule.sweep=gather", "--stop-after", "11")
+    assert done.returncode == 75
+    assert "schedule.sweep was chain and is gather" in done.stdout
+    assert train(3, tmp_path / "run", *settings, "schedule.sweep=gather").returncode == 0
+    files = [tmp_path / name / "latest" for name in ("run", "whole")]
+    assert not [name for name in differences(*files) if name.startswith(("model", "optimizer"))]
+
+
 def test_fine_blocks_overlap_in_both_passes(tmp_path: Path) -> None:
     wide = ("model.widths=[600,600]", "data.batch=400", "run.dtype=float64", "train.epochs=8", "model.norm=none")
     assert train(2, tmp_path, *DEEP, *wide, "grid.stages=2", "--trace").returncode == 0
@@ -101,6 +131,10 @@ def together(one: dict[str, Any], other: dict[str, Any]) -> float:
         (("grid.stages=2", "schedule.cut=['output']"), "schedule.cut: no stage can begin at 'output'"),
         (("grid.stages=2", "model.name=cnn", "model.widths=[9,8]"), "schedule.name: parareal needs a model whose"),
         (("grid.stages=2", "schedule.form=sum"), "schedule.form: "),
+        (
+            ("grid.stages=2", "schedule.sweep=gather", "schedule.iterations=2"),
+            "schedule.sweep: gather goes with one sweep, not 2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_at_the_door(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -196,20 +196,37 @@ def test_predictors_and_coarse_networks_of_a_parareal_network_are_shown(capsys):
     # the stem goes with the first block, the head with the last
     assert plan.partition.bounds == (0, 2, 3, 6)
     first, second, third = plan.blocks
-    assert (first.predictor, first.coarse) == ((), ())
+    assert (first.predictor.layers, first.coarse.layers) == ((), ())
     assert (second.inputs, second.outputs) == ((8, 8, 16), (4, 4, 32))
-    assert (second.predictor, second.predictor_size) == (("conv", "norm"), 16 + 32)
-    assert (third.predictor, third.predictor_size) == (("pool", "conv", "norm"), 32 + 64)
-    assert (second.coarse_size, third.coarse_size) == (
+    assert (second.predictor.layers, second.predictor.parameters) == (("conv", "norm"), 16 + 32)
+    assert (third.predictor.layers, third.predictor.parameters) == (("pool", "conv", "norm"), 32 + 64)
+    assert (second.coarse.parameters, third.coarse.parameters) == (
         9 * 16 * 32 + 9 * 32 * 32 + 512,
         9 * 32 * 64 + 9 * 64 * 64 + 2048,
     )
-    assert describe(plan)["blocks"][1]["coarse_size"] == second.coarse_size
+    assert describe(plan)["blocks"][1]["coarse"]["parameters"] == second.coarse.parameters
     assert "blocks" not in describe(estimated(*DEEP, stages=3))
     show(plan, as_json=False)
     printed = capsys.readouterr().out
     assert "pool, conv, norm: 96" in printed
-    assert f"add {48 + 96 + second.coarse_size + third.coarse_size:,} parameters to the {sum_of(plan):,}" in printed
+    assert (
+        f"add {48 + 96 + second.coarse.parameters + third.coarse.parameters:,} parameters to the {sum_of(plan):,}"
+        in printed
+    )
+
+
+def test_small_messages_are_better_gathered():
+    narrow = ("model.widths=[8,8,8,8,8]", "schedule.name=parareal", "data.batch=32")
+    plan = estimated(*narrow, stages=4)
+    assert plan.sweep[0].startswith("coarse sweep gathered on the last stage: its messages take about ")
+    assert plan.forecasts[-1].seconds < plan.forecasts[-2].seconds
+    for settings, said in (
+        ({"stages": 2}, "coarse sweep from stage to stage: there is one coarse network"),
+        ({"stages": 4, "sweep": "chain"}, "coarse sweep from stage to stage: schedule.sweep is chain"),
+        ({"stages": 4, "iterations": 2}, "coarse sweep from stage to stage: there are 2 sweeps"),
+    ):
+        more = [f"schedule.{key}={value}" for key, value in settings.items() if key != "stages"]
+        assert estimated(*narrow, *more, stages=settings["stages"]).sweep == (said,)
 
 
 def sum_of(plan: Plan) -> int:

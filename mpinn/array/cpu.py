@@ -38,6 +38,13 @@ ON_DEMAND = {
     "layer_norm_backward": "cpu_layer_norm",
     "max_pool": "cpu_pooling",
     "max_pool_backward": "cpu_pooling",
+    "packed_activate": "cpu_packed",
+    "packed_cross_entropy": "cpu_packed",
+    "packed_output": "cpu_packed",
+    "packed_output_backward": "cpu_packed",
+    "packed_scale": "cpu_packed",
+    "packed_slope": "cpu_packed",
+    "packed_squares": "cpu_packed",
 }
 """Kernels that few networks need, and the modules in which they are made at their first use."""
 
@@ -130,12 +137,10 @@ def sgd(
     pool: Pool,
 ) -> None:
     """The twin of `ops.sgd`: each number is read and written once."""
-    for start, stop, decay in segments:
-        w, g = weights[start:stop], grads[start:stop]
-        if velocity is None:
-            descend(w, g, scale, decay, rate)
-        else:
-            descend_with_momentum(w, g, velocity[start:stop], scale, decay, rate, momentum, nesterov)
+    if velocity is None:
+        descend(weights, grads, *segments, scale, rate)
+    else:
+        descend_with_momentum(weights, grads, velocity, *segments, scale, rate, momentum, nesterov)
 
 
 def adam(
@@ -155,13 +160,7 @@ def adam(
     """The twin of `ops.adam`: each number is read and written once."""
     correction = sqrt(1 - betas[1] ** updates)
     pace = rate / (1 - betas[0] ** updates) * correction
-    for start, stop, decay in segments:
-        part = slice(start, stop)
-        shrink, coupled = (1 - rate * decay, 0.0) if decoupled else (1.0, decay)
-        adapt(
-            weights[part], grads[part], first[part], second[part],
-            scale, coupled, shrink, *betas, epsilon * correction, pace,
-        )  # fmt: skip
+    adapt(weights, grads, first, second, *segments, scale, rate, decoupled, *betas, epsilon * correction, pace)
 
 
 def sum_of_squares(vector: Array) -> float:

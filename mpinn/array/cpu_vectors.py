@@ -12,31 +12,50 @@ ROWS = 64
 
 
 @kernel
-def descend(weights: Any, grads: Any, scale: float, decay: float, rate: float) -> None:
-    """w <- w - rate (scale g + decay w)."""
+def descend(
+    weights: Any, grads: Any, starts: Any, stops: Any, decays: Any, factors: Any, scale: float, rate: float
+) -> None:
+    """w <- w - rate (scale g + decay w), segment by segment."""
     number = weights.dtype.type
-    scale_, decay_, rate_ = number(scale), number(decay), number(rate)
-    for i in range(weights.size):
-        g = grads[i] * scale_
-        if decay:
-            g += weights[i] * decay_
-        weights[i] -= g * rate_
+    scale_ = number(scale)
+    for s in range(starts.size):
+        decay_, rate_ = number(decays[s]), number(rate * factors[s])
+        w, g = weights[starts[s] : stops[s]], grads[starts[s] : stops[s]]
+        for i in range(w.size):
+            gradient = g[i] * scale_
+            if decay_:
+                gradient += w[i] * decay_
+            w[i] -= gradient * rate_
 
 
 @kernel
 def descend_with_momentum(
-    weights: Any, grads: Any, velocity: Any, scale: float, decay: float, rate: float, momentum: float, nesterov: bool
+    weights: Any,
+    grads: Any,
+    velocity: Any,
+    starts: Any,
+    stops: Any,
+    decays: Any,
+    factors: Any,
+    scale: float,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
 ) -> None:
     """The same with v <- momentum v + g in place of g, or g + momentum v with Nesterov's look-ahead."""
     number = weights.dtype.type
-    scale_, decay_, rate_, momentum_ = number(scale), number(decay), number(rate), number(momentum)
-    for i in range(weights.size):
-        g = grads[i] * scale_
-        if decay:
-            g += weights[i] * decay_
-        v = velocity[i] * momentum_ + g
-        velocity[i] = v
-        weights[i] -= (g + v * momentum_ if nesterov else v) * rate_
+    scale_, momentum_ = number(scale), number(momentum)
+    for s in range(starts.size):
+        decay_, rate_ = number(decays[s]), number(rate * factors[s])
+        own = slice(starts[s], stops[s])
+        w, g, moving = weights[own], grads[own], velocity[own]
+        for i in range(w.size):
+            gradient = g[i] * scale_
+            if decay_:
+                gradient += w[i] * decay_
+            v = moving[i] * momentum_ + gradient
+            moving[i] = v
+            w[i] -= (gradient + v * momentum_ if nesterov else v) * rate_
 
 
 @kernel
@@ -45,29 +64,40 @@ def adapt(
     grads: Any,
     first: Any,
     second: Any,
+    starts: Any,
+    stops: Any,
+    decays: Any,
+    factors: Any,
     scale: float,
-    decay: float,
-    shrink: float,
+    rate: float,
+    decoupled: bool,
     beta1: float,
     beta2: float,
     epsilon: float,
     pace: float,
 ) -> None:
-    """m and v follow g and g^2; w <- shrink w - pace m / (sqrt(v) + epsilon)."""
+    """m and v follow g and g^2; w <- w - pace m / (sqrt(v) + epsilon).
+
+    The weight decay is part of g, unless it is ``decoupled`` from it: then w <- (1 - rate decay) w first.
+    """
     number = weights.dtype.type
-    scale_, decay_, shrink_, epsilon_, pace_ = (
-        number(scale), number(decay), number(shrink), number(epsilon), number(pace)
-    )  # fmt: skip
+    scale_, epsilon_ = number(scale), number(epsilon)
     b1, b2, rest1, rest2 = number(beta1), number(beta2), number(1 - beta1), number(1 - beta2)
-    for i in range(weights.size):
-        g = grads[i] * scale_
-        if decay:
-            g += weights[i] * decay_
-        m = first[i] * b1 + g * rest1
-        v = second[i] * b2 + g * g * rest2
-        first[i] = m
-        second[i] = v
-        weights[i] = weights[i] * shrink_ - m / (np.sqrt(v) + epsilon_) * pace_
+    for s in range(starts.size):
+        decay_ = number(0 if decoupled else decays[s])
+        shrink_ = number(1 - rate * factors[s] * decays[s] if decoupled else 1.0)
+        pace_ = number(pace * factors[s])
+        own = slice(starts[s], stops[s])
+        w, g, m, v = weights[own], grads[own], first[own], second[own]
+        for i in range(w.size):
+            gradient = g[i] * scale_
+            if decay_:
+                gradient += w[i] * decay_
+            mean = m[i] * b1 + gradient * rest1
+            square = v[i] * b2 + gradient * gradient * rest2
+            m[i] = mean
+            v[i] = square
+            w[i] = w[i] * shrink_ - mean / (np.sqrt(square) + epsilon_) * pace_
 
 
 @sums

@@ -11,6 +11,17 @@ import numpy as np
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.im2col import conv, conv_backward_input, conv_backward_weight
 from mpinn.array.norms import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from mpinn.array.packed import (
+    packed_activate,
+    packed_correct,
+    packed_cross_entropy,
+    packed_output,
+    packed_output_backward,
+    packed_scale,
+    packed_slope,
+    packed_squared_error,
+    packed_squares,
+)
 from mpinn.array.pool import Pool
 from mpinn.array.pooling import average_pool, average_pool_backward, max_pool, max_pool_backward
 from mpinn.array.steps import adam, sgd
@@ -41,6 +52,15 @@ __all__ = [
     "layer_norm_backward",
     "max_pool",
     "max_pool_backward",
+    "packed_activate",
+    "packed_correct",
+    "packed_cross_entropy",
+    "packed_output",
+    "packed_output_backward",
+    "packed_scale",
+    "packed_slope",
+    "packed_squared_error",
+    "packed_squares",
     "sgd",
     "squared_error",
     "sum_of_squares",

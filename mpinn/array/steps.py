@@ -1,27 +1,46 @@
 """Optimizer steps on flat vectors, block by block: temporaries stay in the cache and nothing large is allocated.
 
-``segments`` lists (start, stop, weight decay) and covers the vector; ``scale`` turns the summed gradient into a mean.
+``segments`` covers the vector; ``scale`` turns the summed gradient into a mean.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import sqrt
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
 
-Segments: TypeAlias = Sequence[tuple[int, int, float]]
+
+class Segments(NamedTuple):
+    """Pieces of a vector, from ``starts`` to ``stops``: the weight decay of each, and its factor of the rate."""
+
+    starts: Array
+    stops: Array
+    decays: Array
+    factors: Array
+
+    @classmethod
+    def of(cls, pieces: list[tuple[int, int, float, float]]) -> "Segments":
+        """From (start, stop, decay, factor) of each piece."""
+        columns = list(zip(*pieces, strict=True)) or [()] * 4
+        ends = (np.array(column, np.int64) for column in columns[:2])
+        return cls(*ends, *(np.array(column, np.float64) for column in columns[2:]))
+
+    def pieces(self) -> Iterator[tuple[int, int, float, float]]:
+        """(start, stop, decay, factor) of each."""
+        yield from zip(*(column.tolist() for column in self), strict=True)
+
 
 BLOCK = 1 << 13
 """Elements of a block: four vectors of it and the scratch fit a second-level cache."""
 
 
-def _blocks(segments: Segments) -> Iterator[tuple[slice, float]]:
-    for first, last, decay in segments:
+def _blocks(segments: Segments) -> Iterator[tuple[slice, float, float]]:
+    for first, last, decay, factor in segments.pieces():
         for start in range(first, last, BLOCK):
-            yield slice(start, min(start + BLOCK, last)), decay
+            yield slice(start, min(start + BLOCK, last)), decay, factor
 
 
 def _gradient(weights: Array, grads: Array, decay: float, scale: float, out: Array, scratch: Array) -> None:
@@ -42,9 +61,12 @@ def sgd(
     nesterov: bool,
     pool: Pool,
 ) -> None:
-    """v <- momentum v + g; w <- w - rate v, or w - rate (g + momentum v) with Nesterov's look-ahead."""
+    """v <- momentum v + g; w <- w - rate v, or w - rate (g + momentum v) with Nesterov's look-ahead.
+
+    ``rate`` is multiplied by the factor of each segment.
+    """
     step, spare = (pool.empty((BLOCK,), weights.dtype) for _ in range(2))
-    for block, decay in _blocks(segments):
+    for block, decay, factor in _blocks(segments):
         w, size = weights[block], block.stop - block.start
         g, t = step[:size], spare[:size]
         _gradient(w, grads[block], decay, scale, g, t)
@@ -57,7 +79,7 @@ def sgd(
                 np.add(g, t, out=g)
             else:
                 g = v
-        np.multiply(g, rate, out=t)
+        np.multiply(g, rate * factor, out=t)
         np.subtract(w, t, out=w)
 
 
@@ -83,7 +105,7 @@ def adam(
     correction = sqrt(1 - betas[1] ** updates)
     pace = rate / (1 - betas[0] ** updates) * correction
     step, spare = (pool.empty((BLOCK,), weights.dtype) for _ in range(2))
-    for block, decay in _blocks(segments):
+    for block, decay, factor in _blocks(segments):
         w, m, v, size = weights[block], first[block], second[block], block.stop - block.start
         g, t = step[:size], spare[:size]
         _gradient(w, grads[block], 0.0 if decoupled else decay, scale, g, t)
@@ -97,7 +119,7 @@ def adam(
         np.sqrt(v, out=t)
         np.add(t, epsilon * correction, out=t)
         np.divide(m, t, out=t)
-        np.multiply(t, pace, out=t)
+        np.multiply(t, pace * factor, out=t)
         if decoupled and decay:
-            np.multiply(w, 1 - rate * decay, out=w)
+            np.multiply(w, 1 - rate * factor * decay, out=w)
         np.subtract(w, t, out=w)

@@ -7,21 +7,19 @@ speed-up could be at most, on a machine that others use too.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 
 from mpinn.array.device import choose_kernels
-from mpinn.array.typing import Array
 from mpinn.bench.peer import bordered, connect_gloo, images, import_torch, stored, translate
-from mpinn.bench.timing import Operation, Spread, ratio_text, seconds_text
+from mpinn.bench.timing import Spread, ratio_text, seconds_text
+from mpinn.bench.turns import Contestant, in_turns, random_batch, training
 from mpinn.bench.watched import Watched
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
-from mpinn.consensus.independent import Independent
 from mpinn.costs import SCHEDULES as FORECAST
 from mpinn.costs import Link, demands, forecast, stages_of
 from mpinn.cuts import Cuts, whole
@@ -37,7 +35,6 @@ from mpinn.profile import measure
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT
-from mpinn.update import OptimizerUpdate
 
 SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64
 ROUNDS, SAMPLE = 7, 0.6
@@ -61,10 +58,7 @@ class Work:
 
     def data(self) -> Batch:
         """Random samples and classes."""
-        rng = np.random.default_rng(0)
-        x = rng.standard_normal((self.batch, *self.model.shape)).astype(DTYPE)
-        target = rng.integers(0, CLASSES, self.batch)
-        return Batch(0, 0, x, target, self.batch, self.batch, (0, 1), np.arange(self.batch))
+        return random_batch(self.model.shape, CLASSES, self.batch, DTYPE)
 
 
 WORKS = (
@@ -79,15 +73,6 @@ class Planned:
 
     bounds: tuple[int, ...]
     speedup: float
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """What one rank does in a turn, if anything, the processor time it has waited in all, and how it ends."""
-
-    step: Operation | None = None
-    waited: Callable[[], float] = lambda: 0.0
-    end: Operation = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +140,7 @@ def _measured(work: Work, world: World, gloo: Any, rounds: int, sample: float) -
     if gloo is not None:
         contestants |= _peers(work, world, Cuts(plans["gpipe"].bounds))
     names = list(contestants)
-    samples = _rounds(world, list(contestants.values()), rounds, sample)
+    samples = in_turns(world, list(contestants.values()), rounds, sample)
     for contestant in contestants.values():
         contestant.end()
     walls = samples[:, :, :, 0].max(axis=2)
@@ -174,33 +159,6 @@ def _measured(work: Work, world: World, gloo: Any, rounds: int, sample: float) -
         )
         for number, name in enumerate(names)
     ]
-
-
-def _rounds(world: World, contestants: list[Contestant], rounds: int, sample: float) -> Array:
-    """(rounds, contestants, ranks, 2): wall and processor seconds of a step."""
-    for contestant in contestants:  # first steps compile, allocate and fill
-        _turn(world, contestant, 2 * world.size - 1)
-    steps = np.array([sample / max(_turn(world, contestants[0], 2)[0], 1e-6)])
-    world.control.broadcast(steps, 0).wait()
-    count = max(2, round(steps[0]))
-    own = np.array([[_turn(world, contestant, count) for contestant in contestants] for _ in range(rounds)])
-    every = np.empty((world.size, *own.shape))
-    world.control.all_gather(own, every).wait()
-    return every.transpose(1, 2, 0, 3)
-
-
-def _turn(world: World, contestant: Contestant, steps: int) -> tuple[float, float]:
-    """Wall and processor seconds of one step on this rank; a rank without work sleeps until the others are done."""
-    world.control.barrier()
-    if contestant.step is None:
-        return 0.0, 0.0
-    for _ in range(world.size - 1):  # until stages that wait for each other have found their distance
-        contestant.step()
-    wall, processor, waited = perf_counter(), process_time(), contestant.waited()
-    for _ in range(steps):
-        contestant.step()
-    processor = process_time() - processor - (contestant.waited() - waited)
-    return (perf_counter() - wall) / steps, processor / steps
 
 
 def _planned(work: Work, world: World) -> dict[str, Planned]:
@@ -249,19 +207,7 @@ def _part(work: Work, cuts: Cuts, stage: int) -> Part:
 def _stepping(schedule: str, part: Part, place: Place, work: Work) -> Contestant:
     options: Any = SCHEDULES[schedule]()
     built = options.build(part, CrossEntropy(), 0, place)
-    update = OptimizerUpdate(
-        Independent(NullChannel("alone")), OPTIMIZER, lambda step: OPTIMIZER.rate, 0.0, built.parts
-    )
-    batches = _batches(work.data())
-    return Contestant(lambda: built.step(next(batches), update), end=lambda: built.drain(update))
-
-
-def _batches(batch: Batch) -> Iterator[Batch]:
-    """The same samples over and over."""
-    index = 0
-    while True:
-        yield replace(batch, index=index)
-        index += 1
+    return training(built, OPTIMIZER, work.data())
 
 
 def _peers(work: Work, world: World, cuts: Cuts) -> Mapping[str, Contestant]:

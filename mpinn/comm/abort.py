@@ -47,7 +47,7 @@ def leave_interrupted() -> NoReturn:
     if read_launch() is None:
         print("interrupted", file=sys.stderr)
         leave(INTERRUPTED)
-    _end_job("KeyboardInterrupt\n", INTERRUPTED)
+    end_job("KeyboardInterrupt\n", INTERRUPTED)
 
 
 def _flush() -> None:
@@ -64,17 +64,18 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
         return
     report = "".join(traceback.format_exception(kind, error, trace))
-    _end_job(report, INTERRUPTED if issubclass(kind, KeyboardInterrupt) else FAILURE)
+    end_job(report, INTERRUPTED if issubclass(kind, KeyboardInterrupt) else FAILURE)
 
 
 def _uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
     if arguments.exc_type is SystemExit:
         return
     report = "".join(traceback.format_exception(arguments.exc_type, arguments.exc_value, arguments.exc_traceback))
-    _end_job(f"in thread {arguments.thread.name if arguments.thread else '?'}:\n{report}", FAILURE)
+    end_job(f"in thread {arguments.thread.name if arguments.thread else '?'}:\n{report}", FAILURE)
 
 
-def _end_job(report: str, code: int) -> NoReturn:
+def end_job(report: str, code: int) -> NoReturn:
+    """End the whole job at once, with a report that this rank writes even if it was silenced; from any thread."""
     _flush()
     launch = read_launch()
     place = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}:\n" if launch else ""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mpinn.comm.channel import Channel, NullChannel
+from mpinn.comm.channel import Channel, NullChannel, Pending
 from mpinn.comm.launch import Launch, read_launch
 from mpinn.comm.transport import Direct, Transport
 from mpinn.config import InputError
@@ -44,6 +44,8 @@ class World:
     """For agreement and error messages; counted by no meter but its own. It always waits politely."""
     launcher: str
     open_channel: OpenChannel
+    blocked: Callable[[], Pending | None] = lambda: None
+    """The message for which this rank waits now; any thread may ask."""
 
     @property
     def polite(self) -> bool:
@@ -123,6 +125,7 @@ def connect() -> World:
         control=control,
         launcher=launch.launcher if launch else "",
         open_channel=mpi.open_channel,
+        blocked=lambda: mpi.BLOCKED.pending,
     )
 
 
@@ -174,10 +177,16 @@ def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def shape_of(ranks: int, replicas: int, stages: int, shards: int) -> tuple[int, int, int]:
-    """The grid (replicas, stages, shards) on ``ranks`` ranks; 0 replicas are as many as fit. Raises InputError."""
-    for name, count, least in (("replicas", replicas, 0), ("stages", stages, 1), ("shards", shards, 1)):
+    """The grid (replicas, stages, shards) on ``ranks`` ranks; 0 replicas, or 0 shards, are as many as fit.
+
+    Raises InputError.
+    """
+    for name, count, least in (("replicas", replicas, 0), ("stages", stages, 1), ("shards", shards, 0)):
         if count < least:
             raise InputError(f"grid.{name}", f"{count} is too small: at least {least}")
+    if shards == 0:
+        replicas = replicas or 1
+        shards = max(1, ranks // (replicas * stages))
     each = stages * shards
     if replicas == 0 and ranks % each == 0:
         return ranks // each, stages, shards
@@ -202,7 +211,7 @@ class Grid:
     """The ranks as replicas x stages x shards; shards vary fastest with the rank, then stages, then replicas.
 
     replicas, stages, shards: channels along one axis, whose ranks differ in that coordinate only. control: all ranks.
-    replica, stage, shard: the coordinates of this rank.
+    replica, stage, shard: the coordinates of this rank. place: which of the ranks of its replica it is.
     """
 
     def __init__(
@@ -218,6 +227,8 @@ class Grid:
         place = np.unravel_index(world.rank, self.shape)
         self.replica, self.stage, self.shard = (int(coordinate) for coordinate in place)
         line = np.ravel_multi_index
+
+        self.place = self.stage * self.shape[2] + self.shard
 
         def along(axis: int, name: str) -> Channel:
             """Ranks of one line share the coordinates of its beginning, which make its color."""

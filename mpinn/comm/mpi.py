@@ -44,6 +44,18 @@ FORWARDING = 0.25
 """Seconds that the launcher is given to pass on what was said: MPICH's drops what it holds when a job aborts."""
 
 
+class Blocked:
+    """What the main thread waits for now; another thread may look."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self) -> None:
+        self.pending: MpiPending | None = None
+
+
+BLOCKED = Blocked()
+
+
 class Finish(Protocol):
     """What is left to do when the requests of a message are complete."""
 
@@ -95,22 +107,28 @@ class MpiPending:
         if self._finish is None:
             return
         start = perf_counter()
-        if self._channel.polite:
-            wait_politely(self)
-        else:
-            while self._requests:
-                try:
-                    self._requests[-1].Wait(self._status)
-                except MPI.Exception as error:
-                    raise self._broken(error) from None
-                self._check_size()
-            self._complete()
+        BLOCKED.pending = self
+        try:
+            self._block()
+        finally:
+            BLOCKED.pending = None
         self._channel.meter.waited(self._index, perf_counter() - start)
 
-    @property
-    def _name(self) -> str:
+    def _block(self) -> None:
+        if self._channel.polite:
+            wait_politely(self)
+            return
+        while self._requests:
+            try:
+                self._requests[-1].Wait(self._status)
+            except MPI.Exception as error:
+                raise self._broken(error) from None
+            self._check_size()
+        self._complete()
+
+    def __str__(self) -> str:
         operation, peer = self._label
-        return f"{self._channel.name}: {operation}{'' if peer is None else f' {peer}'}"
+        return f"{self._channel.name}: {operation}{'' if peer is None else f' {self._channel.ranks[peer]}'}"
 
     def _check_size(self) -> None:
         self._requests.pop()
@@ -119,13 +137,13 @@ class MpiPending:
         expected, received = self._expected.pop(), self._status.Get_count(MPI.BYTE)
         if received != expected:
             self._give_up()
-            raise MessageError(f"{self._name}: {received} bytes came, but the array has {expected}")
+            raise MessageError(f"{self}: {received} bytes came, but the array has {expected}")
 
     def _broken(self, error: MPI.Exception) -> MessageError:
         self._give_up()
         if error.Get_error_class() == MPI.ERR_TRUNCATE:
-            return MessageError(f"{self._name}: more bytes came than the array has")
-        return MessageError(f"{self._name}: {error}")
+            return MessageError(f"{self}: more bytes came than the array has")
+        return MessageError(f"{self}: {error}")
 
     def _complete(self) -> None:
         if self._finish is not None:
@@ -170,6 +188,8 @@ class MpiChannel:
         self._communicator = communicator
         self.rank = communicator.Get_rank()
         self.size = communicator.Get_size()
+        self.ranks = _ranks_of(communicator)
+        """The number that each rank of the channel has in the job."""
         self.name = name
         self.meter = Meter()
         self.transport = transport or Direct()
@@ -311,6 +331,14 @@ def open_local(name: str) -> Channel:
     """The channel of the ranks on this machine; called by all ranks."""
     communicator = MPI.Intracomm(MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED))
     return NullChannel(name) if communicator.Get_size() == 1 else MpiChannel(communicator, name, polite=True)
+
+
+def _ranks_of(communicator: MPI.Intracomm) -> list[int]:
+    own, everyone = communicator.Get_group(), MPI.COMM_WORLD.Get_group()
+    ranks = own.Translate_ranks(None, everyone)
+    own.Free()
+    everyone.Free()
+    return list(ranks)
 
 
 def place() -> tuple[int, int]:

@@ -53,31 +53,42 @@ def parareal(options: ModelOptions, model: Model, bounds: Sequence[int], form: F
     The layers of predictors and coarse networks count on after those of the model, so that each draws random numbers of
     its own, and the fine blocks those that they draw in the model.
     """
-    kind = type(options)
-    if kind not in SUPPLIERS:
-        names = ", ".join(sorted(supplied.__name__.lower() for supplied in SUPPLIERS))
-        raise InputError("schedule.name", f"parareal needs a model whose blocks it can imitate: {names}")
-    coarse, predictor = SUPPLIERS[kind]
+    coarse, predictor = suppliers(options)
     network, count = model.network, len(bounds) - 1
-    body = len(network) - model.head
+    body, shapes = len(network) - model.head, interfaces(model)
     index, blocks = len(network), []
     for number, (start, stop) in enumerate(pairwise(bounds), 1):
         fine = network[start : min(stop, body)]
         if not len(fine):
             raise ValueError(f"fine block {number} has no layer besides the head")
-        inputs = network[:start].output_shape(model.shape)
+        inputs = shapes[start]
         guess = small = None
         if guesses(number, count, iterations):
             guess = Network(predictor(model.shape, inputs), index)
             index += len(guess)
         if corrects(number, count, iterations):
-            small = Network(
-                coarse(options, [fine[:depth].output_shape(inputs) for depth in range(len(fine) + 1)]), index
-            )
+            small = Network(coarse(options, shapes[start : min(stop, body) + 1]), index)
             index += len(small)
         head = network[body:] if number == count else Network(())
         blocks.append(Block(number, count, inputs, fine, guess, small, head, form, iterations))
     return Parareal(tuple(blocks))
+
+
+def suppliers(options: ModelOptions) -> tuple[Coarse, Predictor]:
+    """What makes coarse networks and predictors for a kind of model; InputError if nothing does."""
+    kind = type(options)
+    if kind not in SUPPLIERS:
+        names = ", ".join(sorted(supplied.__name__.lower() for supplied in SUPPLIERS))
+        raise InputError("schedule.name", f"parareal needs a model whose blocks it can imitate: {names}")
+    return SUPPLIERS[kind]
+
+
+def interfaces(model: Model) -> list[Shape]:
+    """The shapes of a sample before every layer, and after the last one."""
+    shapes = [model.shape]
+    for _, layer in model.network.layers:
+        shapes.append(layer.output_shape(shapes[-1]))
+    return shapes
 
 
 def _dense(options: MLP, shapes: Sequence[Shape]) -> list[Named]:

@@ -24,6 +24,11 @@ def corrects(number: int, count: int, iterations: int) -> bool:
     return number > 1 and iterations < count
 
 
+def sweeps_of(number: int, count: int, iterations: int) -> range:
+    """The sweeps in which it computes."""
+    return range(max(1, iterations - count + number), min(number, iterations) + 1)
+
+
 class Links(Protocol):
     """How a block speaks with the two blocks beside it, in each sweep."""
 
@@ -70,7 +75,7 @@ class Block:
     @property
     def sweeps(self) -> range:
         """The sweeps in which the block computes."""
-        return range(max(1, self.iterations - self.count + self.number), min(self.number, self.iterations) + 1)
+        return sweeps_of(self.number, self.count, self.iterations)
 
     @property
     def heard(self) -> range:

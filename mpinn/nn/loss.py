@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.random import Generator
 
 from mpinn.array.typing import Array
@@ -22,6 +23,14 @@ class Loss(Protocol):
         ...
 
 
+class MemberLoss(Loss, Protocol):
+    """A loss that every member of a population has for itself."""
+
+    def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        """For each of the M members of a population the loss, (M,) in float64; and dy, of the shape of y: (B, M, O)."""
+        ...
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """-sum_c p_c log softmax(y)_c with p = (1 - smoothing) on the class plus smoothing / O on all of the O classes.
@@ -38,6 +47,11 @@ class CrossEntropy:
         loss, dy = context.ops.cross_entropy(y, target, self.smoothing, context.pool)
         return loss, dy
 
+    def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        losses, rows, dy = _of_members(y, context)
+        context.ops.packed_cross_entropy(rows, target, self.smoothing, dy, losses)
+        return losses, dy.transpose(2, 0, 1)
+
     def draw(self, y: Array, rng: Generator) -> Array:
         """Class numbers (B,) from softmax(y): the largest of the logits plus Gumbel noise."""
         drawn: Array = (y + rng.gumbel(size=y.shape)).argmax(axis=1)
@@ -52,9 +66,20 @@ class SquaredError:
         loss, dy = context.ops.squared_error(y, target, context.pool)
         return loss, dy
 
+    def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        losses, rows, dy = _of_members(y, context)
+        context.ops.packed_squared_error(rows, target, dy, losses)
+        return losses, dy.transpose(2, 0, 1)
+
     def draw(self, y: Array, rng: Generator) -> Array:
         """y plus Gaussian noise of variance 1, (B, O)."""
         return (y + rng.normal(size=y.shape)).astype(y.dtype)
+
+
+def _of_members(y: Array, context: Pass) -> tuple[Array, Array, Array]:
+    """Losses to fill, y as (M, O, B), and dy to fill."""
+    rows = y.transpose(1, 2, 0)
+    return np.empty(len(rows)), rows, context.pool.empty(rows.shape, rows.dtype)
 
 
 def correct(y: Array, target: Array, context: Pass) -> Any:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from mpinn.array.steps import Segments
 from mpinn.config import Length
 from mpinn.nn import rate as rates
-from mpinn.nn.layout import Layout
+from mpinn.nn.layout import Entry, Layout
 from mpinn.nn.part import Part
 from mpinn.nn.rate import Decay
 
@@ -56,15 +56,19 @@ class Optimizer(ABC):
 
     def segments(self, layout: Layout) -> Segments:
         """The vector cut where the weight decay changes."""
-        cuts: list[tuple[int, int, float]] = []
+        cuts: list[tuple[int, int, float, float]] = []
         starts = [entry.start for entry in layout] + [layout.size]
         for entry, stop in zip(layout, starts[1:], strict=True):
-            decay = self.weight_decay if self.decay_all or entry.path[-1] == "weight" else 0.0
+            decay = self.weight_decay if self.decays(entry) else 0.0
             if cuts and cuts[-1][2] == decay:
-                cuts[-1] = (cuts[-1][0], stop, decay)
+                cuts[-1] = (cuts[-1][0], stop, decay, 1.0)
             else:
-                cuts.append((entry.start, stop, decay))
-        return cuts
+                cuts.append((entry.start, stop, decay, 1.0))
+        return Segments.of(cuts)
+
+    def decays(self, entry: Entry) -> bool:
+        """Whether the weight decay holds for a parameter."""
+        return self.decay_all or entry.path[-1] == "weight"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,26 +26,26 @@ class ForwardSweeps:
     def run(self, x: Array) -> tuple[Array, Saved]:
         """x: (B, *shape) to (B, *output_shape), on the last block the output of the network, and what was kept."""
         block, context = self.block, self.context
-        guess, predicted = self._through("predictor", block.predictor, x) if block.predictor else (x, None)
+        guess, predicted = self.through("predictor", block.predictor, x) if block.predictor else (x, None)
         fines: list[Saved] = []
         coarses: list[Saved] = []
         follow = context.update_state
         for sweep in block.rounds:
             context.update_state = follow and sweep == block.rounds[-1]
             if sweep in block.sweeps:
-                y, kept = self._through("fine", block.fine, guess)
+                y, kept = self.through("fine", block.fine, guess)
                 fines.append(kept)
                 if not block.last:
                     self.links.send("fine", sweep, y)
             if sweep in block.heard:
-                guess, correction = self._correct(sweep, guess, coarses)
+                guess, correction = self.correct(sweep, guess, coarses)
                 if correction is not None and block.last:
                     y = context.ops.add(y, correction, context.pool)
         context.update_state = follow
         y, kept = block.head.forward(self.weights, self.state, y, context)
         return y, [predicted, fines, coarses, kept]
 
-    def _correct(self, sweep: int, guess: Array, coarses: list[Saved]) -> tuple[Array, Array | None]:
+    def correct(self, sweep: int, guess: Array, coarses: list[Saved]) -> tuple[Array, Array | None]:
         """The guess of the next sweep, and c_j where the block computes in this one."""
         block, context = self.block, self.context
         better = fine = self.links.receive("fine", sweep)
@@ -55,21 +55,22 @@ class ForwardSweeps:
         if sweep not in block.sweeps or block.coarse is None:
             return better, None
         if block.form == "residual":
-            error = _minus(fine, guess, context.pool)
+            error = minus(fine, guess, context.pool)
             if coarse is not None:
                 np.add(error, coarse, out=error)
-            correction, kept = self._through("coarse", block.coarse, error)
+            correction, kept = self.through("coarse", block.coarse, error)
             coarses.append([kept])
         else:
-            new, kept = self._through("coarse", block.coarse, better)
-            old, before = self._through("coarse", block.coarse, guess)
-            correction = _minus(new, old, context.pool)
+            new, kept = self.through("coarse", block.coarse, better)
+            old, before = self.through("coarse", block.coarse, guess)
+            correction = minus(new, old, context.pool)
             coarses.append([kept, before])
         if not block.last:
             self.links.send("coarse", sweep, correction)
         return better, correction
 
-    def _through(self, kind: str, network: Network, x: Array) -> tuple[Array, Saved]:
+    def through(self, kind: str, network: Network, x: Array) -> tuple[Array, Saved]:
+        """The forward pass of one of the block's networks."""
         name = f"{kind}{self.block.number}"
         return network.forward(self.weights.get(name, EMPTY), self.state.get(name, EMPTY), x, self.context)
 
@@ -98,12 +99,12 @@ class BackwardSweeps:
         self.context.wants_dx = wanted
         guess, done = self._sweeps(fines, coarses, dy)
         if block.predictor is not None:
-            guess, finish = self._back("predictor", block.predictor, predicted, guess, wanted)
+            guess, finish = self.back("predictor", block.predictor, predicted, guess, wanted)
             done["predictor"] = [finish]
         elif block.number > 1:
             guess = None
         for kind, finishes in done.items():
-            yield f"{kind}{block.number}", guess if kind == [*done][-1] else None, _sum(finishes, self.context.pool)
+            yield f"{kind}{block.number}", guess if kind == [*done][-1] else None, all_of(finishes, self.context.pool)
 
     def _sweeps(self, fines: list[Saved], coarses: list[Saved], dy: Any) -> tuple[Any, dict[str, list[Finish]]]:
         """V of the first sweep in which the block computes, and what its networks have left to do."""
@@ -118,30 +119,31 @@ class BackwardSweeps:
                 dy = self.links.receive("adjoint", sweep)
             less = None
             if sweep in block.heard:
-                less, arrived = self._back_coarse(coarses.pop(), dy, done["coarse"])
+                less, arrived = self.back_coarse(coarses.pop(), dy, done["coarse"])
                 self.links.send("adjoint", sweep, arrived if later is None else ops.add(arrived, later, pool))
             wanted = block.number > 1 or self.context.wants_dx
-            later, finish = self._back("fine", block.fine, fines.pop(), dy, wanted)
+            later, finish = self.back("fine", block.fine, fines.pop(), dy, wanted)
             done["fine"].append(finish)
             if less is not None:
-                later = _minus(later, less, pool)
+                later = minus(later, less, pool)
         return later, done
 
-    def _back_coarse(self, kept: list[Saved], dy: Array, finishes: list[Finish]) -> tuple[Array, Array]:
+    def back_coarse(self, kept: list[Saved], dy: Array, finishes: list[Finish]) -> tuple[Array, Array]:
         """What V loses, and m."""
         coarse, pool = self.block.coarse, self.context.pool
         if coarse is None:
             raise AssertionError("a block that computes while it hears has a coarse network")
-        arrived, finish = self._back("coarse", coarse, kept.pop(0), dy, True)
+        arrived, finish = self.back("coarse", coarse, kept.pop(0), dy, True)
         finishes.append(finish)
         if not kept:
             return arrived, arrived
         opposite = np.negative(dy, out=pool.empty(dy.shape, dy.dtype))
-        gained, finish = self._back("coarse", coarse, kept.pop(), opposite, True)
+        gained, finish = self.back("coarse", coarse, kept.pop(), opposite, True)
         finishes.append(finish)
         return np.negative(gained, out=pool.empty(gained.shape, gained.dtype)), arrived
 
-    def _back(self, kind: str, network: Network, saved: Saved, dy: Array, wanted: bool) -> tuple[Any, Finish]:
+    def back(self, kind: str, network: Network, saved: Saved, dy: Array, wanted: bool) -> tuple[Any, Finish]:
+        """The backward pass of one of the block's networks."""
         context, weights = self.context, self.weights.get(f"{kind}{self.block.number}", EMPTY)
         outer, context.wants_dx = context.wants_dx, wanted
         found = network.backward(weights, saved, dy, context)
@@ -149,12 +151,13 @@ class BackwardSweeps:
         return found
 
 
-def _minus(one: Array, other: Array, pool: Pool) -> Array:
+def minus(one: Array, other: Array, pool: Pool) -> Array:
+    """The difference of two arrays, in a buffer of the pool."""
     difference: Array = np.subtract(one, other, out=pool.empty(one.shape, one.dtype))
     return difference
 
 
-def _sum(finishes: Sequence[Finish], pool: Pool) -> Finish:
+def all_of(finishes: Sequence[Finish], pool: Pool) -> Finish:
     """The finish of a network that has run several times: the sum of theirs."""
     if len(finishes) == 1:
         return finishes[0]

@@ -38,10 +38,11 @@ from mpinn.nn.layer import Saved, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.beside import Beside
-from mpinn.schedules.cut import StagedOptions
 from mpinn.schedules.flight import awaited, flatten, landed, unflatten
+from mpinn.schedules.options import StagedOptions
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Message, Place, Stage, Total
+from mpinn.schedules.staged import Staged
 from mpinn.schedules.versions import Stash, Version
 
 
@@ -101,14 +102,13 @@ class Work:
     number: int
 
 
-class Decoupled:
+class Decoupled(Staged):
     """One stage; iterations are counted since nothing was in flight."""
 
     def __init__(self, stage: Stage, options: DecoupledOptions, beside: Beside | None = None):
-        self.parts: Mapping[str, Part] = {stage.part.name: stage.part}
+        super().__init__(stage)
         self.most_in_flight = 0
         k, count = stage.number + 1, stage.count
-        self._stage = stage
         self._options = options
         self._beside = beside
         if beside:
@@ -282,25 +282,13 @@ class Decoupled:
         self._stage.version += 1
         self._summed.clear()
 
-    def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
-        """Forward only, with the weights that the stages have now."""
-        return self._stage.predict(x, weights, state)
-
-    def gradient(self, batch: Batch) -> None:
-        """The gradient of the batch's summed loss, with running statistics and no update."""
-        self._stage.gradient(batch)
-
-    def across(self, values: Array) -> Array:
-        """The sum of ``values`` over the stages."""
-        return self._stage.across(values)
-
     def chained(self, values: Sequence[float]) -> Sequence[float]:
         """Stages apply gradients of different batches, each on its own."""
         return values
 
     def flight(self) -> Flight | None:
         """What is in flight, to be saved: what is on its way has been sent, and is waited for."""
-        if not self._given:
+        if not self.behind:
             return None
         arrays: dict[str, Array] = {}
         works = [self._packed(work, f"work{place}", arrays) for place, work in enumerate(self._works)]

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mpinn.errors import InputError
 from mpinn.nn.loss import Loss
+from mpinn.nn.network import Whole
 from mpinn.nn.part import Part
 from mpinn.schedules.beside import Beside
 from mpinn.schedules.decoupled import Decoupled, DecoupledOptions
@@ -40,7 +41,7 @@ class LayerwiseOptions(DecoupledOptions):
         overlaps = self._overlaps(place.second_core)[0] and not stage.last
         return Decoupled(stage, self, Beside() if overlaps else None)
 
-    def remarks(self, second_core: bool) -> Sequence[str]:
+    def remarks(self, second_core: bool, network: Whole, size: int) -> Sequence[str]:
         """Whether passes overlap, and why."""
         overlaps, why = self._overlaps(second_core)
         return (f"forward and backward passes {'run side by side' if overlaps else 'take turns'}: {why}",)

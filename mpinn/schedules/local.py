@@ -10,7 +10,7 @@ the model's outputs: of images, (B, H, W, C), the mean of each channel first, ot
 dense layer, if one is wanted, and a dense layer. Auxiliary heads are saved, and are no part of the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,15 +21,16 @@ from mpinn.array.typing import Array, Shape
 from mpinn.datasets.batches import Batch
 from mpinn.nn.dense import Dense
 from mpinn.nn.flatten import Flatten
-from mpinn.nn.layer import Layer, Pass, Tree
+from mpinn.nn.layer import Layer, Pass
 from mpinn.nn.loss import Loss
-from mpinn.nn.network import Network
+from mpinn.nn.network import Network, Whole
 from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import GlobalAveragePool
-from mpinn.schedules.cut import StagedOptions
 from mpinn.schedules.flight import awaited, landed
-from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
+from mpinn.schedules.options import StagedOptions
+from mpinn.schedules.schedule import Flight, Measured, Update
 from mpinn.schedules.stage import Message, Place, Ready, Stage
+from mpinn.schedules.staged import Staged
 
 AUXILIARY_STREAM = 0x41555849
 """Sets the numbers of auxiliary heads apart from every other use of the seed."""
@@ -51,7 +52,7 @@ class LocalOptions(StagedOptions):
         stage = Stage(part, loss, seed, place)
         return Local(stage, None if stage.last else Auxiliary(stage, place, self.width, loss, seed))
 
-    def remarks(self, second_core: bool) -> Sequence[str]:
+    def remarks(self, second_core: bool, network: Whole, size: int) -> Sequence[str]:
         """Where the gradients come from."""
         return ("every stage but the last learns through an auxiliary head, which is no part of the model",)
 
@@ -114,7 +115,7 @@ class Auxiliary:
         ready(self.part, slice(0, self.part.layout.size))
 
 
-class Local:
+class Local(Staged):
     """One stage with its auxiliary head, which the last one has not; iterations count from when nothing was in flight.
 
     A sent activation is all that joins a stage to the next one. So that memory stays bounded where a later stage is
@@ -122,11 +123,10 @@ class Local:
     """
 
     def __init__(self, stage: Stage, auxiliary: Auxiliary | None):
+        super().__init__(stage)
         stage.returns = False
         heads = [auxiliary.part] if auxiliary else []
-        self.parts: Mapping[str, Part] = {part.name: part for part in (stage.part, *heads)}
-        self.staleness = Staleness()
-        self._stage = stage
+        self.parts = {part.name: part for part in (stage.part, *heads)}
         self._auxiliary = auxiliary
         self._lag, self._longest = stage.number, stage.count - 1
         self._begin()
@@ -192,19 +192,11 @@ class Local:
         self.staleness.add(0)
         return measured
 
-    def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
-        """Forward only, with the weights that the stages have now; auxiliary heads take no part."""
-        return self._stage.predict(x, weights, state)
-
     def gradient(self, batch: Batch) -> None:
-        """The gradient of the model's own summed loss, with running statistics and no update; auxiliary heads: 0."""
-        self._stage.gradient(batch)
+        """That of the model's own loss; that of an auxiliary head, which is no part of the model, is 0."""
+        super().gradient(batch)
         if self._auxiliary:
             self._auxiliary.part.grads.fill(0)
-
-    def across(self, values: Array) -> Array:
-        """The sum of ``values`` over the stages."""
-        return self._stage.across(values)
 
     def chained(self, values: Sequence[float]) -> Sequence[float]:
         """Every stage has a loss of its own."""

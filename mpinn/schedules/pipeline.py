@@ -9,7 +9,7 @@ Gradients of micro-batches add up in their order, so GPipe and 1F1B agree bit fo
 on one rank to rounding; batch norms see micro-batches, and move their running statistics for each of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -18,12 +18,13 @@ from msgspec import Meta
 
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
-from mpinn.nn.layer import Saved, Tree
+from mpinn.nn.layer import Saved
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
-from mpinn.schedules.cut import StagedOptions
-from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
+from mpinn.schedules.options import StagedOptions
+from mpinn.schedules.schedule import Measured, Update
 from mpinn.schedules.stage import Message, Place, Stage, Total
+from mpinn.schedules.staged import Staged
 
 Order: TypeAlias = Literal["naive", "gpipe", "1f1b"]
 Turn: TypeAlias = tuple[Literal["forward", "backward"], int]
@@ -39,10 +40,6 @@ class NaiveOptions(StagedOptions):
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Pipeline":
         """The schedule of one stage."""
         return Pipeline(Stage(part, loss, seed, place), self.order, self.micro_batches)
-
-    def held(self, stages: int) -> int:
-        """How many batches must stay valid besides the one in use."""
-        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +82,12 @@ def pieces_of(batch: Batch, count: int) -> list[Batch]:
     ]  # fmt: skip
 
 
-class Pipeline:
+class Pipeline(Staged):
     """One stage; nothing is in flight between steps."""
 
-    behind = 0
-
     def __init__(self, stage: Stage, order: Order, micro_batches: int):
-        self.parts: Mapping[str, Part] = {stage.part.name: stage.part}
-        self.staleness = Staleness()
+        super().__init__(stage)
         self.most_in_flight = 0
-        self._stage = stage
         self._order = order
         self._micro_batches = micro_batches
         self._total: Total | None = stage.total() if micro_batches > 1 else None
@@ -155,33 +148,6 @@ class Pipeline:
         if dy is None:
             dy = stage.take(message, pieces[piece])
         stage.backward(pieces[piece], saved, dy, stage.part.weight_views, update.ready, total)
-
-    def drain(self, update: Update) -> Sequence[Measured]:
-        """Nothing is in flight."""
-        return ()
-
-    def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
-        """Forward only."""
-        return self._stage.predict(x, weights, state)
-
-    def gradient(self, batch: Batch) -> None:
-        """The gradient of the batch's summed loss, with running statistics and no update."""
-        self._stage.gradient(batch)
-
-    def across(self, values: Array) -> Array:
-        """The sum of ``values`` over the stages."""
-        return self._stage.across(values)
-
-    def chained(self, values: Sequence[float]) -> Sequence[float]:
-        """All stages apply the gradient of the same batch."""
-        return self._stage.chained(values)
-
-    def flight(self) -> Flight | None:
-        """Nothing is in flight."""
-        return None
-
-    def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
-        """Nothing is in flight."""
 
 
 def _next(plan: Sequence[Turn], place: int) -> Iterator[Turn]:

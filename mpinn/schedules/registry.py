@@ -1,14 +1,14 @@
 """The schedules by name."""
 
-from mpinn.schedules.cut import StagedOptions
 from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.local import LocalOptions
+from mpinn.schedules.options import ScheduleOptions
 from mpinn.schedules.parareal import PararealOptions
 from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions, OneFOneBOptions
 from mpinn.schedules.serial import SerialOptions
 
-SCHEDULES: dict[str, type[SerialOptions | StagedOptions]] = {
+SCHEDULES: dict[str, type[ScheduleOptions]] = {
     "serial": SerialOptions,
     "naive": NaiveOptions,
     "gpipe": GPipeOptions,

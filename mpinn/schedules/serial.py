@@ -2,55 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
-from mpinn.array.typing import Array, Shape
+from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
-from mpinn.models.model import Model, ModelOptions
 from mpinn.nn.layer import EMPTY, Pass, Tree
 from mpinn.nn.loss import Loss
-from mpinn.nn.network import Whole
 from mpinn.nn.part import Part
-from mpinn.schedules.cut import Bounds
+from mpinn.schedules.options import ScheduleOptions
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class SerialOptions:
+class SerialOptions(ScheduleOptions):
     """Nothing to choose."""
-
-    staged: ClassVar[bool] = False
-    sampled: ClassVar[bool] = False
-
-    def settled(self, stages: int) -> Self:
-        """As they are."""
-        return self
-
-    def pieces(self, stages: int) -> int:
-        """As many as there are stages, which is one in training."""
-        return stages
-
-    def frame(self, model: Model) -> Model:
-        """As it is."""
-        return model
-
-    def network(self, options: ModelOptions, model: Model, bounds: Bounds) -> Whole:
-        """The model's."""
-        return model.network
-
-    def share(self, network: Whole, model: Model, bounds: Bounds, stage: int, stages: int) -> tuple[Whole, Shape]:
-        """All of it."""
-        return network, model.shape
 
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Serial":
         """The schedule of a rank that owns the whole model."""
         return Serial(part, loss, seed, place.trace)
-
-    def held(self, stages: int) -> int:
-        """How many batches must stay valid besides the one in use."""
-        return 0
 
 
 class Serial:

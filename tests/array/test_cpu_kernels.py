@@ -15,6 +15,7 @@ from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.device import choose_kernels
 from mpinn.array.pool import Pool
+from mpinn.array.steps import Segments
 
 OF_IMAGES = {
     "batch_norm", "batch_norm_backward", "column_moments", "conv", "conv_backward_input", "conv_backward_weight",
@@ -100,9 +101,9 @@ def for_dropout_mask(dtype: str, odd: bool) -> Iterator[Arguments]:
             yield [np.zeros(shape, bool), rate, key, rows, Pool()]
 
 
-def segments(size: int, decay: float) -> list[tuple[int, int, float]]:
-    cut = size // 3
-    return [(0, cut, decay), (cut, size, 0.0)]
+def segments(size: int, decay: float) -> Segments:
+    first, second = size // 3, size // 2
+    return Segments.of([(0, first, decay, 1.0), (first, second, 0.0, 0.5), (second, size, 2 * decay, 2.0)])
 
 
 def for_sgd(dtype: str, odd: bool) -> Iterator[Arguments]:

@@ -225,7 +225,7 @@ def slope(problem: Problem, weights: Array) -> float:
     whole = replace(problem, deal="redealt").batches(1, 0).batch(0)
     write_gradient(problem, part, whole)
     decayed = np.zeros_like(weights)
-    for first, last, decay in problem.optimizer.segments(part.layout):
+    for first, last, decay, _ in problem.optimizer.segments(part.layout).pieces():
         decayed[first:last] = decay * weights[first:last]
     return float(np.linalg.norm(part.grads / whole.count + decayed))
 

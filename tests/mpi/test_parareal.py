@@ -16,6 +16,7 @@ from mpinn.consensus.gradients import Gradients
 from mpinn.consensus.independent import Independent
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
+from mpinn.nn.layer import Pass
 from mpinn.nn.part import Part, build_part
 from mpinn.schedules.parareal import PararealOptions, PararealStage
 from mpinn.schedules.serial import Serial
@@ -62,7 +63,7 @@ def build(problem: Problem, grid: Grid, trace: Trace | None = None) -> Any:
     model = whole.model.build(problem.source.sample_shape, problem.source.classes)
     bounds = bounds_of(len(model.network), grid.stages.size)
     network = whole.options.network(whole.model, model, bounds)
-    share, shape = whole.options.share(network, model, bounds, grid.stage, grid.stages.size)
+    share, shape = whole.options.share(network, model, bounds, grid.stage, grid.stages.size, problem.batch * 8)
     part = build_part("network", share, shape, np.dtype(problem.dtype), problem.optimizer.slots)
     part.initialize(problem.seed)
     aside = grid.stages.split(0, grid.stage, "aside")
@@ -96,8 +97,10 @@ def allowed(options: PararealOptions, world: World) -> Sequence[Grid]:
 
 
 CASES = {
-    "residual": PararealOptions(),
-    "difference": PararealOptions(form="difference"),
+    "residual": PararealOptions(sweep="chain"),
+    "difference": PararealOptions(form="difference", sweep="chain"),
+    "gathered": PararealOptions(sweep="gather"),
+    "gathered, difference": PararealOptions(form="difference", sweep="gather"),
     "two sweeps": PararealOptions(iterations=2),
     "three sweeps, difference": PararealOptions(iterations=3, form="difference"),
 }
@@ -129,6 +132,9 @@ def test_gradients_are_clipped_by_the_norm_of_all_blocks(world: World) -> None:
     for grid in grids(world):
         problem = problem_of(grid.stages.size, CASES["residual"], clip=0.2)
         run = train(problem, grid)
+        # sums of squares are added up in the order of the blocks, wherever their networks are
+        gathered = train(problem_of(grid.stages.size, CASES["gathered"], clip=0.2), grid)
+        assert values(gathered.part, run.part).tobytes() == values(run.part, gathered.part).tobytes() != b""
         # the oracle takes the norm of the whole vector at once
         whole = synchronous(problem, grid.replicas.size, STEPS)
         np.testing.assert_allclose(values(run.part), values(whole, run.part), rtol=1e-12, atol=1e-14)
@@ -169,6 +175,12 @@ def test_messages_are_those_of_the_method(world: World, name: str) -> None:
     if world.size == 1:
         assert not counts
         return
+    if options.sweep == "gather":
+        others, number = world.size - 1, world.rank + 1
+        # y_j, and v_j but for the first; and back l_j, and what V_j loses
+        each = 2 * others - 1 if number == world.size else 2 - (number == 1)
+        assert counts.get("send", (0, 0))[0] == counts.get("receive", (0, 0))[0] == 5 * each
+        return
     block = run.part.network.blocks[0]
     right = 0 if block.last else len(block.sweeps) + sum(sweep < block.number for sweep in block.sweeps)
     left = len(block.heard)
@@ -179,12 +191,27 @@ def test_messages_are_those_of_the_method(world: World, name: str) -> None:
         assert right + left == (not block.last) + (block.number > 1) + (1 < block.number < world.size)
 
 
-def test_a_stage_without_samples_takes_part(world: World) -> None:
+@pytest.mark.parametrize("name", ["residual", "gathered"])
+def test_a_stage_without_samples_takes_part(world: World, name: str) -> None:
     for grid in grids(world):
-        problem = problem_of(grid.stages.size, CASES["residual"], source=clusters(25), batch=8)
+        problem = problem_of(grid.stages.size, CASES[name], source=clusters(25), batch=8)
         run = train(problem, grid)
         whole = synchronous(problem, grid.replicas.size, STEPS)
         assert values(run.part).tobytes() == values(whole, run.part).tobytes()
+
+
+@pytest.mark.parametrize("name", ["residual", "gathered"])
+def test_a_stage_is_rehearsed_alone(world: World, name: str) -> None:
+    """What it lacks sends zeros, forward and backward, and every gradient is written."""
+    grid = Grid(world, 1, world.size)
+    (part,) = build(problem_of(world.size, CASES[name]), grid).parts.values()
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    context = Pass(part.pool)
+    y, saved = part.network.forward(part.weight_views, part.state_views, x, context)
+    part.grads.fill(np.nan)
+    _, finish = part.network.backward(part.weight_views, saved, np.ones_like(y), context)
+    finish(part.grad_views)
+    assert all(np.isfinite(part.grads[entry.slice]).all() for entry in part.layout)
 
 
 def test_all_fine_blocks_run_at_the_same_time(world: World) -> None:

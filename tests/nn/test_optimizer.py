@@ -99,13 +99,13 @@ def test_padding_stays_zero(name: str) -> None:
 def test_segments_cover_the_vector(decay_all: bool) -> None:
     optimizer = SGD(weight_decay=0.5, decay_all=decay_all)
     layout = build(optimizer).layout
-    segments = optimizer.segments(layout)
+    segments = list(optimizer.segments(layout).pieces())
     assert (segments[0][0], segments[-1][1]) == (0, layout.size)
     assert all(left[1] == right[0] and left[2] != right[2] for left, right in pairwise(segments))
     for entry in layout:
-        (decay,) = (d for start, stop, d in segments if start <= entry.start and entry.slice.stop <= stop)
+        (decay,) = (d for start, stop, d, _ in segments if start <= entry.start and entry.slice.stop <= stop)
         assert decay == (0.5 if decay_all or entry.path[-1] == "weight" else 0.0)
-    assert len(SGD().segments(layout)) == 1
+    assert list(SGD().segments(layout).pieces()) == [(0, layout.size, 0.0, 1.0)]
 
 
 @pytest.mark.parametrize("optimizer", [Adam(), AdamW()])

@@ -206,7 +206,7 @@ def test_without_the_term_of_the_error_the_gradient_of_predictors_is_wrong(form,
     x, dy = points((3, 3)), noise((3, 2))
     slope = central_difference(value_of(built, x, dy), built.vector)
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps.BackwardSweeps, "_back_coarse", dropped(sweeps.BackwardSweeps._back_coarse))
+        patch.setattr(sweeps.BackwardSweeps, "back_coarse", dropped(sweeps.BackwardSweeps.back_coarse))
         _, _, grads = built.gradients(x, dy)
     wrong = {e.path[0] for e in built.layout if relative_error(grads[e.slice], slope[e.slice]) > 1e-3}
     predictors = {f"predictor{j}" for j in range(2, 5) if j <= 4 - iterations + 1}

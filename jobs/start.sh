@@ -1,0 +1,63 @@
+# What the scripts beside it share. They source it; $jobs is the folder in which it is.
+. "$jobs/environment.sh" || exit
+
+asked= cancelled= progress= child=
+trap ask USR1
+trap 'cancelled=yes; ask' TERM  # of scancel; the time limit has sent USR1 long before
+
+# Ask the ranks to stop with their state saved.
+ask() {
+    asked=yes
+    [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
+}
+
+# train RANKS ARGUMENTS...: train on so many ranks; leaves the exit code in $code.
+train() {
+    local ranks=$1 run done= argument arguments=()
+    shift
+    for argument; do  # a job that was requeued is not to start its run anew
+        [ "$argument" = --fresh ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || arguments+=("$argument")
+    done
+    run=$(python -m mpinn train --where "${arguments[@]}")
+    code=$?
+    [ "$code" = 0 ] || return
+    if [ -n "$asked" ]; then
+        code=75
+        return
+    fi
+    say "start $((${SLURM_RESTART_COUNT:-0} + 1)): $ranks ranks on $SLURM_JOB_NODELIST, $run"
+    [ ! -e "$run/summary.json" ] || done=yes
+    "${launcher[@]}" -n "$ranks" python -m mpinn train "${arguments[@]}" &
+    child=$!
+    wait "$child"
+    while kill -0 "$child" 2>/dev/null; do  # a signal has ended the wait, not the ranks
+        wait "$child"
+    done
+    wait "$child"
+    code=$?
+    child=
+    if [ "$code" = 75 ] && [ -e "$run/requeue" ] || [ "$code" = 0 ] && [ -z "$done" ]; then
+        progress=yes
+    fi
+}
+
+# Requeue this job, or this task of an array, if it was stopped in time and has made progress; else leave with $code.
+finish() {
+    if [ "$code" = 75 ] && [ -z "$cancelled" ]; then
+        if [ -z "$progress" ]; then
+            say "stopped before it made any progress: not requeued"
+        elif say "requeued" && scontrol requeue "$(this_job)"; then
+            exit
+        fi
+    fi
+    exit "$code"
+}
+
+say() {
+    echo "== $(date '+%F %T') job $(this_job): $1"
+}
+
+# The last task of an array has the number of the whole array in SLURM_JOB_ID.
+this_job() {
+    echo "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+}

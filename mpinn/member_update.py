@@ -1,0 +1,86 @@
+"""The update of a population: every member has a rate, a weight decay and a norm of its own."""
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from math import inf
+
+import numpy as np
+
+from mpinn.array.steps import Segments
+from mpinn.array.typing import Array
+from mpinn.consensus.consensus import Consensus
+from mpinn.nn.layout import Entry
+from mpinn.nn.optimizer import Optimizer
+from mpinn.nn.part import Part
+from mpinn.schedules.members import population_of_part
+from mpinn.trace import SILENT, Trace
+from mpinn.update import OptimizerUpdate
+
+
+class MemberUpdate(OptimizerUpdate):
+    """As `OptimizerUpdate`, member by member; those that are ``stopped`` stay as they are."""
+
+    def __init__(
+        self,
+        consensus: Consensus,
+        optimizer: Optimizer,
+        rate: Callable[[int], float],
+        clip: float,
+        parts: Mapping[str, Part],
+        trace: Trace = SILENT,
+    ):
+        super().__init__(consensus, optimizer, rate, clip, parts, trace=trace)
+        for part in parts.values():
+            self.prepare(part)
+
+    def prepare(self, part: Part, stopped: frozenset[int] = frozenset()) -> None:
+        """Take up a part with other members, or with some ``stopped`` ones, by their numbers."""
+        self._pieces = np.array([*_pieces(part)], np.int64).reshape(-1, 3)
+        members = population_of_part(part).members
+        if stopped or any((member.rate, member.weight_decay) != (None, None) for member in members):
+            self._segments[part.name] = self._own(part, stopped)
+        else:
+            self._segments[part.name] = self._optimizer.segments(part.layout)
+
+    def _own(self, part: Part, stopped: frozenset[int]) -> Segments:
+        """A segment for each array of each member."""
+        members, optimizer = population_of_part(part).members, self._optimizer
+        starts = np.array([entry.start for entry in part.layout])
+        decaying = np.array([optimizer.decays(entry) for entry in part.layout])
+        found = []
+        for start, stop, place in self._pieces.tolist():
+            member = members[place]
+            decay = optimizer.weight_decay if member.weight_decay is None else member.weight_decay
+            factor = 1.0 if member.rate is None else member.rate / optimizer.rate
+            decays = decaying[np.searchsorted(starts, start, "right") - 1]
+            found.append((start, stop, decay if decays else 0.0, 0.0 if member.number in stopped else factor))
+        return Segments.of(found)
+
+    def _scale(self, part: Part, samples: int) -> float:
+        """Each member's gradient becomes no longer than the limit."""
+        scale = 1 / samples
+        if self._clip:
+            starts, stops, owners = self._pieces.T
+            squares = np.zeros(len(population_of_part(part).members))
+            part.ops.packed_squares(part.grads, starts, stops, owners, squares)
+            norms: Array = np.sqrt(squares) * scale
+            long = (norms > self._clip) & (norms < inf)
+            factors = np.where(long, self._clip / np.where(long, norms, 1), 1.0)
+            part.ops.packed_scale(part.grads, starts, stops, factors[owners])
+        return scale
+
+
+def _pieces(part: Part) -> list[tuple[int, int, int]]:
+    """(start, stop, place of the member) for each array of each member, in the order of the vector."""
+    layer, place = part.layout, 0
+    found = []
+    by_panel: dict[str, list[Entry]] = {}
+    for entry in layer:
+        by_panel.setdefault(entry.path[1], []).append(entry)
+    for name, panel in population_of_part(part).panels:
+        for entry in by_panel[name]:
+            bounds = panel.bounds(entry.path[2], entry.path[3], entry.shape)
+            for own, (start, stop) in enumerate(pairwise(bounds.tolist())):
+                found.append((entry.start + start, entry.start + stop, place + own))
+        place += len(panel.members)
+    return found
