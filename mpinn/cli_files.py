@@ -99,6 +99,29 @@ def report(
 
 
 @files.command()
+def compare(
+    experiments: Annotated[list[Path], typer.Argument(help="TOML files, each an experiment with a run.directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory of the report.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Run each with the seeds 0, 1, ...")] = 1,
+    ranks: Annotated[int, typer.Option(min=0, help="For those whose grid.replicas is 0.")] = 0,
+    launcher: Annotated[str, typer.Option(help="What starts ranks, such as 'srun'; else mpirun.")] = "",
+    settings: Settings = None,
+) -> None:
+    """Run experiments one after another, and report on them; typed again, it does what has not been done.
+
+    \b
+    python -m mpinn compare jobs/compare/*.toml --seeds 3 -o runs/compare/report
+    """
+    from mpinn.analysis.report import report as tell
+    from mpinn.compare import compare as run
+
+    done = run(experiments, seeds, ranks, launcher, tuple(settings or ()))
+    if done:
+        tell(done, out)
+    raise typer.Exit(0 if len(done) == seeds * len(experiments) else 1)
+
+
+@files.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",

@@ -40,7 +40,7 @@ ORDER = [
     {"checks", "warm"},
     {"experiment"},
     {"summary", "timeline"},
-    {"train", "submit", "evaluate", "extract", "bench", "plan", "member_plan", "intake"},
+    {"train", "submit", "evaluate", "extract", "bench", "plan", "member_plan", "intake", "compare"},
     {"doctor"},
     {"cli_files"},
     {"cli"},

@@ -116,17 +116,17 @@ def validation_column(series: Sequence[Series]) -> str:
 
 
 def _curve(ax: Axes, one: Series, name: str, axis: str, index: int) -> None:
-    x, mean, deviation = one.curve(name, axis)
+    x, mean, band = one.curve(name, axis)
     if not len(x):
         return
     if name == ACCURACY:
-        mean, deviation = 100 - 100 * mean, 100 * deviation
+        mean, band = 100 - 100 * mean, 100 - 100 * band
     style, seeds = look(index), f" ({len(one.runs)} seeds)" if len(one.runs) > 1 else ""
     every = max(1, len(x) // 6)
     ax.plot(x, mean, label=one.label + seeds, markersize=3, linewidth=1.1, markevery=(index * every // 4, every),
             **style)  # fmt: skip
-    if deviation.any():
-        ax.fill_between(x, mean - deviation, mean + deviation, color=style["color"], alpha=0.18, linewidth=0)
+    if len(one.runs) > 1:
+        ax.fill_between(x, *band, color=style["color"], alpha=0.18, linewidth=0)
 
 
 def _legend(figure: Figure, ax: Axes) -> None:

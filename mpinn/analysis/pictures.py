@@ -16,7 +16,7 @@ TEXTS = {
     "curves": (
         "Learning curves",
         "Training loss, and error or loss on the validation split, over steps, samples and seconds of training "
-        "(evaluating and saving left out). Lines are means over seeds, bands one standard deviation.",
+        "(evaluating and saving left out). Lines are means over seeds, bands from the lowest to the highest.",
     ),
     "time": (
         "Accuracy against time",

@@ -148,15 +148,15 @@ class Series:
     runs: Sequence[Run]
 
     def curve(self, name: str, axis: str) -> tuple[Array, Array, Array]:
-        """x, the mean over the runs, and the standard deviation (zeros for one run)."""
+        """x (N,), the mean over the runs, and (2, N): the lowest and the highest of them."""
         curves = [curve for curve in (run.curve(name, axis) for run in self.runs) if len(curve[0])]
         if not curves:
-            return np.zeros(0), np.zeros(0), np.zeros(0)
+            return np.zeros(0), np.zeros(0), np.zeros((2, 0))
         x = curves[0][0]
         if any(not np.array_equal(x, other) for other, _ in curves):
             x = np.linspace(max(xs[0] for xs, _ in curves), min(xs[-1] for xs, _ in curves), 200)
         rows = np.array([np.interp(x, xs, ys) for xs, ys in curves])
-        return x, rows.mean(axis=0), rows.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(len(x))
+        return x, rows.mean(axis=0), np.array([rows.min(axis=0), rows.max(axis=0)])
 
 
 def series_of(runs: Sequence[Run]) -> list[Series]:
@@ -182,10 +182,8 @@ def _alike(one: Run, other: Run) -> bool:
 
 
 def _label(group: Sequence[Run]) -> str:
-    """The name of the directories without the number of the seed, if they have one; else that of the first."""
-    if len(group) == 1:
-        return group[0].name
-    found = {re.sub(r"[-_.]?(seed)?[-_.]?\d+$", "", run.name) for run in group}
+    """The name of the directories without the number of the seed, if all have that at their end; else of the first."""
+    found = {re.sub(rf"[-_.]?(seed)?[-_.]?{run.seed}$", "", run.name) for run in group}
     return found.pop() if len(found) == 1 and all(found) else group[0].name
 
 
