@@ -19,10 +19,11 @@ from mpinn.models.model import Model
 from mpinn.nn.network import Whole
 from mpinn.nn.part import build_part
 from mpinn.schedules.serial import Serial
+from mpinn.storage.damage import reading
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import best_of, read_index
 from mpinn.storage.reader import Checkpoint
-from mpinn.storage.restore import newest
+from mpinn.storage.restore import check_digest, newest
 
 
 def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], want_best: bool) -> int:
@@ -45,7 +46,7 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     """What all ranks need to know, found out by one; raises InputError."""
     notes: list[str] = []
     file = checkpoint_of(Path(path), want_best, notes)
-    with Checkpoint(file) as checkpoint:
+    with reading(file), Checkpoint(file) as checkpoint:
         config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
         step = checkpoint.step
         summary = _check_data(config)
@@ -77,12 +78,15 @@ def _check_data(config: Config) -> dict[str, Any]:
 def checkpoint_of(path: Path, want_best: bool, notes: list[str]) -> Path:
     """The file itself, or the best or newest good checkpoint of a run directory; raises InputError."""
     if path.is_file():
+        check_digest(path)
         return path
     if not path.exists():
         raise InputError(str(path), "there is no such file or directory")
     if want_best:
         entry = best_of(read_index(RunDirectory(path)) or [])
         found = None if entry is None else path / entry.file
+        if found is not None:
+            check_digest(found)
     else:
         found = newest(path, notes.append)
     if found is None:
