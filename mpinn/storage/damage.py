@@ -55,12 +55,15 @@ def check_links(file: h5py.File) -> None:
     """Raise ValueError unless names form a tree: none leads to another file, to another name, or back."""
     seen = {h5py.h5o.get_info(file.id).addr}
 
-    def see(name: bytes, info: Any) -> None:
+    def see(name: bytes, info: Any) -> bytes | None:
         if info.type != h5py.h5l.TYPE_HARD or info.u in seen:
-            raise ValueError(f"/{name.decode(errors='replace')} is a link to something else")
+            return name  # which ends the visit: h5py does not survive an exception here
         seen.add(info.u)
+        return None
 
-    file.id.links.visit(see, info=True)
+    wrong = file.id.links.visit(see, info=True)
+    if wrong is not None:
+        raise ValueError(f"/{wrong.decode(errors='replace')} is a link to something else")
 
 
 def sound(dataset: h5py.Dataset) -> h5py.Dataset:
