@@ -1,16 +1,15 @@
 """Files that were damaged at random, or made to do harm: a clean error or the older file, never a crash."""
 
-import os
 import random
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from fuzz import damage, in_child
 from ranks import alone, blank, snapshot, specs
 
 from mpinn.errors import InputError
@@ -22,8 +21,6 @@ from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import check_digest, newest, restore
 
 TIMES = 400
-LIMIT = 120
-"""Seconds after which a child process is taken to hang."""
 
 
 @pytest.fixture(scope="module")
@@ -42,41 +39,6 @@ def run(saved: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
     shutil.copytree(saved, tmp_path, symlinks=True, dirs_exist_ok=True)
     return tmp_path
-
-
-def in_child(program: Callable[[], None]) -> None:
-    """Run the program in a process of its own: a crash of a C library, or a hang, is a failure of the test."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            signal.alarm(LIMIT)
-            program()
-            code = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def damage(good: bytes, chance: random.Random) -> bytes:
-    """A few bits or a stretch of bytes are others, or the end is missing."""
-    bad, place = bytearray(good), chance.randrange(len(good))
-    length = chance.choice([1, 4, 8, 64, 512])
-    match chance.randrange(4):
-        case 0:
-            for _ in range(length % 20):
-                bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
-        case 1:
-            bad[place : place + length] = chance.randbytes(length)
-        case 2:
-            bad[place : place + length] = bytes([chance.choice([0, 255])]) * length
-        case 3:
-            del bad[place:]
-    return bytes(bad)
 
 
 def refuses(path: Path, action: Callable[[], object]) -> bool:
