@@ -22,6 +22,7 @@ from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.nn.packed import population_of
 from mpinn.schedules.registry import SCHEDULES
+from mpinn.storage.damage import reading
 from mpinn.storage.directory import RunDirectory, move_aside, write_text
 from mpinn.storage.history import read
 from mpinn.storage.lock import Lock, check_free
@@ -110,8 +111,10 @@ def check(request: Request, ranks: int) -> Start:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
         check_warm(config, model)
         return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
-    notes += check_resume(checkpoint, config, model, facts)
-    summary = finished(directory, checkpoint, config)
+    with reading(checkpoint):
+        notes += check_resume(checkpoint, config, model, facts)
+    with reading(directory.summary):
+        summary = finished(directory, checkpoint, config)
     return Start(config, checkpoint, False, tuple(notes), summary, facts, found, request.trace)
 
 

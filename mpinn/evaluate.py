@@ -20,8 +20,9 @@ from mpinn.models.model import Model
 from mpinn.nn.network import Whole
 from mpinn.nn.part import build_part
 from mpinn.schedules.serial import Serial
+from mpinn.storage.damage import reading
 from mpinn.storage.reader import Checkpoint
-from mpinn.storage.restore import checkpoint_of
+from mpinn.storage.restore import check_digest, checkpoint_of
 
 
 def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], want_best: bool) -> int:
@@ -44,7 +45,8 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     """What all ranks need to know, found out by one; raises InputError."""
     notes: list[str] = []
     file = checkpoint_of(Path(path), want_best, notes.append)
-    with Checkpoint(file) as checkpoint:
+    check_digest(file)
+    with reading(file), Checkpoint(file) as checkpoint:
         config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
         if config.names["model"] == "population":
             member = read_member(checkpoint, None).member.number

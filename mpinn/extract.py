@@ -16,7 +16,7 @@ from mpinn.ranking import PREFIX
 from mpinn.storage.checkpoint import Saver
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.storage.reader import Checkpoint
-from mpinn.storage.restore import checkpoint_of
+from mpinn.storage.restore import check_digest, checkpoint_of
 from mpinn.storage.schema import Snapshot
 from mpinn.tally import Tally
 
@@ -25,6 +25,7 @@ def extract(path: Path, number: int | None, out: Path | None) -> list[str]:
     """Write a member, the best one without a number, to a run directory; returns what to tell. Raises InputError."""
     notes: list[str] = []
     file = checkpoint_of(path, False, notes.append)
+    check_digest(file)
     with Checkpoint(file) as checkpoint:
         found = read_member(checkpoint, number)
         name = f"member-{found.member.number}"

@@ -22,6 +22,7 @@ from mpinn.nn.part import COUNTERS, Part
 from mpinn.ranking import population_in
 from mpinn.schedules.schedule import Flight, Schedule
 from mpinn.storage.checkpoint import SaveError, Saver
+from mpinn.storage.damage import reading
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics, Record, columns, read
 from mpinn.storage.reader import Checkpoint
@@ -285,7 +286,7 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
 
     Otherwise what was in flight is dropped, and the run goes back to the oldest batch that not all stages had applied.
     """
-    with Checkpoint(path) as checkpoint:
+    with reading(path), Checkpoint(path) as checkpoint:
         step, was, scalars = checkpoint.step, checkpoint.grid, checkpoint.scalars
         same = stand.agrees(checkpoint)
         flight = read_flight(checkpoint, flight_kind(stand.replica, stand.stage)) if same else None

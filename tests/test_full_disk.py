@@ -61,6 +61,29 @@ def sound(run: Path) -> dict[str, bytes]:
     return {entry.file: (run / entry.file).read_bytes() for entry in present}
 
 
+def allow_writing(disk: Path, allowed: bool) -> None:
+    subprocess.run(["mount", "-o", f"remount,{'rw' if allowed else 'ro'}", disk], check=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_directory_that_cannot_be_written_is_one_message_and_loses_nothing(ranks: int, disk: Path) -> None:
+    """Neither a run that goes on, nor a new one, nor one that would be moved aside."""
+    run, read_only = disk / "run", "cannot be written: Read-only file system"
+    assert train(ranks, run, *SMALL, "--stop-after", "9").returncode == STOPPED
+    held = {path.name: path.read_bytes() for path in run.iterdir()}
+    allow_writing(disk, False)
+    for words in ((run, *SMALL), (disk / "new", *SMALL), (run, *SMALL, "--fresh")):
+        job = train(ranks, *words)
+        assert (job.returncode, job.stderr.count("\n")) == (2, 1)
+        assert job.stderr.startswith("mpinn: run.directory: ")
+        assert job.stderr.endswith(f"{read_only}\n")
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == held
+    assert mpirun(ranks, "-m", "mpinn", "evaluate", str(run)).returncode == 0
+    allow_writing(disk, True)
+    assert train(ranks, run, *SMALL).returncode == 0
+    assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
+
+
 def test_a_run_fills_the_disk_and_goes_on_when_there_is_room(disk: Path, tmp_path: Path) -> None:
     run = disk / "run"
     settings = ("model.widths=[300]", *SMALL[1:], "checkpoint.every=1 step", "checkpoint.keep=100")

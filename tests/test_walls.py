@@ -49,7 +49,7 @@ ORDER = [
 """Modules and folders from the lowest to the highest: each imports from lower ones, or from its own folder."""
 
 ANALYSIS = {"array", "config", "datasets", "errors", "models", "nn"} | {
-    f"storage.{module}" for module in ("directory", "history", "index", "reader", "restore", "schema")
+    f"storage.{module}" for module in ("damage", "directory", "history", "index", "reader", "restore", "schema")
 }
 """What offline analysis imports; in ``storage`` only what reads."""
 

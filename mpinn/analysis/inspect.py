@@ -14,7 +14,7 @@ from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import plain, read
 from mpinn.storage.index import best_of, read_index
 from mpinn.storage.reader import Checkpoint, Parameter
-from mpinn.storage.restore import newest
+from mpinn.storage.restore import check_digest, newest
 
 Description = dict[str, Any]
 
@@ -42,6 +42,7 @@ def inspect(path: Path, json: bool = False, units: bool = False, data: str = "")
 def describe(path: Path) -> Description:
     """The contents of a file as ``checkpoint``; of a run directory, also what it holds as ``run``."""
     if not path.is_dir():
+        check_digest(path)
         return {"checkpoint": describe_file(path)}
     run, file = describe_run(path)
     return {"run": run, "checkpoint": None if file is None else describe_file(file)}

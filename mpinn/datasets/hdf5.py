@@ -9,7 +9,7 @@ import numpy as np
 
 import mpinn
 from mpinn.config import Data, InputError
-from mpinn.datasets.samples import Samples, Source, Split
+from mpinn.datasets.samples import MOST, Samples, Source, Split
 from mpinn.datasets.sound import Contents
 from mpinn.datasets.stored import Stored
 
@@ -59,8 +59,15 @@ def _arrays(path: Path, file: h5py.File) -> Mapping[str, Samples]:
             for kind in ("x", "target"):
                 entry = group.get(kind)
                 if isinstance(entry, h5py.Dataset):
+                    _check_size(path, entry)
                     arrays[f"{split}/{kind}"] = Stored(path, f"{split}/{kind}", entry.shape, entry.dtype)
     return arrays
+
+
+def _check_size(path: Path, entry: h5py.Dataset) -> None:
+    """What is stored must be able to become what is claimed, before memory is taken for that."""
+    if not entry.is_virtual and entry.nbytes > MOST * entry.id.get_storage_size():
+        raise InputError(f"{path}:{entry.name}", f"claims {entry.nbytes} bytes, of which too few are stored")
 
 
 def write_hdf5(path: Path, source: Source, attributes: Mapping[str, str | Sequence[str]]) -> None:

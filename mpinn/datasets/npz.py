@@ -1,17 +1,21 @@
 """Data sets in NumPy's own files, .npz."""
 
+from math import prod
 from pathlib import Path
-from zipfile import BadZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from mpinn.array.typing import Array
 from mpinn.config import Data, InputError
-from mpinn.datasets.samples import Source
+from mpinn.datasets.samples import MOST, Source
 from mpinn.datasets.sound import Contents
 
 NAMES = (("x_{}", "y_{}"), ("{}_x", "{}_y"), ("{}_x", "{}_target"))
 """The ways to name the arrays; {} is train, test and, if there is one, validation."""
+
+HEADERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 
 
 def npz(data: Data, read: int) -> Source:
@@ -41,10 +45,24 @@ def _load(path: Path) -> dict[str, Array]:
     if not is_zipfile(path):
         raise InputError("data.path", f"{str(path)!r} is not a .npz file")
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise InputError("data.path", f"{str(path)!r} cannot be read as .npz: {error}") from error
+
+
+def _check_sizes(path: Path) -> None:
+    """ValueError if an array claims more than its file has, before memory is taken for it."""
+    with ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                version = read_magic(file)
+                if version not in HEADERS:
+                    raise ValueError(f"{entry.filename} is of a version {version} that no array of numbers needs")
+                shape, _, dtype = HEADERS[version](file)
+            if not dtype.hasobject and prod(shape) * dtype.itemsize > min(entry.file_size, MOST * entry.compress_size):
+                raise ValueError(f"{entry.filename} claims the shape {shape}, for which too few bytes are stored")
 
 
 def _images(x: Array) -> Array:

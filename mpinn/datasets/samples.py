@@ -12,6 +12,8 @@ from mpinn.datasets.stored import Stored
 
 Samples: TypeAlias = Array | Stored
 GIB = 2**30
+MOST = 1100
+"""Bytes that a byte in a file can become: no more than deflate's 1032, and what stands around it."""
 PLAIN = Augmentation()
 
 

@@ -1,6 +1,8 @@
 """Where samples come from: the data sets by name, and what one rank checks before anything starts."""
 
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,6 +29,11 @@ SOURCES: Mapping[str, Callable[[Data, int], Source]] = {
     "npz": npz,
 }
 """What ``data.name`` may be; the functions are told up to how many bytes samples are to be checked."""
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError),
+    *(zlib.error, struct.error),
+)
+"""What h5py, NumPy and zipfile make of damaged bytes."""
 
 
 def open_source(data: Data) -> Source:
@@ -50,7 +57,10 @@ def check_source(data: Data) -> dict[str, Any]:
 def _open(data: Data, read: int) -> Source:
     if data.name not in SOURCES:
         raise not_one_of("data.name", data.name, tuple(SOURCES))
-    source = SOURCES[data.name](data, read)
+    try:
+        source = SOURCES[data.name](data, read)
+    except UNREADABLE as error:
+        raise InputError("data.path", f"{data.path or data.name!r} is damaged: {error}") from error
     return replace(source, augmentation=Augmentation(data.crop, data.flip), memory=_bytes(data))
 
 

@@ -88,10 +88,10 @@ def _lines(path: Path) -> list[str]:
 def _parse(path: Path, number: int, line: str) -> Record:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(str(path), f"line {number} is not JSON: {error.msg}") from error
-    if not isinstance(record, dict):
-        raise InputError(str(path), f"line {number} is not a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(path), f"line {number} is not JSON: {getattr(error, 'msg', error)}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
+        raise InputError(str(path), f"line {number} is not a JSON object with a step")
     return record
 
 

@@ -43,7 +43,7 @@ def read_index(directory: RunDirectory) -> list[Saved] | None:
         if (document["format"], document["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {document['format']!r}, version {document['version']!r}")
         return [_entry(**entry) for entry in document["checkpoints"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(str(directory.index), f"damaged: {error}") from error
 
 
@@ -75,6 +75,7 @@ def _score(entry: Saved) -> float:
 
 
 def _entry(file: str, step: int, epoch: int, score: float | None, bytes: int, sha256: str) -> Saved:
-    if not (isinstance(file, str) and isinstance(step, int) and isinstance(sha256, str)) or Path(file).name != file:
+    kinds = ((file, str), (step, int), (epoch, int), (bytes, int), (sha256, str), (score, float | int | None))
+    if not all(isinstance(value, kind) for value, kind in kinds) or Path(file).name != file:
         raise ValueError(f"{file!r} is not an entry")
     return Saved(file, step, epoch, score, bytes, sha256)

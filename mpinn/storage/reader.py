@@ -14,6 +14,7 @@ from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.config import InputError
 from mpinn.nn.layout import Layout
 from mpinn.storage import schema
+from mpinn.storage.damage import check_links, reads_files, sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Parameter:
     merged: bool
 
 
+@reads_files
 class Checkpoint:
     """One checkpoint file, open for reading; arrays are read when they are asked for.
 
@@ -42,7 +44,8 @@ class Checkpoint:
             raise self._wrong(f"not a readable HDF5 file: {error}") from error
         try:
             self._read_header()
-        except InputError:
+            check_links(self._file)
+        except BaseException:
             self._file.close()
             raise
 
@@ -186,13 +189,13 @@ class Checkpoint:
 
     def _find(self, kind: str, name: str, replica: int | None) -> h5py.Dataset:
         own = None if replica is None else self._file.get(f"{schema.replica_path(replica, kind)}/{name}")
-        return own if own is not None else self._dataset(f"{kind}/{name}")
+        return sound(own) if own is not None else self._dataset(f"{kind}/{name}")
 
     def _dataset(self, path: str) -> h5py.Dataset:
         dataset = self._file.get(path)
         if not isinstance(dataset, h5py.Dataset):
             raise self._wrong(f"/{path} is missing")
-        return dataset
+        return sound(dataset)
 
     def _read(self, dataset: h5py.Dataset, into: Array, selection: tuple[slice, ...] = ()) -> None:
         try:
@@ -220,7 +223,7 @@ def _leaves(group: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, h5p
     for name in group:
         item = group[name]
         if isinstance(item, h5py.Dataset):
-            yield path + name, item
+            yield path + name, sound(item)
         else:
             yield from _leaves(item, f"{path}{name}/")
 

@@ -52,6 +52,15 @@ def checkpoint_of(path: Path, want_best: bool, log: Log) -> Path:
     return found
 
 
+def check_digest(path: Path) -> None:
+    """Raise InputError if a file is not what the checkpoints.json beside it says; without an entry nothing is known."""
+    file = path.resolve()
+    for entry in _listed(RunDirectory(file.parent), lambda line: None):
+        reason = _damage(file, entry) if entry.file == file.name else None
+        if reason is not None:
+            raise InputError(str(path), reason)
+
+
 def restore(
     path: str | Path, vectors: Sequence[VectorSpec], grid: tuple[int, int, int], replica: int, *, whole: bool = True
 ) -> list[str]:
@@ -106,6 +115,7 @@ def _readable(path: Path, log: Log) -> bool:
     try:
         with Checkpoint(path) as checkpoint:
             checkpoint.verify()
+            _ = checkpoint.configuration, checkpoint.data, checkpoint.scalars
     except InputError as error:
         log(f"{error}; trying the checkpoint before it")
         return False

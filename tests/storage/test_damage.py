@@ -1,4 +1,5 @@
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -215,36 +216,45 @@ def forked(program: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def test_a_kill_during_a_save_leaves_the_checkpoint_before_it_in_use(tmp_path):
-    shapes = {f"layer{i}": {"w": (200, 50)} for i in range(40)}
-    durable, kills_during_a_save = 0, 0
+def test_a_kill_during_a_save_leaves_a_checkpoint_in_use_at_every_one_of_50_moments(tmp_path):
+    """At random times after a save has begun, up to twice what a save takes."""
+    shapes = {f"layer{i}": {"w": (200, 50)} for i in range(8)}
+    chance, during, durable = random.Random(0), 0, 0
 
     def save_for_ever(told: int, step: int) -> None:
         saver = Saver(tmp_path, alone())
         while True:
             step += 1
-            saver.save(snapshot(step, specs(step, shapes=shapes)))
+            saved = snapshot(step, specs(step, shapes=shapes))
+            os.write(told, b"begun\n")
+            saver.save(saved)
             saver.wait()
             os.write(told, f"{step}\n".encode())
 
-    for delay in np.linspace(0, 0.05, 10):
+    for _ in range(50):
         ours, told = os.pipe()
         child = forked(partial(save_for_ever, told, durable))
         os.close(told)
-        with open(ours) as steps:
-            first = steps.readline()
-            time.sleep(delay)
+        with open(ours) as lines:
+            assert lines.readline() == "begun\n"
+            since = time.monotonic()
+            said = [lines.readline()]
+            takes = time.monotonic() - since
+            assert lines.readline() == "begun\n"
+            time.sleep(chance.uniform(0, 2 * takes))
             os.kill(child, signal.SIGKILL)
-            durable = int([first, *steps][-1])
+            said += lines
         os.waitpid(child, 0)
-        kills_during_a_save += any(tmp_path.glob(".*.partial"))
+        durable = int([line for line in said if line != "begun\n"][-1])
+        during += any(tmp_path.glob(".*.partial"))
         path = newest(tmp_path, lambda line: None)
         # What was said to be durable is there; the save under way may have become so just before the kill.
         assert path in (tmp_path / name(durable), tmp_path / name(durable + 1))
-        with Checkpoint(path) as file:
-            assert file.step in (durable, durable + 1)
-            assert file.weights("layer39/w").shape == (200, 50)
-    assert kills_during_a_save > 0
+        into, step = blank(specs(shapes=shapes)), int(path.stem.rpartition("-")[2])
+        restore(path, into, (1, 1, 1), 0)
+        expected = specs(step, shapes=shapes)
+        assert [spec.vector.tobytes() for spec in into] == [spec.vector.tobytes() for spec in expected]
+    assert during > 5
 
 
 POINTS = ["write", "digest", "write_index", "replace", "point_latest", "_prune"]

@@ -1,0 +1,87 @@
+"""What the commands say of a run whose files were damaged where HDF5 itself notices nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from training import SMALL, here, records, world
+
+from mpinn.analysis.inspect import inspect
+from mpinn.errors import InputError
+from mpinn.evaluate import evaluate
+from mpinn.storage.reader import Checkpoint
+
+STOPPED = 75
+SAVING = (*SMALL, "checkpoint.every=6 steps")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints at the steps 6 and 12."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    assert here(path, *SAVING, stop_after=12) == STOPPED
+    return path
+
+
+@pytest.fixture
+def run(stopped: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(stopped, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    """Change text in a file, at the same length."""
+    contents = path.read_bytes()
+    assert contents.count(old) == 1
+    path.write_bytes(contents.replace(old, new.ljust(len(old))))
+
+
+def test_a_changed_configuration_is_noticed_by_its_digest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = run / "checkpoint-00000012.h5"
+    rewrite(newest, b'"activation": "relu"', b'"activation": "tanh"')
+    with Checkpoint(newest) as checkpoint:
+        checkpoint.verify()
+        assert checkpoint.configuration["model"]["activation"] == "tanh"
+    for path in (newest, run / "latest"):
+        with pytest.raises(InputError, match="its digest is not that of"):
+            evaluate(world(), str(path), "test", (), False)
+        with pytest.raises(InputError, match="its digest is not that of"):
+            inspect(path)
+    assert evaluate(world(), str(run), "test", (), False) == 0
+    assert "checkpoint-00000006.h5: step 6, " in capsys.readouterr().out
+    assert here(run, *SAVING) == 0
+    assert "resumed from " in (said := capsys.readouterr().out)
+    assert "checkpoint-00000006.h5 at step 6" in said
+    assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
+
+
+def test_the_best_checkpoint_is_not_used_if_it_is_damaged(run: Path) -> None:
+    for path in run.glob("checkpoint-*.h5"):
+        rewrite(path, b'"activation": "relu"', b'"activation": "tanh"')
+    with pytest.raises(InputError, match="its digest is not that of"):
+        evaluate(world(), str(run), "test", (), True)
+
+
+def test_a_file_without_a_digest_and_without_a_table_is_a_clean_error(run: Path) -> None:
+    path = run / "checkpoint-00000012.h5"
+    (run / "checkpoints.json").unlink()
+    rewrite(path, b'"schedule": {', b'"schedulf": {')
+    with pytest.raises(InputError, match=r"checkpoint-00000012\.h5: damaged: schedule"):
+        here(run, *SAVING)
+
+
+@pytest.mark.parametrize("summary", ["{}", "[]", "3", "{", "[" * 100_000])
+def test_a_damaged_summary_is_a_clean_error(summary: str, run: Path) -> None:
+    (run / "summary.json").write_text(summary)
+    with pytest.raises(InputError, match=r"summary\.json: "):
+        here(run, *SAVING)
+
+
+def test_a_damaged_index_does_not_hide_the_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = json.loads((run / "checkpoints.json").read_text())
+    index["checkpoints"][0]["score"] = "high"
+    (run / "checkpoints.json").write_text(json.dumps(index))
+    assert here(run, *SAVING) == 0
+    assert "checkpoint-00000012.h5 at step 12" in capsys.readouterr().out
