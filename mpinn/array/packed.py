@@ -5,6 +5,7 @@ rows. ``starts`` (M + 1,): the rows ``starts[m]`` up to ``starts[m + 1]`` belong
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ def packed_activate(z: Array, bias: Array, runs: Runs, slope: Array | None, pool
 
 def packed_output(a: Array, weight: Array, bias: Array, starts: Array, y: Array) -> None:
     """The last layer. a: (H, B), weight: (H, O), bias: (M, O); writes y: (M, O, B)."""
-    for member, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+    for member, (start, stop) in enumerate(pairwise(starts)):
         np.matmul(weight[start:stop].T, a[start:stop], out=y[member])
     np.add(y, bias[:, :, None], out=y)
 
@@ -48,9 +49,9 @@ def packed_output_backward(
 ) -> None:
     """Its backward pass, and that of the activation before it. dy: (M, O, B), slope: (H, B).
 
-    Writes dz: (H, B), dweight: (H, O), dbias: (M, O), and dbefore: (H,), the gradient of the bias before the activation.
+    Writes dz: (H, B), dweight: (H, O), dbias: (M, O); dbefore: (H,), the gradient of the bias before the activation.
     """
-    for member, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+    for member, (start, stop) in enumerate(pairwise(starts)):
         np.matmul(weight[start:stop], dy[member], out=dz[start:stop])
         np.matmul(a[start:stop], dy[member].T, out=dweight[start:stop])
     np.sum(dy, axis=2, out=dbias)
@@ -98,7 +99,7 @@ def packed_correct(y: Array, target: Array) -> Array:
 
 
 def packed_squares(vector: Array, starts: Array, stops: Array, owners: Array, squares: Array) -> None:
-    """Add to squares (M,) the sum of the squares of each member's pieces of a vector; ``owners``: whose each piece is."""
+    """Add to squares (M,) the sums of squares of each member's pieces of a vector; ``owners``: whose each piece is."""
     for start, stop, owner in zip(starts, stops, owners, strict=True):
         squares[owner] += np.dot(vector[start:stop], vector[start:stop])
 
