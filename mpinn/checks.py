@@ -18,8 +18,8 @@ from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
 from mpinn.keeper import bounds_of, saved_model
 from mpinn.models.model import Model
-from mpinn.nn.packed import population_of
 from mpinn.nn.layout import Layout
+from mpinn.nn.packed import population_of
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.storage.directory import RunDirectory, move_aside, write_text
 from mpinn.storage.history import read

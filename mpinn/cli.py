@@ -126,6 +126,29 @@ def evaluate(
 
 
 @app.command()
+def extract(
+    path: Annotated[str, typer.Argument(help="A run directory or a checkpoint file of a population.")],
+    member: Annotated[int | None, typer.Option(help="Its number, as ranking.csv has it.", metavar="<n>")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The member that is best by validation.")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The run directory to write; else one beside the run.")
+    ] = None,
+) -> None:
+    """Write one member of a population as a run of its own, which evaluate and train take.
+
+    \b
+    python -m mpinn extract runs/population --best
+    python -m mpinn extract runs/population --member 17 -o runs/member-17
+    """
+    from mpinn.errors import InputError
+    from mpinn.extract import extract as run
+
+    if best == (member is not None):
+        raise InputError("", "say which member: --member NUMBER or --best")
+    print("\n".join(run(Path(path), member, Path(output) if output else None)))
+
+
+@app.command()
 def doctor() -> None:
     """Say which ranks, machines and libraries there are, and how fast messages are.
 
@@ -238,7 +261,7 @@ def data(
     prepare(name, originals, to)
 
 
-COMMANDS = ("train", "evaluate", "inspect", "plan", "data", "doctor", "bench")
+COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 
 def main(arguments: list[str] | None = None) -> None:

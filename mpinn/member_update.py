@@ -1,6 +1,7 @@
 """The update of a population: every member has a rate, a weight decay and a norm of its own."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -79,7 +80,7 @@ def _pieces(part: Part) -> list[tuple[int, int, int]]:
     for name, panel in population_of_part(part).panels:
         for entry in by_panel[name]:
             bounds = panel.bounds(entry.path[2], entry.path[3], entry.shape)
-            for own, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for own, (start, stop) in enumerate(pairwise(bounds.tolist())):
                 found.append((entry.start + start, entry.start + stop, place + own))
         place += len(panel.members)
     return found

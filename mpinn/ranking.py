@@ -1,6 +1,6 @@
 """How good each member of a population is on the validation split, and which of them still learn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Ranking:
     def take(self, sums: Array, step: int) -> tuple[Array, Array]:
         """Note an evaluation after ``step``. sums (M, 3): loss, right predictions, samples.
 
-        Returns the numbers of the members that are better than ever, and of those that learn no more from here on.
+        Returns the numbers of the members that are better than ever, and of those that learn no more.
         """
         measured = np.flatnonzero((sums[:, 2] > 0) & (self.left == 0) & (self.stopped == 0))
         before = self.score()
@@ -75,7 +75,7 @@ class Ranking:
         return measured[better], ended
 
     def worst(self, survive: float) -> Array:
-        """Numbers of the members that do not belong to the best ``survive`` of those that are there; one always does."""
+        """Numbers of the members that are not among the best ``survive`` of those that are there; one always is."""
         order = self.order()
         return order[max(1, int(np.ceil(len(order) * survive - 1e-9))) :]
 
@@ -86,11 +86,3 @@ class Ranking:
     def best(self) -> int:
         """The number of the best member."""
         return int(self.order()[0])
-
-
-def table(ranking: Ranking, members: Sequence[Mapping[str, object]], most: int) -> list[Mapping[str, object]]:
-    """The best ``most`` members, with what they are and how good they are."""
-    return [
-        {**members[number], "accuracy": float(ranking.accuracy[number]), "loss": float(ranking.loss[number])}
-        for number in ranking.order()[:most].tolist()
-    ]

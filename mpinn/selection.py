@@ -99,8 +99,12 @@ class Selection:
             self._freeze()
 
     def facts(self) -> dict[str, Array]:
-        """The ranking, for a checkpoint."""
-        return self.measure.ranking.arrays()
+        """The ranking, for a checkpoint, and where each member is: the number of its panel, and its place there."""
+        panels, places = np.full((2, len(self.measure.ranking.loss)), -1, np.int64)
+        for _, panel in self.everyone.panels:
+            numbers = [member.number for member in panel.members]
+            panels[numbers], places[numbers] = numbers[0], np.arange(len(numbers))
+        return {**self.measure.ranking.arrays(), "member_panel": panels, "member_place": places}
 
     def _freeze(self) -> None:
         """Members that learn no more keep their weights; panels of nothing else need not be computed."""

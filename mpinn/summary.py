@@ -8,6 +8,9 @@ import numpy as np
 from mpinn.array.typing import Array
 from mpinn.consensus.consensus import Quality
 from mpinn.experiment import Experiment
+from mpinn.selection import MemberMeasure
+from mpinn.standing import lines as ranked
+from mpinn.standing import standing
 from mpinn.tally import Times
 
 
@@ -42,7 +45,18 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
         "meetings": _meetings(experiment.keeper.records),
         "checkpoint": str(experiment.keeper.directory.checkpoint(trainer.plan.total)),
         "directory": str(experiment.keeper.directory.path),
+        "population": _population(experiment),
     }
+
+
+def _population(experiment: Experiment) -> dict[str, Any] | None:
+    """The members, where there are several; all of them in the order of their validation."""
+    measure, config = experiment.measure, experiment.config
+    if not isinstance(measure, MemberMeasure):
+        return None
+    ranking = measure.ranking
+    rows = standing(ranking, config.model.members(), config.optimizer)
+    return {"members": len(rows), "there": len(ranking.alive), "best": ranking.best(), "ranking": rows}
 
 
 def _meetings(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
@@ -93,6 +107,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     if meetings := summary["meetings"]:
         span = f"weights from {meetings['lowest']:.4f} to {meetings['highest']:.4f}"
         facts["meetings"] = f"{meetings['count']:,}, {span}"
+    if population := summary.get("population"):
+        facts["members"] = f"{population['members']:,}, of which {population['there']:,} are there at the end"
+        facts["best"] = f"member {population['best']} by validation; the test result is its own"
     if summary["consensus"] == "none" and replicas > 1:
         facts["model"] = "replica 0: nothing joins the replicas"
     place = summary["directory"]
@@ -105,7 +122,12 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     weights = summary["weights"]
     staged = summary["stages"] if stages > 1 else None
     table = _staged(summary["ranks"], staged, weights) if staged else _table(summary["ranks"], weights)
-    return ["", *_aligned(facts), "", *since, *table, "", *_aligned(where)]
+    ranking = []
+    if population:
+        ranking = ["", *ranked(population["ranking"], "accuracy" in summary["test"])]
+        where["all members"] = f"{place}/ranking.csv"
+        where["take the best"] = f"python -m mpinn extract {place} --best"
+    return ["", *_aligned(facts), *ranking, "", *since, *table, "", *_aligned(where)]
 
 
 def _quality(numbers: Mapping[str, float]) -> str:

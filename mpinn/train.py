@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mpinn.experiment import Experiment, build, second_core
 from mpinn.nn.layout import Layout
 from mpinn.reporter import open_reporter
 from mpinn.signals import STOPPED, Signals
+from mpinn.standing import SHOWN, csv_text
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
 from mpinn.timeline import common_zero, write_timeline
@@ -148,25 +150,33 @@ def _stop(world: World, experiment: Experiment) -> int:
     directory: RunDirectory = experiment.keeper.directory
     experiment.keeper.close()
     said = f"stopped with the state saved; the same command goes on from {directory.latest}"
-    _conclude(world, directory.requeue, "", said)
+    _conclude(world, {directory.requeue: ""}, said)
     return STOPPED
 
 
 def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
     summary = collect(experiment, outcome.value)
     experiment.keeper.close()
-    text = json.dumps(summary, indent=1) + "\n"
-    _conclude(world, experiment.keeper.directory.summary, text, "\n".join(lines(summary)))
+    directory = experiment.keeper.directory
+    said = "\n".join(lines(summary))
+    texts = {}
+    if summary["population"]:
+        texts[directory.ranking] = csv_text(summary["population"]["ranking"])
+        del summary["population"]["ranking"][SHOWN:]
+    texts[directory.summary] = json.dumps(summary, indent=1) + "\n"
+    _conclude(world, texts, said)
     return 0
 
 
-def _conclude(world: World, path: Path, text: str, said: str) -> None:
-    """Rank 0 writes a file and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
+def _conclude(world: World, texts: Mapping[Path, str], said: str) -> None:
+    """Rank 0 writes files and prints what is to be said last; if it can't, all ranks raise the same FatalError."""
 
     def write() -> bytes:
-        where = str(path)
+        where = ""
         try:
-            write_text(path, text)
+            for path, text in texts.items():
+                where = str(path)
+                write_text(path, text)
             where = "standard output"
             print(said, flush=True)
         except OSError as error:

@@ -67,7 +67,7 @@ class Population:
         for number, (activation, layers, rate, decay, seed, width) in enumerate(product(*axes)):
             rate = self.rates.draw(number) if self.rates.drawn else rate
             decay = self.weight_decays.draw(number) if self.weight_decays.drawn else decay
-            found.append(Member(number, (int(width),) * layers, activation, int(seed), rate, decay))
+            found.append(Member(number, (int(width or 1),) * layers, activation, int(seed or 0), rate, decay))
         return tuple(found)
 
     def build(self, shape: Shape, outputs: int) -> Model:

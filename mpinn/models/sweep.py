@@ -105,12 +105,9 @@ class Sweep(Nested):
     def _range(self, table: Mapping[str, Any]) -> Iterator[float]:
         low, high = table["from"], table["to"]
         if "count" in table or "scale" in table:
-            logarithmic = table.get("scale") == "log"
-            ends = (log(low), log(high)) if logarithmic else (low, high)
-            for value in np.linspace(*ends, table.get("count", 2)).tolist():
-                yield self.number(
-                    round(exp(value)) if self.number is int and logarithmic else exp(value) if logarithmic else value
-                )
+            spread = np.geomspace if table.get("scale") == "log" else np.linspace
+            for value in spread(low, high, table.get("count", 2)).tolist():
+                yield round(value) if self.number is int else value
         else:
             step = table.get("step", 1)
             for place in range(int((high - low) / step * (1 + 1e-12)) + 1):

@@ -18,12 +18,16 @@ class Loss(Protocol):
         """The loss, summed over the samples, as a float64 array of no dimensions; and dy, of the shape of y."""
         ...
 
-    def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        """For each of the M members of a population the loss, (M,) in float64; and dy, of the shape of y: (B, M, O)."""
-        ...
-
     def draw(self, y: Array, rng: Generator) -> Array:
         """A target for each row of y, drawn from the distribution whose log-likelihood the loss is."""
+        ...
+
+
+class MemberLoss(Loss, Protocol):
+    """A loss that every member of a population has for itself."""
+
+    def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        """For each of the M members of a population the loss, (M,) in float64; and dy, of the shape of y: (B, M, O)."""
         ...
 
 

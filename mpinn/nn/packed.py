@@ -1,15 +1,15 @@
 """Many small multi-layer perceptrons of different widths and activations, trained at once (Farias et al. 2022).
 
-A `Panel` is some members side by side: the first layer of all of them is one product of matrices, later layers are runs
-of rows. `Packed` is panels, of which each is small enough for its arrays to stay in the cache, and none knows of another.
-A panel is never cut, so what a member computes does not depend on which rank has its panel, to the last bit.
+A `Panel` is some members side by side: the first layer of all of them is one product of matrices, later layers are
+runs of rows. `Packed` is panels, each small enough for its arrays to stay in the cache, and none knows of another. A
+panel is never cut, so what a member computes does not depend on which rank has its panel, to the last bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 
 import numpy as np
 
@@ -18,13 +18,12 @@ from mpinn.array.typing import Array, Shape, Shapes
 from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
 from mpinn.nn.network import Network, Whole
 
-
 LAYER = "population"
 """The name of the one layer of a network that is a population."""
 ACTIVATION = 10
 """An activation and its slope take the time of so many multiplications."""
 ROOM = 2048
-"""Hidden units of a panel: what they need in a pass stays in a second-level cache, and products are large enough."""
+"""Hidden units of a panel, about: what they need in a pass stays in a second-level cache, and products are large."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Panel:
 
     def parameters(self, shape: Shape) -> Shapes:
         units = [int(starts[-1]) for starts in self.starts]
-        declared: Shapes = {"hidden1": {"weight": (units[0], prod(shape)), "bias": (units[0],)}}
+        declared: dict[str, Shapes] = {"hidden1": {"weight": (units[0], prod(shape)), "bias": (units[0],)}}
         for layer, groups in enumerate(self.groups, 1):
             declared[f"hidden{layer + 1}"] = {"weight": (groups[-1].weights.stop,), "bias": (units[layer],)}
         declared["output"] = {"weight": (units[-1], self.outputs), "bias": (len(self.members), self.outputs)}
@@ -141,8 +140,9 @@ class Panel:
         return (len(self.members), self.outputs)
 
     def own(self, tree: Tree, place: int) -> dict[str, dict[str, Array]]:
-        """The arrays of the member at a place, as views: weights (outputs, inputs), but (inputs, outputs) at the end."""
-        widths, found = self.members[place].widths, {}
+        """Views of the arrays of the member at a place: weights (outputs, inputs), but (inputs, outputs) at the end."""
+        widths = self.members[place].widths
+        found: dict[str, dict[str, Array]] = {}
         for name, values in tree.items():
             found[name] = {}
             for leaf, array in values.items():
@@ -160,7 +160,8 @@ class Panel:
             rows = self._matrices[int(layer.removeprefix("hidden")) - 2]
         else:
             rows = self.starts[int(layer.removeprefix("hidden")) - 1]
-        return rows * prod(shape[1:])
+        bounds: Array = rows * prod(shape[1:])
+        return bounds
 
     @cached_property
     def _matrices(self) -> tuple[Array, ...]:
@@ -174,9 +175,9 @@ class Panel:
 
     def cost(self, inputs: int) -> int:
         """Multiplications of a sample, in proportion; what an activation costs is some of them."""
-        units = sum(int(starts[-1]) for starts in self.starts)
-        between = sum(groups[-1].weights.stop for groups in self.groups)
-        return units * ACTIVATION + between + int(self.starts[0][-1]) * inputs + int(self.starts[-1][-1]) * self.outputs
+        units = [int(starts[-1]) for starts in self.starts]
+        between = sum(int(groups[-1].weights.stop) for groups in self.groups)
+        return sum(units) * ACTIVATION + between + units[0] * inputs + units[-1] * self.outputs
 
     def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
         """Uniform within 1 / sqrt(fan-in), the fan-in being the member's own, as Farias et al. draw them."""
@@ -323,23 +324,31 @@ class Packed:
 
 
 def packed(members: Iterable[Member], outputs: int) -> Packed:
-    """Members in panels: those with equally many layers and one activation together, then by widths.
+    """Members in panels: those with equally many layers and one activation together, by their widths.
 
     Which members share a panel follows from who there is, and from nothing else. A panel is called after its first
     member.
     """
     panels: list[list[Member]] = []
-    units = 0
-    for member in sorted(members, key=lambda one: (len(one.widths), one.activation, one.widths, one.number)):
-        alone = not panels or len(panels[-1][0].widths) != len(member.widths)
-        if alone or units + max(member.widths) > ROOM:
-            panels.append([])
-            units = 0
-        panels[-1].append(member)
-        units += max(member.widths)
-    room = max(sum(max(member.widths) for member in panel) for panel in panels)
+    ordered = sorted(members, key=lambda one: (len(one.widths), one.activation, one.widths, one.number))
+    for _, group in groupby(ordered, key=lambda one: (len(one.widths), one.activation)):
+        panels += _panels(list(group))
+    room = max((sum(max(member.widths) for member in panel) for panel in panels), default=0)
     found = ((f"panel{panel[0].number}", Panel(tuple(panel), outputs, room)) for panel in panels)
     return Packed(tuple(found), outputs)
+
+
+def _panels(members: Sequence[Member]) -> list[list[Member]]:
+    """As many panels of `ROOM` units as are needed, with about equally many units each."""
+    units = sum(max(member.widths) for member in members)
+    share, before = units / ceil(units / ROOM), 0
+    panels: dict[int, list[Member]] = {}
+    for member in members:
+        # a member belongs where its middle is
+        width = max(member.widths)
+        panels.setdefault(int((before + width / 2) / share), []).append(member)
+        before += width
+    return list(panels.values())
 
 
 def population_of(network: Whole) -> Packed | None:

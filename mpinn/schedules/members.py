@@ -1,13 +1,14 @@
 """A population on one rank: panel after panel runs forward, loss and backward while it is in the cache."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import EMPTY, Pass, Tree
-from mpinn.nn.loss import Loss
+from mpinn.nn.loss import MemberLoss
 from mpinn.nn.packed import LAYER, Packed, population_of
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
@@ -21,8 +22,9 @@ class Members(Serial):
     A member whose loss is not finite does not count: it harms nobody else.
     """
 
-    def __init__(self, part: Part, loss: Loss, seed: int, share: float = 1.0, trace: Trace = SILENT):
+    def __init__(self, part: Part, loss: MemberLoss, seed: int, share: float = 1.0, trace: Trace = SILENT):
         super().__init__(part, loss, seed, trace)
+        self._member_loss = loss
         self.share = share
         self.idle: frozenset[str] = frozenset()
         """Panels in which nobody learns any more."""
@@ -33,9 +35,9 @@ class Members(Serial):
         return self._part
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> MemberLoss:
         """Of every member."""
-        return self._loss
+        return self._member_loss
 
     @property
     def population(self) -> Packed:
@@ -56,7 +58,7 @@ class Members(Serial):
             if name in self.idle:
                 continue
             y, saved = panel.forward(weights[name], {}, batch.x, context)
-            losses, dy = self._loss.members(y, batch.target, context)
+            losses, dy = self._member_loss.members(y, batch.target, context)
             _, finish = panel.backward(weights[name], saved, dy, context)
             finish(grads[name])
             total += float(losses[np.isfinite(losses)].sum())
@@ -67,8 +69,8 @@ class Members(Serial):
     def measure(self, batches: Iterable[Batch], panels: Iterable[str] | None = None, weights: Tree = EMPTY) -> Array:
         """Sums over the samples, (M, 3): loss, right predictions, samples, of the members of this rank in their order.
 
-        Only those of ``panels``, if given, are measured; for all others the sums are 0. ``weights`` other than their own
-        may be given.
+        Only those of ``panels``, if given, are measured; the sums of all others are 0. ``weights``: in place of their
+        own.
         """
         part, population = self._part, self.population
         tree = (weights or part.weight_views).get(LAYER, EMPTY)
@@ -84,7 +86,7 @@ class Members(Serial):
                 place = rows.stop
                 if name in wanted:
                     y, _ = panel.forward(tree[name], {}, batch.x, context)
-                    sums[rows, 0] += self._loss.members(y, batch.target, context)[0]
+                    sums[rows, 0] += self._member_loss.members(y, batch.target, context)[0]
                     sums[rows, 1] += part.ops.packed_correct(y.transpose(1, 2, 0), batch.target)
                     sums[rows, 2] += batch.count
         return sums
@@ -98,6 +100,6 @@ def population_of_part(part: Part) -> Packed:
     return population
 
 
-def alone(part: Part, loss: Loss, seed: int) -> Serial:
+def alone(part: Part, loss: Any, seed: int) -> Serial:
     """The schedule of a rank that owns a whole model, or some members of a population."""
     return (Serial if population_of(part.network) is None else Members)(part, loss, seed)

@@ -19,6 +19,7 @@ class RunDirectory:
         self.index = self.path / "checkpoints.json"
         self.latest = self.path / "latest"
         self.summary = self.path / "summary.json"
+        self.ranking = self.path / "ranking.csv"
         self.requeue = self.path / "requeue"
         self.lock = self.path / "lock"
 
