@@ -31,7 +31,7 @@ from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
 from mpinn.models.population import Population
 from mpinn.models.sweep import Widths
-from mpinn.nn.loss import CrossEntropy, Loss, SquaredError
+from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.packed import Member
 from mpinn.nn.part import Part, build_part
@@ -98,7 +98,7 @@ class Work:
         return tuple(members[place * (self.widest + 1) % len(members)] for place in range(self.widest))
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> CrossEntropy | SquaredError:
         """Of each member."""
         return SquaredError() if self.outputs == 1 else CrossEntropy()
 
