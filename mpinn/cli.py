@@ -144,18 +144,20 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, messages, depth or parareal.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, messages, depth or parareal.")],
+    full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
     \b
     python -m mpinn bench mlp
     python -m mpinn bench networks
+    python -m mpinn bench population
     mpirun -n 2 python -m mpinn bench messages
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
     """
-    choose("bench", what, ("mlp", "layers", "networks", "messages", "depth", "parareal"))
+    choose("bench", what, ("mlp", "layers", "networks", "population", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -168,6 +170,11 @@ def bench(
         from mpinn.bench import networks
 
         networks.print_rows(networks.run())
+    elif what == "population":
+        from mpinn.bench import population
+
+        for work in population.ALL if full else population.SOME:
+            population.print_rows(population.run((work,)))
     elif what == "depth":
         from mpinn.bench import depth
         from mpinn.comm.grid import connect

@@ -44,6 +44,7 @@ ON_DEMAND = {
     "packed_output_backward": "cpu_packed",
     "packed_scale": "cpu_packed",
     "packed_slope": "cpu_packed",
+    "packed_squared_error": "cpu_packed",
     "packed_squares": "cpu_packed",
 }
 """Kernels that few networks need, and the modules in which they are made at their first use."""

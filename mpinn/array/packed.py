@@ -49,7 +49,7 @@ def packed_output_backward(
 ) -> None:
     """Its backward pass, and that of the activation before it. dy: (M, O, B), slope: (H, B).
 
-    Writes dz: (H, B), dweight: (H, O), dbias: (M, O), and dbefore: (H,), the gradient of the bias before the activation.
+    Writes dz: (H, B), dweight: (H, O), dbias: (M, O); dbefore: (H,), the gradient of the bias before the activation.
     """
     for member, (start, stop) in enumerate(pairwise(starts)):
         np.matmul(weight[start:stop], dy[member], out=dz[start:stop])
@@ -99,7 +99,7 @@ def packed_correct(y: Array, target: Array) -> Array:
 
 
 def packed_squares(vector: Array, starts: Array, stops: Array, owners: Array, squares: Array) -> None:
-    """Add to squares (M,) the sums of the squares of pieces of a vector; ``owners``: whose each piece is."""
+    """Add to squares (M,) the sums of squares of each member's pieces of a vector; ``owners``: whose each piece is."""
     for start, stop, owner in zip(starts, stops, owners, strict=True):
         squares[owner] += np.dot(vector[start:stop], vector[start:stop])
 

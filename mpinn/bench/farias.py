@@ -28,7 +28,7 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Arrays:
-    """Weights or gradients of members of one hidden layer, in the order of their numbers: (H, I), (H,), (H, O), (M, O)."""
+    """Weights or gradients of members of one hidden layer, by their numbers: (H, I), (H,), (H, O), (M, O)."""
 
     weight: Array
     bias: Array

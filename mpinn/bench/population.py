@@ -6,12 +6,13 @@ products or keeps its weights in memory: products at the rate of a large one; ea
 speed of a copy.
 """
 
+import ctypes
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
 from mpinn.models.population import Population
 from mpinn.models.sweep import Widths
-from mpinn.nn.loss import CrossEntropy, Loss, SquaredError
+from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.packed import Member
 from mpinn.nn.part import Part, build_part
@@ -76,8 +77,8 @@ class Work:
 
     @property
     def _population(self) -> Population:
-        widths = Widths({"from": 1, "to": self.widest})
-        return Population(widths=widths, activations=tuple(ACTIVATIONS), repetitions=self.repetitions)  # type: ignore[arg-type]
+        widths, activations = Widths({"from": 1, "to": self.widest}), cast("Any", tuple(ACTIVATIONS))
+        return Population(widths=widths, activations=activations, repetitions=self.repetitions)
 
     @property
     def name(self) -> str:
@@ -97,7 +98,7 @@ class Work:
         return tuple(members[place * (self.widest + 1) % len(members)] for place in range(self.widest))
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> CrossEntropy | SquaredError:
         """Of each member."""
         return SquaredError() if self.outputs == 1 else CrossEntropy()
 
@@ -105,10 +106,9 @@ class Work:
         """Random samples, and classes or numbers."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.batch, self.features)).astype(np.float32)
+        target: Any = rng.integers(0, self.outputs, self.batch)
         if self.outputs == 1:
             target = rng.standard_normal((self.batch, 1)).astype(np.float32)
-        else:
-            target = rng.integers(0, self.outputs, self.batch)
         return Batch(0, 0, x, target, self.batch, self.batch, (0, 1), np.arange(self.batch))
 
 
@@ -124,7 +124,7 @@ class Row:
     """One program at one work, and ``why`` it was left out, if it was.
 
     Seconds of a step of the whole population, extrapolated from ``measured`` members where that is above 0; those
-    seconds over ours; the bytes that the program adds to the process; the error of its gradient, as a share of its norm.
+    seconds over ours; the bytes that the program adds to the process; its gradient's error, as a share of the norm.
     """
 
     work: str
@@ -250,7 +250,8 @@ def _peer(peer: Sums | Scattered) -> Program:
 def _loop(work: Work, batch: Batch) -> Program:
     networks = []
     for member in work.sample:
-        model = MLP(widths=member.widths, activation=member.activation).build((work.features,), work.outputs)  # type: ignore[arg-type]
+        activation = cast("Any", member.activation)
+        model = MLP(widths=member.widths, activation=activation).build((work.features,), work.outputs)
         schedule = Serial(_part(model), work.loss, 0)
         update = OptimizerUpdate(Independent(NullChannel("bench")), OPTIMIZER, lambda step: RATE, 0.0, schedule.parts)
         networks.append((schedule, update))
@@ -293,6 +294,7 @@ def _floors(work: Work) -> dict[str, Program]:
 def _first_step(build: Callable[[], Program]) -> tuple[Program, int | None]:
     """A program after its first step, and by how many bytes it has made the process larger at the most."""
     gc.collect()
+    _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the largest size is from now on
         before = _resident("VmRSS")
@@ -303,6 +305,13 @@ def _first_step(build: Callable[[], Program]) -> tuple[Program, int | None]:
         program = build()
         program.step()
         return program, None
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system, so that it is counted again when it is taken again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(key: str) -> int:
