@@ -280,13 +280,14 @@ def _cross_entropy(y: Any, target: Any, smoothing: float, dy: Any, losses: Any, 
             row = y[m, o]
             for i in range(samples):
                 most[i] = row[i] if row[i] > most[i] or row[i] != row[i] else most[i]
+        losses[m] = _chosen(y[m], target, smoothing, most)
         for o in range(outputs):
             row, out = y[m, o], dy[m, o]
             for i in range(samples):
                 e = exp(row[i] - most[i])
                 out[i] = e
                 total[i] += e
-        losses[m] = _loss(y[m], target, smoothing, most, total)
+        losses[m] += _logarithms(total)
         for i in range(samples):
             total[i] = number(1) / total[i]
         for o in range(outputs):
@@ -298,22 +299,32 @@ def _cross_entropy(y: Any, target: Any, smoothing: float, dy: Any, losses: Any, 
 
 
 @register_jitable
-def _loss(y: Any, target: Any, smoothing: float, most: Any, total: Any) -> float:
-    loss, product, factors = 0.0, 1.0, 0
+def _chosen(y: Any, target: Any, smoothing: float, most: Any) -> float:
+    """The part of the loss that is linear in y: (O, B), above the ``most`` of each sample."""
+    loss = 0.0
     for i in range(target.size):
         loss -= (1 - smoothing) * np.float64(y[target[i], i] - most[i])
-        product *= np.float64(total[i])
-        factors += 1
-        if factors == LOGS:
-            loss += np.log(product)
-            product, factors = 1.0, 0
     if smoothing:
         for o in range(y.shape[0]):
             row = 0.0
             for i in range(target.size):
                 row += np.float64(y[o, i] - most[i])
             loss -= row * (smoothing / y.shape[0])
-    return loss + float(np.log(product))
+    return loss
+
+
+@register_jitable
+def _logarithms(total: Any) -> float:
+    """The sum of the logarithms of ``total``."""
+    found, product, factors = 0.0, 1.0, 0
+    for i in range(total.size):
+        product *= np.float64(total[i])
+        factors += 1
+        if factors == LOGS:
+            found += np.log(product)
+            product, factors = 1.0, 0
+    whole: float = found + np.log(product)
+    return whole
 
 
 def packed_squared_error(y: Array, target: Array, dy: Array, losses: Array) -> None:

@@ -65,7 +65,10 @@ def packed_slope(da: Array, slope: Array, dbias: Array) -> None:
 
 
 def packed_cross_entropy(y: Array, target: Array, smoothing: float, dy: Array, losses: Array) -> None:
-    """Cross-entropy of every member. y: (M, O, B), target: (B,) class numbers; writes dy and losses: (M,), float64."""
+    """Cross-entropy of every member. y: (M, O, B), target: (B,) class numbers; writes dy and losses: (M,), float64.
+
+    dy may be y itself.
+    """
     outputs, samples = y.shape[1:]
     np.subtract(y, y.max(axis=1, keepdims=True), out=dy)
     columns = np.arange(samples)
@@ -82,7 +85,10 @@ def packed_cross_entropy(y: Array, target: Array, smoothing: float, dy: Array, l
 
 
 def packed_squared_error(y: Array, target: Array, dy: Array, losses: Array) -> None:
-    """Half the squared error of every member. y: (M, O, B), target: (B, O), or (B,) class numbers for one-hot rows."""
+    """Half the squared error of every member. y: (M, O, B), target: (B, O), or (B,) class numbers for one-hot rows.
+
+    dy may be y itself.
+    """
     if target.ndim == 1 and np.issubdtype(target.dtype, np.integer):
         np.copyto(dy, y)
         dy[:, target, np.arange(len(target))] -= 1

@@ -27,7 +27,7 @@ class MemberLoss(Loss, Protocol):
     """A loss that every member of a population has for itself."""
 
     def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        """For each of the M members of a population the loss, (M,) in float64; and dy, of the shape of y: (B, M, O)."""
+        """For each of the M members of a population the loss, (M,) in float64; and dy: (B, M, O), which y becomes."""
         ...
 
 
@@ -48,9 +48,9 @@ class CrossEntropy:
         return loss, dy
 
     def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        losses, rows, dy = _of_members(y, context)
-        context.ops.packed_cross_entropy(rows, target, self.smoothing, dy, losses)
-        return losses, dy.transpose(2, 0, 1)
+        losses, rows = _of_members(y)
+        context.ops.packed_cross_entropy(rows, target, self.smoothing, rows, losses)
+        return losses, y
 
     def draw(self, y: Array, rng: Generator) -> Array:
         """Class numbers (B,) from softmax(y): the largest of the logits plus Gumbel noise."""
@@ -67,19 +67,19 @@ class SquaredError:
         return loss, dy
 
     def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        losses, rows, dy = _of_members(y, context)
-        context.ops.packed_squared_error(rows, target, dy, losses)
-        return losses, dy.transpose(2, 0, 1)
+        losses, rows = _of_members(y)
+        context.ops.packed_squared_error(rows, target, rows, losses)
+        return losses, y
 
     def draw(self, y: Array, rng: Generator) -> Array:
         """y plus Gaussian noise of variance 1, (B, O)."""
         return (y + rng.normal(size=y.shape)).astype(y.dtype)
 
 
-def _of_members(y: Array, context: Pass) -> tuple[Array, Array, Array]:
-    """Losses to fill, y as (M, O, B), and dy to fill."""
+def _of_members(y: Array) -> tuple[Array, Array]:
+    """Losses to fill, and y as (M, O, B)."""
     rows = y.transpose(1, 2, 0)
-    return np.empty(len(rows)), rows, context.pool.empty(rows.shape, rows.dtype)
+    return np.empty(len(rows)), rows
 
 
 def correct(y: Array, target: Array, context: Pass) -> Any:

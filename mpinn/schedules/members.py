@@ -62,6 +62,8 @@ class Members(Serial):
             _, finish = panel.backward(weights[name], saved, dy, context)
             finish(grads[name])
             total += float(losses[np.isfinite(losses)].sum())
+            # so that the next panel has their buffers, which are in the cache
+            del y, saved, dy, finish
         ready(part, slice(0, part.layout.size))
         self._trace.add("forward", begun, batch.index, version)
         return np.asarray(total * self.share)
@@ -86,8 +88,8 @@ class Members(Serial):
                 place = rows.stop
                 if name in wanted:
                     y, _ = panel.forward(tree[name], {}, batch.x, context)
-                    sums[rows, 0] += self._member_loss.members(y, batch.target, context)[0]
                     sums[rows, 1] += part.ops.packed_correct(y.transpose(1, 2, 0), batch.target)
+                    sums[rows, 0] += self._member_loss.members(y, batch.target, context)[0]
                     sums[rows, 2] += batch.count
         return sums
 
