@@ -1,5 +1,6 @@
 """What a run directory tells of a run, for a report; and runs that differ in their seed alone as one series."""
 
+import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,15 @@ class Run:
         """The events of its trace, if one was written: see `mpinn.timeline`."""
         traced = _json(self.path / "trace.json").get("traceEvents", [])
         return [event for event in traced if event["ph"] == "X"]
+
+    @cached_property
+    def members(self) -> list[dict[str, str]]:
+        """The rows of a population's ranking; none where the run has no population."""
+        try:
+            with open(self.path / "ranking.csv", newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError:
+            return []
 
     @cached_property
     def stages(self) -> list[Stage]:
