@@ -17,6 +17,8 @@ MARKS = "os^Dv<>P"
 ACCURACY = "validation_accuracy"
 RANGE = 8
 """Accuracies are shown down to where the error is so many times that at the end of the worst run."""
+LETTERS = 110
+"""Of a legend that fit side by side, with room for the lines."""
 WIDTH = 7.2
 """Inches: a page of a paper between its margins."""
 TEXT: dict[Any, Any] = {
@@ -29,11 +31,12 @@ TEXT: dict[Any, Any] = {
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour, dash and mark of a line."""
+    """Colour, dash and mark of a line; those of the same colour differ in the other two."""
+    turn = index // len(COLOURS)
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "marker": MARKS[index % len(MARKS)],
+        "linestyle": DASHES[(index + turn) % len(DASHES)],
+        "marker": MARKS[(index + 3 * turn) % len(MARKS)],
     }
 
 
@@ -158,5 +161,10 @@ def _curve(ax: Axes, one: Series, name: str, axis: str, index: int) -> None:
 
 def _legend(figure: Figure, ax: Axes) -> None:
     lines, labels = ax.get_legend_handles_labels()
-    columns = -(-len(labels) // -(-len(labels) // 5)) if labels else 1
+    if not labels:
+        return
+    most = max(1, min(5, LETTERS // (max(map(len, labels)) + 8)))
+    rows = -(-len(labels) // most)
+    columns = -(-len(labels) // rows)
+    figure.set_figheight(figure.get_figheight() + 0.16 * (rows - 1))
     figure.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False)

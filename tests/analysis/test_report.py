@@ -11,7 +11,7 @@ import pytest
 from launch import alone
 from training import SMALL, here, train
 
-from mpinn.analysis.figures import landscape
+from mpinn.analysis.figures import landscape, look
 from mpinn.analysis.rank_figures import KINDS, SHARES, window
 from mpinn.analysis.report import report
 from mpinn.analysis.run_tables import result_table, time_to
@@ -180,6 +180,12 @@ def test_what_stands_side_by_side_is_told_apart_in_grey(kinds):
     for place, (one, hatch) in enumerate(looks):
         for other, its in looks[place + 1 :]:
             assert hatch != its or abs(one - other) > 25
+
+
+def test_many_lines_are_told_apart():
+    looks = [tuple(map(str, look(index).values())) for index in range(32)]
+    assert len({*looks}) == 32
+    assert len({(dash, mark) for _, dash, mark in looks[::8]}) == 4
 
 
 def test_runs_with_stages_have_a_partition_and_a_timeline(tmp_path):
