@@ -13,7 +13,7 @@ from typing import Any
 
 from mpinn.choices import read_config
 from mpinn.comm.launch import read_launch
-from mpinn.config import InputError, difference, read_toml
+from mpinn.config import InputError, difference
 from mpinn.signals import STOPPED
 from mpinn.storage.directory import RunDirectory
 
@@ -36,17 +36,20 @@ class Job:
             line += ["--set", setting]
         return line
 
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """That of the run in its directory, if there is one and it has finished."""
+        place = RunDirectory(self.directory).summary
+        return dict(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
+
     def finished(self) -> dict[str, Any] | None:
         """The summary of the run if it has been done as it is to be done now."""
-        directory = RunDirectory(self.directory)
-        if not (directory.summary.is_file() and directory.config.is_file()):
+        was = RunDirectory(self.directory).config
+        if not was.is_file():
             return None
         config = read_config(self.file, (*self.settings, f"run.seed={self.seed}", f"run.directory={self.directory}"))
         wanted = replace(config, schedule=config.schedule.settled(config.grid.stages))
-        if difference(read_toml(directory.config), wanted.tables()):
-            return None
-        found: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
-        return found
+        return None if difference(read_config(str(was), ()).tables(), wanted.tables()) else self.summary
 
 
 def compare(files: Sequence[Path], seeds: int, ranks: int, launcher: str, settings: tuple[str, ...]) -> list[Path]:
@@ -67,7 +70,7 @@ def compare(files: Sequence[Path], seeds: int, ranks: int, launcher: str, settin
         if code == STOPPED:
             print(f"{place}: stopped with its state saved; the same command goes on", flush=True)
             break
-        if code == 0 and (told := job.finished()):
+        if code == 0 and (told := job.summary):
             print(f"{place}: {_reached(told)}", flush=True)
             done.append(job.directory)
         else:

@@ -118,6 +118,15 @@ class Run:
         return [event for event in traced if event["ph"] == "X"]
 
     @cached_property
+    def members(self) -> list[dict[str, str]]:
+        """The rows of a population's ranking; none where the run has no population."""
+        try:
+            with open(self.path / "ranking.csv", newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError:
+            return []
+
+    @cached_property
     def stages(self) -> list[Stage]:
         """The partition of the depth; none where it is not cut, or where there is no checkpoint."""
         if self.checkpoint is None:

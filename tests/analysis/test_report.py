@@ -11,6 +11,7 @@ import pytest
 from launch import alone
 from training import SMALL, here, train
 
+from mpinn.analysis.figures import landscape, look
 from mpinn.analysis.rank_figures import KINDS, SHARES, window
 from mpinn.analysis.report import report
 from mpinn.analysis.run_tables import result_table, time_to
@@ -142,6 +143,21 @@ def test_the_page_is_whole_and_tables_and_figures_stand_beside_it(tmp_path):
     assert not (out / "tables" / "settings.csv").exists()
 
 
+def test_a_population_has_a_landscape(tmp_path):
+    run = make_run(tmp_path / "many", [1.0], [0.5])
+    lines = ["layers,width,activation,validation_accuracy"]
+    lines += [f"{layers},4,{name},{0.9 - layers / 10}" for layers in (1, 2) for name in ("relu", "tanh", "relu")]
+    (run / "ranking.csv").write_text("\n".join([*lines, "3,4,tanh,"]) + "\n")
+    ax = landscape([Run(run)]).axes[0]
+    relu, tanh = ax.lines
+    assert [line.get_label() for line in (relu, tanh)] == ["relu", "tanh"]
+    np.testing.assert_array_equal(relu.get_xdata(), [4, 8])
+    np.testing.assert_allclose(tanh.get_ydata(), [20, 30])
+    assert [len(points.get_offsets()) for points in ax.collections] == [4, 2]
+    report([run], tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "members.png").is_file()
+
+
 def test_a_window_is_of_batches_that_follow_each_other():
     events = [
         {"name": name, "ts": 100.0 * batch + place, "dur": 40.0 + (300 if batch == 5 else 0), "args": {"batch": batch}}
@@ -164,6 +180,12 @@ def test_what_stands_side_by_side_is_told_apart_in_grey(kinds):
     for place, (one, hatch) in enumerate(looks):
         for other, its in looks[place + 1 :]:
             assert hatch != its or abs(one - other) > 25
+
+
+def test_many_lines_are_told_apart():
+    looks = [tuple(map(str, look(index).values())) for index in range(32)]
+    assert len({*looks}) == 32
+    assert len({(dash, mark) for _, dash, mark in looks[::8]}) == 4
 
 
 def test_runs_with_stages_have_a_partition_and_a_timeline(tmp_path):

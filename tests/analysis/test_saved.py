@@ -4,15 +4,18 @@ import sys
 
 import h5py
 import numpy as np
+import onnxruntime
 import pytest
 from launch import alone, mpirun
 from trained import CLASSES, save_model
-from training import SMALL, arguments, train
+from training import SMALL, arguments, here, train
 
 import mpinn
+from mpinn.analysis.export import export
 from mpinn.analysis.units import Watched, dead_units
 from mpinn.array.pool import Pool
 from mpinn.config import InputError
+from mpinn.extract import extract
 
 MLP = {"model": {"name": "mlp", "widths": [7, 6]}}
 
@@ -88,6 +91,24 @@ def test_a_file_without_normalisation_asks_its_data_set(file):
         del plain["data/mean"]
     with mpinn.open(file) as saved, pytest.raises(InputError, match=r"its data set is not here: data.path: .* 8 x 8"):
         saved.predict(np.zeros((1, 3, 2)))
+
+
+def test_of_a_population_a_member_is_taken_first(tmp_path):
+    population = ("model.name=population", "model.widths=[2,3]", "train.epochs=1")
+    assert here(tmp_path / "run", *population) == 0
+    with mpinn.open(tmp_path / "run") as saved:
+        assert saved.layers
+        for use in (lambda: saved.predict(np.zeros((1, 8, 8, 1))), lambda: dead_units(saved)):
+            with pytest.raises(InputError, match="its model is a population: take one member"):
+                use()
+    with pytest.raises(InputError, match="its model is a population: take one member"):
+        export(tmp_path / "run", "onnx", None, None, False)
+    extract(tmp_path / "run", 1, tmp_path / "member")
+    export(tmp_path / "member", "onnx", tmp_path / "member.onnx", None, False)
+    x = np.random.default_rng(0).integers(0, 17, (9, 8, 8, 1))
+    found = onnxruntime.InferenceSession(tmp_path / "member.onnx").run(["y"], {"x": x.astype(np.float32)})[0]
+    with mpinn.open(tmp_path / "member") as saved:
+        np.testing.assert_allclose(found, saved.predict(x), atol=1e-5)
 
 
 def test_what_is_no_run_is_refused(tmp_path):
