@@ -118,7 +118,7 @@ class Slurm:
         words = self.call("scontrol", "--oneliner", "show", "job", name).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, name: str, *states: str, limit: float = 60, **facts: str) -> None:
+    def wait(self, name: str, *states: str, limit: float = 120, **facts: str) -> None:
         """Return when a job is in one of the states, and what Slurm knows of it has these values."""
         known: dict[str, str] = {}
 
@@ -180,7 +180,7 @@ def start(folder: Path) -> Slurm:
     return slurm
 
 
-def until(ready: Callable[[], bool], otherwise: Callable[[], str], limit: float = 30) -> None:
+def until(ready: Callable[[], bool], otherwise: Callable[[], str], limit: float = 60) -> None:
     deadline = time.monotonic() + limit
     while True:
         with suppress(AssertionError):  # a daemon that starts does not answer yet

@@ -21,10 +21,10 @@ from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
 SETTINGS = (
-    *("model.widths=[12]", "data.batch=200", "train.epochs=12", "train.log=4 steps", "train.evaluate=1 epoch"),
+    *("model.widths=[12]", "data.batch=200", "train.epochs=40", "train.log=4 steps", "train.evaluate=1 epoch"),
     "checkpoint.every=10 steps",
 )
-"""72 steps."""
+"""240 steps."""
 SLOW = """
 import os
 if "SLURM_JOB_ID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
@@ -103,7 +103,7 @@ def equal(run: Path, whole: Path) -> None:
     """A run has ended as one that was not stopped, and its metrics have every line once and in order."""
     assert summary(run)["start"] > 0
     assert differences(run / "latest", whole / "latest") == ["configuration"]
-    assert [line["step"] for line in records(run) if "loss" in line] == list(range(4, 73, 4))
+    assert [line["step"] for line in records(run) if "loss" in line] == list(range(4, 241, 4))
     assert not (run / "requeue").exists()
 
 
