@@ -112,33 +112,6 @@ def replica_weights(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def landscape(runs: Sequence[Run]) -> Figure:
-    """Validation error (or loss) of every member of a population over its hidden units; a line is the median."""
-    figure, axes = new_figure(2.6 * len(runs) + 0.3, len(runs))
-    for ax, run in zip(axes[:, 0], runs, strict=True):
-        accurate = "validation_accuracy" in run.members[0]
-        column = "validation_accuracy" if accurate else "validation_loss"
-        for index, activation in enumerate(dict.fromkeys(row["activation"] for row in run.members)):
-            found: dict[int, list[float]] = {}
-            for row in run.members:
-                if row["activation"] == activation and row[column]:
-                    value = float(row[column])
-                    units = int(row["layers"]) * int(row["width"])
-                    found.setdefault(units, []).append(100 - 100 * value if accurate else value)
-            style, xs = look(index), sorted(found)
-            points = [(x, y) for x in xs for y in found[x]]
-            ax.scatter(*zip(*points, strict=True), s=7, color=style["color"], marker=style["marker"], alpha=0.35,
-                       linewidths=0)  # fmt: skip
-            ax.plot(xs, [np.median(found[x]) for x in xs], label=activation, linewidth=1.2, markersize=3,
-                    markevery=max(1, len(xs) // 8), **style)  # fmt: skip
-        ax.set_yscale("log")
-        ax.set_ylabel("validation error (%)" if accurate else "validation loss")
-        ax.set_title(run.name, loc="left")
-        ax.legend(frameon=False, ncols=4)
-    axes[-1][0].set_xlabel("hidden units of a member")
-    return figure
-
-
 def validation_column(series: Sequence[Series]) -> str:
     """Accuracy where any run has one, else the loss."""
     known = any(len(run.curve(ACCURACY, "step")[0]) for one in series for run in one.runs)

@@ -26,11 +26,6 @@ TEXTS = {
         "Weights of the replicas",
         "What each replica weighed at every meeting; the thin line is an equal share.",
     ),
-    "members": (
-        "Landscape of the population",
-        "Every member on the validation split, over its hidden units; lines are medians of members alike but for their "
-        "seed or rate.",
-    ),
     "stages": (
         "Staleness and bubbles",
         "How many updates old the gradients of a stage are, beside the formula of its schedule, and how long it waits. "
@@ -71,8 +66,6 @@ def _drawn(series: Sequence[Series], runs: Sequence[Run]) -> Iterator[tuple[str,
     yield "time", figures.accuracy_against_time(series), False
     if met := [run for run in runs if run.meetings[0].size]:
         yield "meetings", figures.replica_weights(met), True
-    if populations := [run for run in runs if run.members]:
-        yield "members", figures.landscape(populations), True
     finished = [run for run in runs if run.summary]
     if staged := [run for run in finished if run.grid[1] > 1]:
         yield "stages", rank_figures.stage_figure(staged), True

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,12 +74,6 @@ class Run:
             with Checkpoint(self.checkpoint) as file:
                 return file.grid
         return tuple(self.tables["grid"][axis] for axis in ("replicas", "stages", "shards"))
-
-    @cached_property
-    def members(self) -> Sequence[Mapping[str, str]]:
-        """The lines of ranking.csv, where the run has a population."""
-        path = self._directory.ranking
-        return [*csv.DictReader(StringIO(path.read_text()))] if path.is_file() else []
 
     @cached_property
     def _columns(self) -> dict[str, Array]:

@@ -143,19 +143,15 @@ def test_the_page_is_whole_and_tables_and_figures_stand_beside_it(tmp_path):
     assert not (out / "tables" / "settings.csv").exists()
 
 
-def test_a_population_has_a_landscape(tmp_path):
+def test_a_population_has_its_landscape(tmp_path):
     run = make_run(tmp_path / "many", [1.0], [0.5])
-    lines = ["layers,width,activation,validation_accuracy"]
-    lines += [f"{layers},4,{name},{0.9 - layers / 10}" for layers in (1, 2) for name in ("relu", "tanh", "relu")]
-    (run / "ranking.csv").write_text("\n".join([*lines, "3,4,tanh,"]) + "\n")
-    ax = landscape([Run(run)]).axes[0]
-    relu, tanh = ax.lines
-    assert [line.get_label() for line in (relu, tanh)] == ["relu", "tanh"]
-    np.testing.assert_array_equal(relu.get_xdata(), [4, 8])
-    np.testing.assert_allclose(tanh.get_ydata(), [20, 30])
-    assert [len(points.get_offsets()) for points in ax.collections] == [4, 2]
+    lines = ["member,layers,width,activation,validation_accuracy,validation_loss"]
+    lines += [f"{width},1,{width},{name},{0.9 - width / 10},0.5" for width in (1, 2) for name in ("relu", "tanh")]
+    (run / "ranking.csv").write_text("\n".join([*lines, "5,1,4,tanh,,"]) + "\n")
+    assert [row["width"] for row in Run(run).members] == ["1", "1", "2", "2", "4"]
     report([run], tmp_path / "out")
-    assert (tmp_path / "out" / "figures" / "members.png").is_file()
+    assert (tmp_path / "out" / "figures" / "population-1.png").is_file()
+    assert Run(make_run(tmp_path / "one", [1.0], [0.5])).members == []
 
 
 def test_a_window_is_of_batches_that_follow_each_other():
