@@ -11,7 +11,7 @@ import pytest
 from launch import alone
 from training import SMALL, here, train
 
-from mpinn.analysis.figures import landscape, look
+from mpinn.analysis.figures import look
 from mpinn.analysis.rank_figures import KINDS, SHARES, window
 from mpinn.analysis.report import report
 from mpinn.analysis.run_tables import result_table, time_to
