@@ -194,6 +194,16 @@ def test_shards_have_about_the_same_work_and_whole_panels() -> None:
             assert len({owners[member.number] for member in panel.members}) == 1
 
 
+def test_small_panels_go_where_there_is_least_work() -> None:
+    """Three panels of about 1,700 units and three of five, on two shards: not three and three."""
+    several = members([(width,) for width in range(1, 101)], ["relu"])
+    small = [Member(200 + number, (5,), name, number) for number, name in enumerate(["tanh", "elu", "selu"])]
+    owners = packed([*several, *small], 3).dealt(2, (30,))
+    (shard,) = {owners[member.number] for member in small}
+    units = [sum(number + 1 for number in range(100) if owners[number] == one) for one in (0, 1)]
+    assert units[shard] < units[1 - shard]
+
+
 def test_a_panel_has_one_depth_one_name_and_a_bounded_number_of_units() -> None:
     several = members([(1,), (900,), (800,), (5, 5)], ["relu", "tanh"])
     whole = packed(several, 3)
