@@ -153,7 +153,7 @@ def test_an_extracted_member_is_an_ordinary_run_with_the_same_numbers(tmp_path: 
     assert exported.returncode == 0, exported.stderr
     whole = alone("-m", "mpinn", "export", str(tmp_path / "run"), "--to", "npz", "-o", str(tmp_path / "run.npz"))
     assert whole.returncode == 2
-    assert "it is a population: python -m mpinn extract" in whole.stderr
+    assert "its model is a population: take one member" in whole.stderr
     told = alone("-m", "mpinn", "evaluate", str(tmp_path / "run")).stdout
     assert f"member {best['member']}, the best of the population" in told
     assert f"accuracy {found['test']['accuracy']:.4f}, loss {found['test']['loss']:.4f}" in told

@@ -44,7 +44,8 @@ def trained_network(checkpoint: Checkpoint) -> Trained:
     configuration = checkpoint.configuration
     options = _options(place, configuration.get("model", {}))
     if isinstance(options, Population):
-        raise InputError(place, "it is a population: python -m mpinn extract writes one member as a model of its own")
+        take = "take one member of it first, with python -m mpinn extract"
+        raise InputError(place, f"its model is a population: {take}")
     model: Model = options.build(shape, outputs)
     schedule, bounds = configuration.get("schedule", {}), np.asarray(checkpoint.scalars.get("bounds", ())).tolist()
     if schedule.get("name") == "parareal" and len(bounds) > 2:

@@ -31,7 +31,6 @@ def write_onnx(path: Path, model: SavedModel, facts: Mapping[str, Any]) -> None:
         from mpinn.analysis.onnx_layers import emit
     except ImportError as error:
         raise InputError("--to", f"onnx needs pip install 'mpinn[export]' ({error})") from None
-    model.check_single()
     place = str(model.checkpoint.path)
     if 4 * sum(prod(parameter.shape) for parameter in model.checkpoint.parameters(NETWORK)) > MOST:
         raise InputError(place, "the model is larger than the 2 GiB that an ONNX file holds: use safetensors")

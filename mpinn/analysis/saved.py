@@ -116,12 +116,6 @@ class SavedModel:
         """The network that was trained, without its weights."""
         return trained_network(self.checkpoint)
 
-    def check_single(self) -> None:
-        """Raise InputError for a population, which is many networks."""
-        if len(self.trained.network.output_shape(self.trained.shape)) != 1:
-            take = "take one member of it first, with python -m mpinn extract"
-            raise InputError(str(self.checkpoint.path), f"its model is a population: {take}")
-
     @cached_property
     def normalisation(self) -> Normalisation:
         """What is done to a sample before it enters the network."""
@@ -142,7 +136,6 @@ class SavedModel:
 
     def predict(self, x: Array) -> Array:
         """x: (B, *sample) as the data set has them, not normalised, to the outputs (B, O) before any softmax."""
-        self.check_single()
         x = np.asarray(x)
         shape = self.trained.shape
         if x.shape[1:] != shape or x.ndim != len(shape) + 1:

@@ -65,7 +65,6 @@ def dead_units(model: SavedModel, path: str = "") -> dict[str, Any]:
 
     A dead unit says nothing about a sample: with relu it is one that is never active. ``path``: where the data set is.
     """
-    model.check_single()
     split = source_of(model.checkpoint, path).splits["validation"]
     x = split.x[: min(SAMPLES, split.size)]
     context = Pass(Pool(), training=False)

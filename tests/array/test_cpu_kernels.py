@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def test_every_public_name_is_there(kernels: Any) -> None:
     assert all(callable(getattr(kernels, name)) for name in plain.__all__)
     public = {
         name for module in (plain, steps) for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+        if isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }  # fmt: skip
     assert public <= set(kernels.__all__)
 
