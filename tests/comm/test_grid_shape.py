@@ -16,6 +16,8 @@ from mpinn.config import InputError
         (4, (0, 2, 1), (2, 2, 1)),
         (12, (2, 3, 2), (2, 3, 2)),
         (6, (0, 1, 6), (1, 1, 6)),
+        (6, (0, 1, 0), (1, 1, 6)),
+        (6, (2, 1, 0), (2, 1, 3)),
     ],
 )
 def test_grids_that_fit(ranks: int, asked: tuple[int, int, int], shape: tuple[int, int, int]) -> None:
@@ -37,7 +39,8 @@ def test_grids_that_fit(ranks: int, asked: tuple[int, int, int], shape: tuple[in
         (6, (0, 2, 2), "grid.replicas", "multiple of 4 ranks"),
         (4, (-1, 1, 1), "grid.replicas", "-1 is too small: at least 0"),
         (4, (0, 0, 1), "grid.stages", "at least 1"),
-        (4, (0, 1, 0), "grid.shards", "at least 1"),
+        (4, (0, 1, -1), "grid.shards", "at least 0"),
+        (4, (3, 1, 0), "grid.replicas", "3 replicas x 1 stages x 1 shards need 3 ranks, 4 ranks started"),
     ],
 )
 def test_grids_that_do_not_fit(ranks: int, asked: tuple[int, int, int], path: str, message: str) -> None:
