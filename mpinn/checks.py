@@ -252,6 +252,8 @@ def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) 
     """The data may have moved, but must be what the run was started with, as far as its checkpoint knows that."""
     known = checkpoint.data
     changed = [name for name in data if name in known and not same(known[name], data[name])]
+    # what samples are like differs where there are others
+    changed = [name for name in changed if name not in ("mean", "std")] or changed
     others = [f"{name} ({known[name]} -> {data[name]})" for name in changed]
     if others:
         where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
