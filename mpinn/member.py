@@ -29,9 +29,9 @@ class Extracted:
     member: Member
 
 
-def read_member(checkpoint: Checkpoint, number: int | None, overrides: tuple[str, ...] = ()) -> Extracted:
+def read_member(checkpoint: Checkpoint, number: int | None) -> Extracted:
     """A member of a population's checkpoint, the best one without a number, with the best weights that it had."""
-    config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
+    config = load(checkpoint.configuration, (), CHOICES, DEFAULTS)
     options = config.model
     if not isinstance(options, Population):
         raise InputError(str(checkpoint.path), f"has no members: its model is {config.names['model']}, not population")

@@ -58,9 +58,9 @@ class Ranking:
         score = self.accuracy if self._classes else -self.loss
         return np.where(np.isfinite(self.loss), score, -np.inf)
 
-    def order(self, among: Array | None = None) -> Array:
-        """Member numbers from the best on: by score, then by loss, then by number; those that are there if not said."""
-        members = self.alive if among is None else among
+    def order(self) -> Array:
+        """Numbers of the members that are there, from the best on: by score, then by loss, then by number."""
+        members = self.alive
         loss = np.where(np.isfinite(self.loss), self.loss, np.inf)[members]
         best: Array = members[np.lexsort((members, loss, -self.score()[members]))]
         return best
