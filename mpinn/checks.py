@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpinn.array import ops as plain
-from mpinn.array.device import choose_kernels
+from mpinn.array.device import choose_kernels, count_devices
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
 from mpinn.comm.grid import World, shape_of
 from mpinn.config import MAY_CHANGE, Config, difference, load
@@ -179,7 +179,9 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
 
 
 def check_kernels(config: Config) -> None:
-    """Kernels that were asked for must be there."""
+    """Kernels that were asked for must be there, and so must a GPU."""
+    if config.run.device == "gpu" and not (found := count_devices())[0]:
+        raise InputError("run.device", f"gpu: {found[1]}; choose cpu, or auto for a GPU where there is one")
     try:
         choose_kernels(config.run.kernels)
     except ImportError as error:

@@ -47,7 +47,10 @@ Deal = Literal["redealt", "fixed", "same", "skewed"]
 class Run:
     """[run]: where the run is kept and how its arithmetic is done.
 
-    ``kernels = "auto"`` is compiled where numba can be imported. Both kinds round differently: a run keeps its own.
+    ``device = "auto"`` is a GPU where there is one: that of the rank's number on its machine. With ``tf32`` a GPU
+    multiplies float32 in 10 bits of mantissa, which is several times as fast.
+    ``kernels``, of the CPU: ``auto`` is compiled where numba can be imported. All kinds round differently: a run keeps
+    its own.
     After ``patience`` seconds in which training makes no progress the job is ended; 0 is never. Let it be longer than
     all that a rank does while others wait, such as writing a checkpoint.
     """
@@ -57,6 +60,8 @@ class Run:
     dtype: Literal["float32", "float64"] = "float32"
     transport: Literal["auto", "direct", "staged"] = "auto"
     deterministic: bool = False
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    tf32: bool = False
     kernels: Literal["auto", "plain", "compiled"] = "auto"
     patience: Amount = 600.0
 
@@ -119,6 +124,7 @@ ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "conse
 MAY_CHANGE = frozenset(
     {
         "run.transport",
+        "run.device",
         "run.directory",
         "run.patience",
         "data.path",

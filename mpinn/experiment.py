@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from mpinn.agreement import Agreement
-from mpinn.array.device import choose_kernels
+from mpinn.array.device import Device, choose_device
 from mpinn.array.typing import Shape
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
@@ -58,7 +58,7 @@ class Experiment:
     keeper: RunKeeper
     measure: RunMeasure
     transport: str
-    kernels: str
+    device: Device
     model: Model
     cuts: Cuts
     trace: Trace
@@ -76,17 +76,18 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     The run directory is first written when all that can raise InputError is done.
     """
     config, run = start.config, start.config.run
-    transport, reason = choose_transport(run.transport, world.library)
+    device = everywhere(world, lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32))
+    ops = device.kernels
+    transport, reason = choose_transport(run.transport, world.library, device.memory)
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transport, ordered=run.deterministic)
-    ops, kernels = choose_kernels(run.kernels)
     cuts = _cuts(world, start, grid, ops)
     column = grid.replicas.split(0, grid.replica, "column")
-    trace = Trace(TRACED if start.trace else 0)
+    trace = Trace(TRACED if start.trace else 0, ops.synchronize)
     warmth = _warmth(world, start)
     loaded = everywhere(world, lambda: _load(world, start, grid, ops, cuts, warmth))
     batches = loaded.batches
-    place = _place(grid, loaded.model, cuts, trace, second_core(world))
+    place = _place(grid, loaded.model, cuts, trace, second_core(world, ops))
     schedule = _schedule(config, loaded, place, grid)
     warm(world, config, _subjects(schedule, place, loaded))
     consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
@@ -95,7 +96,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     grid_kinds = grid_vectors(consensus, tally, grid.place)
     begin = Resumed()
     if (path := start.checkpoint) is not None:
-        stand = Stand(grid.shape, grid.replica, grid.place, cuts.bounds, config.tables()["schedule"])
+        stand = Stand(grid.shape, grid.replica, grid.place, cuts.bounds, config.tables()["schedule"], ops.fill)
         begin = everywhere(world, lambda: resume(path, schedule.parts, grid_kinds, stand))
         if begin.flight is not None:
             schedule.resume(begin.flight, batches.batch)
@@ -104,7 +105,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
         [*model_vectors(schedule.parts, grid.place), *grid_kinds], schedule, grid.replica, grid.place, cuts.bounds,
-        start.data, since=step_of(path) if path is not None else 0,
+        start.data, since=step_of(path) if path is not None else 0, ops=ops,
     )  # fmt: skip
     keeper.rewind(begin.step)
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)
@@ -146,7 +147,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
     notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
     return Experiment(
-        config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", kernels, loaded.model, cuts, trace, notes
+        config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", device, loaded.model, cuts, trace, notes
     )
 
 
@@ -206,9 +207,9 @@ def _warmth(world: World, start: Start) -> Path | None:
     return Path(world.verdict(lambda: str(checkpoint_of(start.config.schedule.warm)).encode()).decode())
 
 
-def second_core(world: World) -> bool:
-    """Whether every rank of this machine has a core for a second thread."""
-    return world.cores >= 2 * world.local_size
+def second_core(world: World, ops: ModuleType) -> bool:
+    """Whether every rank of this machine has a core for a second thread that computes there."""
+    return ops.LIBRARY is np and world.cores >= 2 * world.local_size
 
 
 def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace, second_core: bool) -> Place:
@@ -248,7 +249,7 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
     batches = Batches(
         source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare,
         held=config.schedule.held(grid.stages.size),
-        samples=grid.stage == 0 or config.schedule.sampled,
+        samples=grid.stage == 0 or config.schedule.sampled, ops=ops,
     )  # fmt: skip
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))

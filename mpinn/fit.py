@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from mpinn.array import ops as plain
 from mpinn.array.typing import Array, Shape
 from mpinn.config import Config, InputError, Length
 from mpinn.datasets.batches import Batch, Batches
@@ -61,7 +62,7 @@ def check_warm(config: Config, model: Model) -> None:
 
 def _trained(path: Path, config: Config, model: Model, ops: ModuleType | None) -> Part:
     """The network that is cut, with the weights of a checkpoint; without ``ops`` it is only looked whether it fits."""
-    part = build_part("network", model.network, model.shape, np.dtype(config.run.dtype), (), ops=ops)
+    part = build_part("network", model.network, model.shape, np.dtype(config.run.dtype), (), ops=ops or plain)
     try:
         with Checkpoint(path) as checkpoint:
             for layout, vector, kind in (
@@ -71,7 +72,9 @@ def _trained(path: Path, config: Config, model: Model, ops: ModuleType | None) -
                 if ops is None:
                     checkpoint.check(layout, f"{kind}/network")
                 else:
-                    checkpoint.fill(layout, vector, f"{kind}/network")
+                    values = np.zeros(layout.size, layout.dtype)
+                    checkpoint.fill(layout, values, f"{kind}/network")
+                    ops.fill(vector, values)
     except InputError as error:
         raise InputError(KEY, f"{error}: it is no checkpoint of the model that is cut") from None
     return part
@@ -140,8 +143,8 @@ class _Fit:
 
     def _least(self, part: Part, step: Step) -> None:
         """Steps along the gradient of half the squared error, for the epochs that are wanted."""
-        run, data, segments = self.config.run, self.config.data, ADAM.segments(part.layout)
-        batches = Batches(self.source, run.seed, data.batch, 1, 0, "redealt", part.layout.dtype)
+        run, data, segments = self.config.run, self.config.data, part.ops.prepared(ADAM.segments(part.layout))
+        batches = Batches(self.source, run.seed, data.batch, 1, 0, "redealt", part.layout.dtype, ops=part.ops)
         steps = self.config.schedule.fit * batches.steps_per_epoch
         rate = ADAM.course(batches.steps_per_epoch, steps)
         for number in range(steps):

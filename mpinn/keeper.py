@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mpinn.array import ops as plain
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.config import Config
@@ -109,12 +110,15 @@ class RunKeeper:
     """The step of the checkpoint from which this start goes on."""
     saved: int = 0
     """That of the last one that it has saved."""
+    ops: Any = plain
+    """The kernels that work on the vectors, which know where these are."""
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
         self._saver = Saver(
-            self.directory.path, self.control, replica=self.replica, keep=keep, merges={"state": merge_layer}
-        )
+            self.directory.path, self.control, replica=self.replica, keep=keep, merges={"state": merge_layer},
+            host=self.ops.on_host,
+        )  # fmt: skip
         self._failure: OSError | None = None
         self._metrics = self._open_metrics() if self.control.rank == 0 else None
 
@@ -268,6 +272,8 @@ class Stand:
     stage: int
     bounds: tuple[int, ...]
     schedule: Mapping[str, Any]
+    fill: Callable[[Array, Array], None] = plain.fill
+    """Copies values to where the vectors are."""
 
     def agrees(self, checkpoint: Checkpoint) -> bool:
         """Whether the file was saved by ranks that stood as these do."""
@@ -296,7 +302,7 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
     vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(model)
     if keeps_heads and not same:
         vectors += model_vectors(heads, stand.stage)
-    notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] * stand.grid[2] == 1)
+    notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] * stand.grid[2] == 1, fill=stand.fill)
     if was != stand.grid:
         before, now = (" x ".join(map(str, shape)) for shape in (was, stand.grid))
         notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]

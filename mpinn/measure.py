@@ -7,7 +7,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.random import default_rng
 
-from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.consensus.consensus import Consensus, Quality
@@ -31,10 +30,12 @@ def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: View
     Zeros on a rank on which the depth does not end.
     """
     sums = np.zeros(3)
-    context = Pass(training=False)
+    part = next(iter(schedule.parts.values()))
+    context = Pass(part.pool, part.ops, training=False)
     for batch in batches:
         if batch.count and (y := schedule.predict(batch.x, *(views or ()))) is not None:
-            sums += float(loss(y, batch.target, context)[0]), correct(y, batch.target, context), batch.count
+            own, right = loss(y, batch.target, context)[0], correct(y, batch.target, context)
+            sums += float(own), float(right), batch.count
     return sums
 
 
@@ -88,7 +89,8 @@ class ReplicaMeasure:
         for sample in self._singles(samples):
             y = self._schedule.predict(sample.x)
             if y is not None:
-                sample = replace(sample, target=self._loss.draw(y, rng))
+                drawn = self._loss.draw(part.ops.on_host(y), rng)
+                sample = replace(sample, target=part.ops.on_device(drawn))
             self._schedule.gradient(sample)
             np.multiply(part.grads, part.grads, out=part.grads)
             np.add(out, part.grads, out=out)
@@ -145,9 +147,9 @@ class RunMeasure:
         """The weights (R,) of the merge: the consensus's own, without replicas that are not finite."""
         if self._column.size == 1:
             return np.ones(1)
-        vectors = [vector for part in self._schedule.parts.values() for vector in (part.weights, part.state)]
+        parts = self._schedule.parts.values()
         bad = np.zeros(self._column.size)
-        bad[self._column.rank] = not all(map(ops.all_finite, vectors))
+        bad[self._column.rank] = not all(p.ops.all_finite(vector) for p in parts for vector in (p.weights, p.state))
         self._control.all_max(bad).wait()
         weights: Array = self._consensus.merge * (1 - bad)
         if not weights.any():

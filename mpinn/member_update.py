@@ -38,9 +38,9 @@ class MemberUpdate(OptimizerUpdate):
         self._pieces = np.array([*_pieces(part)], np.int64).reshape(-1, 3)
         members = population_of_part(part).members
         if stopped or any((member.rate, member.weight_decay) != (None, None) for member in members):
-            self._segments[part.name] = self._own(part, stopped)
+            self._segments[part.name] = part.ops.prepared(self._own(part, stopped))
         else:
-            self._segments[part.name] = self._optimizer.segments(part.layout)
+            self._segments[part.name] = part.ops.prepared(self._optimizer.segments(part.layout))
 
     def _own(self, part: Part, stopped: frozenset[int]) -> Segments:
         """A segment for each array of each member."""

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 from types import ModuleType
 from typing import Any
 
@@ -116,14 +116,15 @@ def measure(
 ) -> list[Cost]:
     """The cost of every unit on random data, as the median of whole passes through the model, after one to warm up.
 
-    Seconds are processor time, which other processes do not disturb, so BLAS must have one thread. Backward includes
+    Seconds are processor time, which other processes do not disturb, so BLAS must have one thread; on a device they are
+    those until it is done. Backward includes
     the weight gradient, and the input gradient for all units but the first, and for that one too if it is ``wanted``.
     """
     part, pieces = _built(model, dtype, ops)
     part.initialize(0)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, *model.shape)).astype(dtype)
-    dy = rng.standard_normal((batch, *model.network.output_shape(model.shape))).astype(dtype)
+    x = ops.on_device(rng.standard_normal((batch, *model.shape)).astype(dtype))
+    dy = ops.on_device(rng.standard_normal((batch, *model.network.output_shape(model.shape))).astype(dtype))
     rounds = np.array([_times(part, pieces, x, dy, wanted) for _ in range(1 + repeats)])
     forward, backward = np.median(rounds[1:], axis=0)
     return _costs(model, dtype, forward.tolist(), backward.tolist(), _traced(part, pieces, x))
@@ -213,9 +214,18 @@ def subject_of(
 
     ``sides`` are the names of the networks beside it.
     """
-    kernels, table = "plain" if ops is plain else "compiled", config.tables()["model"]
+    table = config.tables()["model"]
+    kernels = "plain" if ops is plain else "compiled" if ops.LIBRARY is np else "cuda"
     beside = {"beside": sides} if sides else {}
-    return Subject({**table, **beside}, shape, outputs, batch, config.run.dtype, kernels, machine())
+    return Subject(
+        {**table, **beside},
+        shape,
+        outputs,
+        batch,
+        config.run.dtype,
+        kernels,
+        ops.device_name() or machine(),
+    )
 
 
 def cache_file(subject: Subject) -> Path:
@@ -258,19 +268,24 @@ def _costs(model: Model, dtype: Dtype, forward: list[float], backward: list[floa
 
 def _times(part: Part, pieces: list[Network], x: Array, dy: Array, wanted: bool) -> tuple[list[float], list[float]]:
     """Seconds of the forward and of the backward pass of each piece, in one pass through all of them."""
-    context = Pass(part.pool, part.ops)
+    context, ops = Pass(part.pool, part.ops), part.ops
     saved, forward, backward = [], [], []
+
+    def now() -> float:
+        ops.synchronize()
+        return process_time() if ops.LIBRARY is np else perf_counter()
+
     for piece in pieces:
-        start = process_time()
+        start = now()
         x, kept = piece.forward(part.weight_views, part.state_views, x, context)
-        forward.append(process_time() - start)
+        forward.append(now() - start)
         saved.append(kept)
     for piece in reversed(pieces):
         context.wants_dx = wanted or piece is not pieces[0]
-        start = process_time()
+        start = now()
         dy, finish = piece.backward(part.weight_views, saved.pop(), dy, context)
         finish(part.grad_views)
-        backward.append(process_time() - start)
+        backward.append(now() - start)
     return forward, backward[::-1]
 
 

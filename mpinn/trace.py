@@ -1,5 +1,6 @@
 """What a rank did when: events for a timeline, and nothing but a comparison where no timeline is wanted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -24,14 +25,18 @@ class Event:
 
 
 class Trace:
-    """The first ``limit`` events of this rank, in the order in which they ended."""
+    """The first ``limit`` events of this rank, in the order in which they ended.
 
-    def __init__(self, limit: int = 0):
+    ``settle`` waits for a device that works behind the program's back, so that events last as long as their work.
+    """
+
+    def __init__(self, limit: int = 0, settle: Callable[[], None] = lambda: None):
         self.events: list[Event] = []
         self.dropped = 0
         self.zero = 0.0
         """The moment from which a timeline counts, the same on all ranks."""
         self._limit = limit
+        self._settle = settle
 
     @property
     def wanted(self) -> bool:
@@ -40,7 +45,10 @@ class Trace:
 
     def now(self) -> float:
         """The time to begin an event with."""
-        return perf_counter() if self._limit else 0.0
+        if not self._limit:
+            return 0.0
+        self._settle()
+        return perf_counter()
 
     def add(
         self, name: str, begun: float, batch: int = NONE, version: int = NONE, size: int = NONE, row: int = 0
@@ -48,6 +56,7 @@ class Trace:
         """An event that began at ``begun`` ends now."""
         if not self._limit:
             return
+        self._settle()
         if len(self.events) < self._limit:
             self.events.append(Event(name, begun, perf_counter(), batch, version, size, row))
         else:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from mpinn import __version__
+from mpinn.binding import binding
 from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
 from mpinn.config import Config
@@ -82,13 +83,14 @@ def _tell_again(world: World, start: Start) -> None:
 
 
 def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
-    config, trainer = experiment.config, experiment.trainer
+    config, trainer, shared = experiment.config, experiment.trainer, binding(world, experiment.device.bus)
     shape = " x ".join(map(str, experiment.grid.shape))
     said = [
         f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), messages {experiment.transport}",
-        f"kernels {experiment.kernels}",
+        f"device {experiment.device.said}",
+        *shared,
         *_depth(world, experiment),
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
         f"consensus {_consensus(config)}, {config.names['optimizer']}, {config.run.dtype}",
@@ -119,7 +121,7 @@ def _depth(world: World, experiment: Experiment) -> list[str]:
         return [said]
     size = size_of(config, experiment.grid.replicas.size)
     network = trained(config, experiment.model, cuts)
-    return [said, *config.schedule.remarks(second_core(world), network, size)]
+    return [said, *config.schedule.remarks(second_core(world, experiment.device.kernels), network, size)]
 
 
 def _remarks(config: Config, replicas: int) -> list[str]:

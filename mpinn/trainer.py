@@ -9,7 +9,6 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from mpinn.agreement import Agreement
-from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.consensus.consensus import Consensus, Quality
@@ -266,7 +265,8 @@ class Trainer:
     def _bad_layers(self) -> list[str]:
         """For every rank the name of its first layer that is not finite, or nothing; called by all ranks."""
         parts = self.schedule.parts.values()
-        named = ((part, entry) for part in parts for entry, values in part_entries(part) if not ops.all_finite(values))
+        every = ((part, *pair) for part in parts for pair in part_entries(part))
+        named = ((part, entry) for part, entry, values in every if not part.ops.all_finite(values))
         own = next((f"{part.name}/{entry.path[0]}" if part.auxiliary else entry.path[0] for part, entry in named), "")
         name, names = np.zeros(NAME, np.uint8), np.empty((self.control.size, NAME), np.uint8)
         text = np.frombuffer(own.encode()[:NAME], np.uint8)

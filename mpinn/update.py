@@ -1,7 +1,7 @@
 """From a complete gradient to new weights: consensus, clipping, combining, optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, sqrt
+from typing import Any
 
 from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batch
@@ -34,8 +34,13 @@ class OptimizerUpdate:
         self._chained = chained
         self._trace = trace
         self._versions = dict.fromkeys(parts, 0)
-        self._segments = {name: optimizer.segments(part.layout) for name, part in parts.items()}
+        self._segments = {name: part.ops.prepared(optimizer.segments(part.layout)) for name, part in parts.items()}
         self._layers = {name: [part.layout.span((n,)) for n in part.weight_views] for name, part in parts.items()}
+
+    @property
+    def bucket(self) -> int:
+        """Bytes in which the gradient leaves; 0 if nobody wants to hear of pieces."""
+        return self._consensus.bucket
 
     def ready(self, part: Part, span: slice) -> None:
         """A slice of the gradient is complete."""
@@ -57,17 +62,11 @@ class OptimizerUpdate:
         self._consensus.adapted(part)
         self._trace.add("mix", begun, batch.index)
 
-    def _scale(self, part: Part, samples: int) -> float:
+    def _scale(self, part: Part, samples: int) -> Any:
         """What turns the summed gradient into a mean that is no longer than the limit."""
         scale = 1 / samples
-        if self._clip:
-            norm = self._norm(part) * scale
-            # a norm that is not finite is left alone, so that it shows
-            if self._clip < norm < inf:
-                scale *= self._clip / norm
-        return scale
-
-    def _norm(self, part: Part) -> float:
+        if not self._clip:
+            return scale
         # sums of layers are added up in layer order, as across the ranks that hold the layers of one model
-        sums = [float(part.ops.sum_of_squares(part.grads[span])) for span in self._layers[part.name]]
-        return sqrt(sum(self._chained(sums)))
+        sums = self._chained(part.ops.squares_of(part.grads, self._layers[part.name]))
+        return part.ops.shortened(scale, sums, self._clip)

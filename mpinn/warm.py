@@ -48,10 +48,11 @@ def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | Non
     Forward and backward read the part's own weights and write its gradients, the statistics are a copy, and the
     optimizer moves the few weights of a part of its own.
     """
-    actor = replace(part, name="rehearsal", state=part.state.copy(), pool=Pool())
-    target = np.zeros((2, *(target_shape or ())), part.layout.dtype if target_shape else np.int64)
+    actor = replace(part, name="rehearsal", state=part.state.copy(), pool=Pool(part.ops.LIBRARY))
+    zeros = part.ops.LIBRARY.zeros
+    target = zeros((2, *(target_shape or ())), part.layout.dtype if target_shape else np.int64)
     loss: Loss = config.loss if target_shape is not None else _NoLoss()
-    x = np.zeros((2, *shape), part.layout.dtype)
+    x = zeros((2, *shape), part.layout.dtype)
     with np.errstate(all="ignore"):
         batch, schedule = Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), serial(actor, loss, config.run.seed)
         schedule.step(batch, _UpdateElsewhere(config, part))
@@ -65,7 +66,7 @@ class _NoLoss:
     """What comes back from a later stage."""
 
     def __call__(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        return np.zeros(()), np.zeros_like(y)
+        return np.zeros_like(y, shape=()), np.zeros_like(y)
 
     def draw(self, y: Array, rng: Generator) -> Array:
         return y
@@ -76,7 +77,7 @@ class _UpdateElsewhere:
 
     def __init__(self, config: Config, part: Part):
         layout = Layout({"rehearsal": {"weight": (1,)}}, part.layout.dtype)
-        weights, grads, *slots = np.zeros((2 + len(part.slots), layout.size), layout.dtype)
+        weights, grads, *slots = part.ops.LIBRARY.zeros((2 + len(part.slots), layout.size), layout.dtype)
         self._part = replace(
             part,
             layout=layout,
@@ -84,11 +85,13 @@ class _UpdateElsewhere:
             grads=grads,
             slots=dict(zip(part.slots, slots, strict=True)),
             counters=part.counters.copy(),
-            pool=Pool(),
+            pool=Pool(part.ops.LIBRARY),
         )
         alone = Independent(NullChannel("rehearsal"))
         parts = {part.name: self._part}
         self._update = OptimizerUpdate(alone, config.optimizer, lambda step: 0.0, config.train.clip, parts)
+
+    bucket = 0
 
     def ready(self, part: Part, span: slice) -> None:
         """Nobody waits for a slice of the gradient."""

@@ -17,6 +17,7 @@ WALLS = {
     "mpi4py": {"comm"},
     "cupy": {"array"},
     "cupyx": {"array"},
+    "cudnn": {"array"},
     "numba": {"array"},
     "h5py": {"storage", "datasets"},
 }
@@ -33,7 +34,7 @@ ORDER = [
     {"costs", "sides"},
     {"abreast"},
     {"schedules", "consensus", "cuts"},
-    {"choices", "measure", "update", "tally", "agreement", "reporter", "watchdog", "ranking"},
+    {"choices", "measure", "update", "tally", "agreement", "binding", "reporter", "watchdog", "ranking"},
     {"member", "member_update", "selection", "standing"},
     {"trainer"},
     {"keeper", "fit"},

@@ -1,5 +1,6 @@
 """The kernels compiled for the CPU: faster twins of those in `mpinn.array.ops`; what has none here is the plain one."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from math import prod, sqrt
 from typing import Any
@@ -91,6 +92,14 @@ def activation_backward(name: str, kept: Array, dy: Array, pool: Pool) -> Array:
     return dz
 
 
+def batch_statistics(
+    x: Array, running: tuple[Array, Array], momentum: float, epsilon: float, pool: Pool
+) -> tuple[Array, Array]:
+    """The twin of `ops.batch_statistics`."""
+    moments = import_module("mpinn.array.cpu_norms").column_moments(x, pool)
+    return plain.followed(x, moments, running, momentum, epsilon)
+
+
 def column_sums(x: Array) -> Array:
     """The twin of `ops.column_sums`."""
     total = np.zeros(x.shape[-1])
@@ -168,6 +177,11 @@ def sum_of_squares(vector: Array) -> float:
     """The twin of `ops.sum_of_squares`; the sum is a number of Python's."""
     total: float = squares(vector)
     return total
+
+
+def squares_of(vector: Array, spans: Sequence[slice]) -> list[float]:
+    """The twin of `ops.squares_of`."""
+    return [sum_of_squares(vector[span]) for span in spans]
 
 
 def all_finite(vector: Array) -> bool:

@@ -1,15 +1,85 @@
-"""Which kernels a run computes with, and which accelerators there are."""
+"""Which device and which kernels a run computes with, and which accelerators there are."""
 
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from mpinn.array import ops as plain
+from mpinn.errors import InputError
 
 Setting: TypeAlias = Literal["auto", "plain", "compiled"]
+Where: TypeAlias = Literal["auto", "cpu", "gpu"]
+TF32_SAID = {True: "float32 is multiplied as TF32", False: "float32 is multiplied as float32"}
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """What a rank computes with: ``kernels`` are `mpinn.array.ops`, or a module with twins of the same names.
+
+    ``name`` and ``bus`` of a GPU, empty on the host: two ranks with one bus share a GPU. ``memory`` is what a transport
+    must know, None for the host's. ``said``: the choice and the reason for it.
+    """
+
+    kernels: ModuleType
+    said: str
+    name: str = ""
+    bus: str = ""
+    memory: Any = None
+
+
+def choose_device(where: Where, kernels: Setting, local_rank: int, tf32: bool = False) -> Device:
+    """The device of a rank, which is the ``local_rank``-th on its machine, made the current one of this thread.
+
+    Never by timing, so that equal settings give equal numbers. Raises InputError if a GPU is wanted and there is none,
+    or if kernels are to be compiled and cannot be.
+    """
+    why = "chosen"
+    if where != "cpu":
+        count, why = count_devices()
+        if count:
+            return _gpu(local_rank % count, count, tf32)
+        if where == "gpu":
+            raise InputError("run.device", f"gpu: {why}; choose cpu, or auto for a GPU where there is one")
+    try:
+        module, said = choose_kernels(kernels)
+    except ImportError as error:
+        raise InputError("run.kernels", f"compiled: {error}") from None
+    return Device(module, f"cpu: {why}; kernels {said}")
+
+
+def count_devices() -> tuple[int, str]:
+    """How many GPUs CuPy finds; if none, why."""
+    try:
+        from cupy.cuda import runtime
+    except ImportError as error:
+        return 0, f"CuPy cannot be imported ({error})"
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        return 0, f"no GPU ({error})"
+    return count, "" if count else "no GPU is visible"
+
+
+def _gpu(index: int, count: int, tf32: bool) -> Device:
+    import cupy
+
+    from mpinn.array import cuda, cuda_conv
+    from mpinn.array.cuda_memory import CudaMemory
+
+    cupy.cuda.Device(index).use()
+    # a stream of its own can be recorded, which the default one cannot, and no other stream waits for it
+    cupy.cuda.Stream(non_blocking=True).use()
+    cuda.Choices.tf32 = tf32
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    name = properties["name"].decode()
+    bus = f"{properties['pciDomainID']:x}:{properties['pciBusID']:x}:{properties['pciDeviceID']:x}"
+    convolutions = "by cuDNN" if cuda_conv.frontend() else "by kernels of our own, which are slow: cuDNN is missing"
+    said = f"gpu {index} of {count}, {name}; {TF32_SAID[tf32]}; convolutions {convolutions}"
+    return Device(cuda, said, name, bus, CudaMemory())
 
 
 def choose_kernels(setting: Setting) -> tuple[ModuleType, str]:
-    """The module of kernels and the reason for it; never by timing, so that equal settings give equal numbers.
+    """The module of kernels for the host and the reason for it; never by timing.
 
     Raises ImportError if they are to be compiled and numba can't be imported.
     """
@@ -26,15 +96,12 @@ def choose_kernels(setting: Setting) -> tuple[ModuleType, str]:
 
 def describe_devices() -> list[str]:
     """One line for each GPU that CuPy finds: its name, memory and driver; none without CuPy or without a GPU."""
-    try:
-        from cupy.cuda import runtime
-    except ImportError:
+    count, _ = count_devices()
+    if not count:
         return []
-    try:
-        count, driver = runtime.getDeviceCount(), runtime.driverGetVersion()
-    except runtime.CUDARuntimeError:
-        return []
-    found = []
+    from cupy.cuda import runtime
+
+    driver, found = runtime.driverGetVersion(), []
     for device in range(count):
         properties = runtime.getDeviceProperties(device)
         memory = properties["totalGlobalMem"] / 2**30

@@ -7,8 +7,8 @@ import numpy as np
 
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
-from mpinn.array.sums import column_dots, column_sums, spread
-from mpinn.array.typing import Array
+from mpinn.array.sums import column_dots, column_moments, column_sums, spread
+from mpinn.array.typing import Array, Dtype
 
 
 def batch_norm(
@@ -55,6 +55,37 @@ def batch_norm_backward(
     else:
         np.multiply(dz, spread(scale * inverse, x, pool), out=dx)
     return dx, dscale, dshift
+
+
+def batch_statistics(
+    x: Array, running: tuple[Array, Array], momentum: float, epsilon: float, pool: Pool
+) -> tuple[Array, Array]:
+    """Mean and 1 / deviation of each column of x: (..., C), each (C,) in the type of x.
+
+    ``running``, the mean and the unbiased variance so far, move towards those of x by ``momentum``, unless x is empty.
+    """
+    return followed(x, column_moments(x, pool), running, momentum, epsilon)
+
+
+def followed(
+    x: Array, moments: tuple[Array, Array], running: tuple[Array, Array], momentum: float, epsilon: float
+) -> tuple[Array, Array]:
+    """`batch_statistics`, from the mean and the variance of x in float64."""
+    rows = x.size // x.shape[-1]
+    if momentum and rows:
+        mean, variance = moments
+        unbiased = variance * (rows / max(1, rows - 1))
+        for own, new in zip(running, (mean, unbiased), strict=True):
+            own[...] += momentum * (new - own)
+    return known_statistics(moments, epsilon, x.dtype, pool=None)
+
+
+def known_statistics(
+    moments: tuple[Array, Array], epsilon: float, dtype: Dtype, pool: Pool | None
+) -> tuple[Array, Array]:
+    """Mean and 1 / deviation in ``dtype``, from a mean and a variance."""
+    mean, variance = moments
+    return mean.astype(dtype), (1 / np.sqrt(variance + epsilon)).astype(dtype)
 
 
 def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float, pool: Pool) -> tuple[Array, Array, Array]:

@@ -3,14 +3,23 @@
 A faster twin has the same name and arguments; a test asserts that they agree. Scratch comes from the pool.
 """
 
-from math import prod
+from collections.abc import Sequence
+from math import inf, prod, sqrt
 from typing import Any
 
 import numpy as np
 
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.im2col import conv, conv_backward_input, conv_backward_weight
-from mpinn.array.norms import batch_norm, batch_norm_backward, layer_norm, layer_norm_backward
+from mpinn.array.norms import (
+    batch_norm,
+    batch_norm_backward,
+    batch_statistics,
+    followed,
+    known_statistics,
+    layer_norm,
+    layer_norm_backward,
+)
 from mpinn.array.packed import (
     packed_activate,
     packed_correct,
@@ -23,12 +32,24 @@ from mpinn.array.packed import (
     packed_squares,
 )
 from mpinn.array.pool import Pool
-from mpinn.array.pooling import average_pool, average_pool_backward, max_pool, max_pool_backward
-from mpinn.array.steps import adam, sgd
+from mpinn.array.pooling import (
+    average_pool,
+    average_pool_backward,
+    channel_means,
+    channel_means_backward,
+    max_pool,
+    max_pool_backward,
+)
+from mpinn.array.steps import BLOCK as STEP
+from mpinn.array.steps import Segments, adam, sgd
 from mpinn.array.sums import BLOCK, column_moments, column_sums, spread
-from mpinn.array.typing import Array
+from mpinn.array.typing import Array, Dtype, Shape
+
+LIBRARY = np
+"""The library of the arrays that the kernels work on."""
 
 __all__ = [
+    "STEP",
     "activate",
     "activation_backward",
     "adam",
@@ -38,7 +59,10 @@ __all__ = [
     "average_pool_backward",
     "batch_norm",
     "batch_norm_backward",
+    "batch_statistics",
     "bias_activation",
+    "channel_means",
+    "channel_means_backward",
     "column_moments",
     "column_sums",
     "conv",
@@ -46,12 +70,20 @@ __all__ = [
     "conv_backward_weight",
     "correct",
     "cross_entropy",
+    "device_name",
     "dropout",
     "dropout_mask",
+    "empty_pinned",
+    "fill",
+    "followed",
+    "known_statistics",
     "layer_norm",
     "layer_norm_backward",
+    "matmul",
     "max_pool",
     "max_pool_backward",
+    "on_device",
+    "on_host",
     "packed_activate",
     "packed_correct",
     "packed_cross_entropy",
@@ -61,9 +93,15 @@ __all__ = [
     "packed_slope",
     "packed_squared_error",
     "packed_squares",
+    "prepared",
+    "recorder",
     "sgd",
+    "shortened",
     "squared_error",
+    "squares_of",
     "sum_of_squares",
+    "synchronize",
+    "uploads",
 ]
 
 
@@ -193,6 +231,66 @@ def _mix(bits: Array, shifted: Array) -> None:
         np.right_shift(bits, np.uint32(shift), out=shifted)
         np.bitwise_xor(bits, shifted, out=bits)
         np.multiply(bits, np.uint32(factor), out=bits)
+
+
+def matmul(a: Array, b: Array, out: Array) -> None:
+    """out = a b, for matrices or one batch of them."""
+    np.matmul(a, b, out=out)
+
+
+def prepared(segments: Segments) -> Any:
+    """Segments as the kernels of optimizer steps take them."""
+    return segments
+
+
+def squares_of(vector: Array, spans: Sequence[slice]) -> Any:
+    """The sum of squares of each span of a vector."""
+    return [float(sum_of_squares(vector[span])) for span in spans]
+
+
+def shortened(scale: float, sums: Any, limit: float) -> Any:
+    """The ``scale`` of a gradient whose layers have these sums of squares, less where it is longer than ``limit``."""
+    norm = sqrt(sum(sums)) * scale
+    # a norm that is not finite is left alone, so that it shows
+    return scale * (limit / norm) if limit < norm < inf else scale
+
+
+def on_host(array: Array) -> Array:
+    """The values in host memory; a copy only where the array is elsewhere."""
+    return array
+
+
+def on_device(array: Array) -> Array:
+    """The values where the kernels work; a copy only where the array is elsewhere."""
+    return array
+
+
+def fill(into: Array, values: Array) -> None:
+    """Copy the values of an array, from wherever it is, into another one of its shape."""
+    if into is not values:
+        into[...] = values
+
+
+def synchronize() -> None:
+    """Return when all that was asked for is done, as it is here."""
+
+
+def empty_pinned(shape: Shape, dtype: Dtype) -> Array:
+    """A host array that the device copies at full speed; its values are arbitrary."""
+    return np.empty(shape, dtype)
+
+
+def device_name() -> str:
+    """Of the accelerator that the kernels work on: none here."""
+    return ""
+
+
+def uploads() -> None:
+    """What copies batches to the device: nothing is needed for that here."""
+
+
+def recorder() -> None:
+    """What records a step and repeats it: here, calls cost next to nothing."""
 
 
 def sum_of_squares(vector: Array) -> Any:

@@ -11,7 +11,7 @@ from mpinn.array.typing import Array, Shape
 
 def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) -> tuple[Array, Array]:
     """The maxima y: (B, OH, OW, C), and the place in its window, counted by rows, where each one was found first."""
-    shape = _output(x.shape, kernel, stride, padding)
+    shape = output_shape(x.shape, kernel, stride, padding)
     y, place = pool.empty(shape, x.dtype), pool.empty(shape, place_type(kernel))
     greater = pool.empty(shape, np.dtype(bool))
     y.fill(-np.inf)
@@ -40,7 +40,7 @@ def max_pool_backward(
 
 def average_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) -> Array:
     """The means y: (B, OH, OW, C) of whole windows, padding included."""
-    y = pool.empty(_output(x.shape, kernel, stride, padding), x.dtype)
+    y = pool.empty(output_shape(x.shape, kernel, stride, padding), x.dtype)
     y.fill(0)
     for _, inner, outer in _places(x.shape, kernel, stride, padding):
         np.add(y[outer], x[inner], out=y[outer])
@@ -81,9 +81,24 @@ def _axis(size: int, place: int, kernel: int, stride: int, padding: int) -> tupl
     return slice(start, start + (last - 1 - first) * stride + 1, stride), slice(first, last)
 
 
-def _output(x: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+def output_shape(x: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+    """The shape of what is pooled from x: (B, H, W, C)."""
     high, wide = (extent(x[axis + 1], kernel[axis], stride[axis], padding[axis]) for axis in (0, 1))
     return x[0], high, wide, x[3]
+
+
+def channel_means(x: Array, pool: Pool) -> Array:
+    """The mean of each channel: x: (B, H, W, C) to y: (B, C)."""
+    y = pool.empty((len(x), x.shape[3]), x.dtype)
+    np.mean(x, axis=(1, 2), out=y)
+    return y
+
+
+def channel_means_backward(dy: Array, shape: Shape, pool: Pool) -> Array:
+    """dx: (B, H, W, C) for samples of ``shape`` (H, W, C)."""
+    dx = pool.empty((len(dy), *shape), dy.dtype)
+    np.multiply(dy[:, None, None, :], 1 / (shape[0] * shape[1]), out=dx)
+    return dx
 
 
 def place_type(kernel: Pair) -> np.dtype[np.unsignedinteger]:

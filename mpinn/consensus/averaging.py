@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from msgspec import Meta
 
-from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.config import Deal, Period
@@ -64,6 +63,8 @@ class Averaging:
     from the mean, and its optimizer starts anew, or from the mean too if slots are averaged.
     """
 
+    bucket = 0
+
     def __init__(self, channel: Channel, options: AveragingOptions, period: int):
         self.masks = channel.size > 1
         self._channel = channel
@@ -98,7 +99,7 @@ class Averaging:
         if batch.count and not part.auxiliary:
             self._samples += batch.count
             if self._options.score == "inverse_gradient_norm":
-                self._squares += ops.sum_of_squares(part.grads) / batch.count**2
+                self._squares += float(part.ops.sum_of_squares(part.grads)) / batch.count**2
                 self._steps += 1
         self._agreed.fill(self._channel.size == 1)
         return batch.count
@@ -185,7 +186,7 @@ class Averaging:
 
     def _inform(self, part: Part, information: Array, measure: Measure) -> None:
         measure.fisher(part, information, self._options.fisher_samples)
-        if not ops.all_finite(information):
+        if not part.ops.all_finite(information):
             # an estimate that overflowed says nothing about this replica, and must not spread to the others
             information.fill(0)
         np.maximum(information, FISHER_FLOOR, out=information)

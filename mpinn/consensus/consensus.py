@@ -56,6 +56,9 @@ class Consensus(Protocol):
     masks: bool
     """Whether a replica that is not finite is left out at the next meeting, so that the run may go on."""
 
+    bucket: int
+    """Bytes in which the gradient leaves while the rest of it is still computed; 0 if no piece ever does."""
+
     @property
     def agreed(self) -> bool:
         """Whether all replicas hold equal weights at this step boundary (running statistics may differ)."""

@@ -17,7 +17,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mpinn.array.steps import BLOCK
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, Pending
 from mpinn.config import Deal, Period
@@ -57,6 +56,7 @@ class Gossip:
     """
 
     masks = False
+    bucket = 0
 
     def __init__(self, channel: Channel, options: GossipOptions, period: int):
         self.agreed = channel.size == 1
@@ -161,10 +161,11 @@ class Exchange:
     def mix(self) -> None:
         """Replace the weights by the sum of all terms, added up in the order of the replicas."""
         weights = self._part.weights
-        total, term = (self._part.pool.empty((BLOCK,), weights.dtype) for _ in range(2))
+        size = min(self._part.ops.STEP, weights.size)
+        total, term = (self._part.pool.empty((size,), weights.dtype) for _ in range(2))
         (first, values), *others = self._terms
-        for start in range(0, weights.size, BLOCK):
-            block = slice(start, min(start + BLOCK, weights.size))
+        for start in range(0, weights.size, max(1, size)):
+            block = slice(start, min(start + size, weights.size))
             t, u = total[: block.stop - start], term[: block.stop - start]
             np.multiply(values[block], first, out=t)
             for share, vector in others:

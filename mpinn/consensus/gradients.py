@@ -55,7 +55,7 @@ class Gradients:
         self.merge: Array = np.full(channel.size, 1 / channel.size)
         self.memory: Mapping[str, tuple[Layout, Array]] = {}
         self._channel = channel
-        self._bucket = bucket
+        self.bucket = bucket if channel.size > 1 else 0
         self._flights: dict[str, _Flight] = {}
 
     def prepare(self, parts: Mapping[str, Part]) -> None:
@@ -69,7 +69,7 @@ class Gradients:
         if span.stop != flight.complete:
             raise ValueError(f"the gradient is completed from its end: {span} does not end at {flight.complete}")
         flight.complete = span.start
-        step = max(1, self._bucket // part.grads.itemsize)
+        step = max(1, self.bucket // part.grads.itemsize)
         while flight.sent - flight.complete >= step:
             self._leave(part, flight, flight.sent - step)
         for pending in flight.pending:

@@ -30,6 +30,7 @@ class Independent:
     """Replicas never exchange anything. The model of the run is replica 0."""
 
     masks = False
+    bucket = 0
 
     def __init__(self, channel: Channel):
         self.agreed = channel.size == 1

@@ -15,7 +15,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from msgspec import Meta
 
-from mpinn.array.steps import BLOCK
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.config import Deal, Period
@@ -59,6 +58,8 @@ class Outer:
     The step is the same on every replica, so the start and the momentum are too, and are stored once. One replica never
     meets. A replica that is not finite is left out, and goes on from the new weights with its optimizer reset.
     """
+
+    bucket = 0
 
     def __init__(self, channel: Channel, options: OuterOptions, steps_per_epoch: int):
         self._averaging = AveragingOptions(
@@ -136,9 +137,10 @@ class Outer:
         """From the mean, which the part's weights are, to the outer optimizer's new weights."""
         start, momentum = self._start(part), self.memory[f"outer/momentum/{part.name}"][1]
         rate, mu = self._options.rate, self._options.momentum
-        difference, move = (part.pool.empty((BLOCK,), start.dtype) for _ in range(2))
-        for first in range(0, start.size, BLOCK):
-            block = slice(first, min(first + BLOCK, start.size))
+        size = min(part.ops.STEP, start.size)
+        difference, move = (part.pool.empty((size,), start.dtype) for _ in range(2))
+        for first in range(0, start.size, max(1, size)):
+            block = slice(first, min(first + size, start.size))
             w, s, v = part.weights[block], start[block], momentum[block]
             d, m = difference[: w.size], move[: w.size]
             np.subtract(s, w, out=d)

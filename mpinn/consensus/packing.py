@@ -4,7 +4,6 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from mpinn.array import ops
 from mpinn.array.typing import Array
 from mpinn.consensus.statistics import extra_size, from_terms, to_terms
 from mpinn.nn.part import Part
@@ -21,7 +20,8 @@ class Packing:
         self._vectors = [part.weights, part.state, *(part.slots.values() if slots else ())]
         sizes = [vector.size for vector in self._vectors]
         sizes.insert(2, extra_size(part.state_layout))
-        self.buffer: Array = np.zeros(sum(sizes), part.weights.dtype)
+        self.buffer: Array = np.zeros_like(part.weights, shape=sum(sizes))
+        self._all_finite = part.ops.all_finite
         self._pieces = [self.buffer[a:b] for a, b in pairwise(accumulate(sizes, initial=0))]
         self.weights, self.state = self._pieces[:2]
         self._extra = self._pieces.pop(2)
@@ -29,7 +29,7 @@ class Packing:
 
     def finite(self) -> bool:
         """Whether all that this replica would contribute is finite."""
-        return all(map(ops.all_finite, self._vectors))
+        return all(map(self._all_finite, self._vectors))
 
     def copy(self) -> None:
         """Fill the buffer with the part's own vectors as they are."""

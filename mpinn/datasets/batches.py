@@ -1,11 +1,12 @@
 """Batches by step: any batch of a run can be had at any time, so a resumed run sees exactly what it would have seen."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mpinn.array import ops as plain
 from mpinn.array.typing import Array
 from mpinn.config import Deal, InputError
 from mpinn.datasets.ahead import Ahead
@@ -44,7 +45,8 @@ class Batches:
 
     ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for, and for
     ``held`` more. With ``ahead`` a batch that is costly to prepare is prepared in a thread while another is in use.
-    Without ``samples`` every x is (count, 0): a stage of the depth that no sample enters reads none.
+    Without ``samples`` every x is (count, 0): a stage of the depth that no sample enters reads none. ``x`` and
+    ``target`` are where the kernels ``ops`` work.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Batches:
         ahead: bool = False,
         held: int = 0,
         samples: bool = True,
+        ops: Any = plain,
     ):
         if deal == "same" and batch % replicas:
             raise InputError("data.batch", f"{batch} cannot be divided by {replicas} replicas, as deal = 'same' needs")
-        self._source, self._dtype, self._deal = source, np.dtype(dtype), deal
+        self._source, self._dtype, self._deal, self._ops = source, np.dtype(dtype), deal, ops
         self._replicas, self._replica = replicas, replica
         self._seed = seed
         train = source.splits["train"]
@@ -74,12 +77,15 @@ class Batches:
         self._shard = np.sort(self._order.shard) if len(self._order.shard) < train.size else None
         self._wanted = samples
         x = self._all("train") if self._shard is None or not samples else source.held("train", self._shard)
-        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS + held)
+        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS + held, ops)
         self._evaluation: dict[tuple[str, int], _Ring] = {}
         self.steps_per_epoch = -(-self._n // self._size)
         costly = samples and (self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored))
-        self.batch: Callable[[int], Batch] = Ahead(self._make) if ahead and costly else self._make
+        self._prepared: Callable[[int], Filled] = Ahead(self._make) if ahead and costly else self._make
+
+    def batch(self, step: int) -> Batch:
         """The share of this replica in a global batch, by its step, which counts from 0 over all epochs."""
+        return self._ring.hand_over(self._prepared(step))
 
     def total(self, step: int) -> int:
         """The samples of the global batch of ``step``."""
@@ -87,7 +93,7 @@ class Batches:
         size = min(self._size, self._n - within * self._size)
         return size * self._replicas if self._deal == "same" else size
 
-    def _make(self, step: int) -> Batch:
+    def _make(self, step: int) -> "Filled":
         epoch, within = divmod(step, self.steps_per_epoch)
         total = self.total(step)
         if self._deal == "same":
@@ -108,11 +114,12 @@ class Batches:
         n = chosen.size
         key = (split, -(-min(batch, n) // replicas))
         if key not in self._evaluation:
-            self._evaluation[key] = _Ring(self._source, chosen, self._all(split), key[1], self._dtype, 2)
+            self._evaluation[key] = _Ring(self._source, chosen, self._all(split), key[1], self._dtype, 2, self._ops)
         for index in range(-(-n // batch)):
             low, high = index * batch, min((index + 1) * batch, n)
             samples = np.arange(low + replica, high, replicas)
-            yield self._evaluation[key].fill(index, 0, samples, samples, None, high - low, (replica, replicas))
+            ring = self._evaluation[key]
+            yield ring.hand_over(ring.fill(index, 0, samples, samples, None, high - low, (replica, replicas)))
 
     def _all(self, split: str) -> Samples | None:
         if not self._wanted:
@@ -122,23 +129,34 @@ class Batches:
         return self._whole[split]
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A batch in host memory, and the set of arrays in which it is."""
+
+    batch: Batch
+    slot: int
+
+
 class _Ring:
     """Sets of arrays for the batches of one split, used in turn."""
 
-    def __init__(self, source: Source, split: Split, x: Samples | None, size: int, dtype: np.dtype[Any], slots: int):
+    def __init__(
+        self, source: Source, split: Split, x: Samples | None, size: int, dtype: np.dtype[Any], slots: int, ops: Any
+    ):
         self._gather = None if x is None else Gather(source, x, size, dtype)
         shape = (0,) if x is None else source.sample_shape
         self._target = split.target if split.target.ndim == 1 else split.target.astype(dtype, copy=False)
         self._slots = [
             (
-                np.empty((size, *shape), dtype),
-                np.empty((size, *split.target.shape[1:]), self._target.dtype),
+                ops.empty_pinned((size, *shape), dtype),
+                ops.empty_pinned((size, *split.target.shape[1:]), self._target.dtype),
                 np.empty(size, np.int64),
             )
             for _ in range(slots)
         ]
         self.bytes = self._slots[0][0].nbytes
         self._turn = 0
+        self._uploads = ops.uploads()
 
     def fill(
         self,
@@ -149,10 +167,12 @@ class _Ring:
         key: tuple[int, int] | None,
         total: int,
         where: tuple[int, int],
-    ) -> Batch:
+    ) -> Filled:
         """The next set of arrays, filled with the ``samples``, which stand at ``rows`` of x; augmented by ``key``."""
-        count = len(samples)
-        x, target, chosen = (array[:count] for array in self._slots[self._turn])
+        count, slot = len(samples), self._turn
+        if self._uploads:
+            self._uploads.release(slot)
+        x, target, chosen = (array[:count] for array in self._slots[slot])
         self._turn = (self._turn + 1) % len(self._slots)
         np.copyto(chosen, samples)
         if self._gather and key is None:
@@ -160,4 +180,12 @@ class _Ring:
         elif self._gather and key is not None:
             self._gather.augmented(rows, key, samples, x)
         np.take(self._target, chosen, axis=0, out=target, mode="clip")
-        return Batch(index, epoch, x, target, count, total, where, chosen)
+        return Filled(Batch(index, epoch, x, target, count, total, where, chosen), slot)
+
+    def hand_over(self, filled: Filled) -> Batch:
+        """The batch where the kernels work; in the thread that calls them."""
+        batch = filled.batch
+        if not self._uploads:
+            return batch
+        x, target = self._uploads.send(filled.slot, (batch.x, batch.target))
+        return replace(batch, x=x, target=target)

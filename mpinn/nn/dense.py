@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.typing import Array, Shape, Shapes
 from mpinn.nn.bounds import at_least, known
@@ -44,7 +42,7 @@ class Dense:
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
         z = context.pool.empty((len(x), self.outputs), x.dtype)
-        np.matmul(x, weights["weight"], out=z)
+        context.ops.matmul(x, weights["weight"], z)
         y, kept = context.ops.bias_activation(z, weights.get("bias"), self.activation, context.pool)
         return y, (x, kept)
 
@@ -54,10 +52,10 @@ class Dense:
         dx = None
         if context.wants_dx:
             dx = context.pool.empty(x.shape, x.dtype)
-            np.matmul(dz, weights["weight"].T, out=dx)
+            context.ops.matmul(dz, weights["weight"].T, dx)
 
         def finish(grads: Tree) -> None:
-            np.matmul(x.T, dz, out=grads["weight"])
+            context.ops.matmul(x.T, dz, grads["weight"])
             if self.bias:
                 grads["bias"][...] = context.ops.column_sums(dz)
 

@@ -100,7 +100,7 @@ class Gathered:
         self.block.head.initialize(weights, state, rng)
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        return self.run(weights, state, x, context, _Nobody(self, len(x), x.dtype))
+        return self.run(weights, state, x, context, _Nobody(self, x))
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Any, Finish]:
         done = [*self.sweep(weights, saved, dy, context)]
@@ -112,7 +112,7 @@ class Gathered:
         return done[-1][1], finish_all
 
     def sweep(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> Swept:
-        return self.run_back(weights, saved, dy, context, _Nobody(self, len(dy), dy.dtype))
+        return self.run_back(weights, saved, dy, context, _Nobody(self, dy))
 
     def run(self, weights: Tree, state: Tree, x: Array, context: Pass, post: Post) -> tuple[Array, Saved]:
         """The forward pass; x: (B, *shape)."""
@@ -203,15 +203,14 @@ class _Errors:
 
 @dataclass(frozen=True)
 class _Nobody:
-    """A post on which zeros come."""
+    """A post on which zeros come; like: (B, ...)."""
 
     share: Gathered
-    samples: int
-    dtype: np.dtype[Any]
+    like: Array
 
     def send(self, parcel: Parcel, number: int, array: Array) -> None:
         """To nobody."""
 
     def receive(self, parcel: Parcel, number: int) -> Array:
         shapes = {(kind, j): shape for kind, j, shape in self.share.parcels(backward=True)}
-        return np.zeros((self.samples, *shapes[parcel, number]), self.dtype)
+        return np.zeros_like(self.like, shape=(len(self.like), *shapes[parcel, number]))

@@ -62,6 +62,8 @@ class Pass:
     """Local row i is row ``rows[0] + i * rows[1]`` of the global batch."""
     path: list[int] = field(default_factory=list)
     """Index of the layer that runs, and of the layers inside it."""
+    keys: Callable[[tuple[int, ...]], Any] | None = None
+    """Where the layer at a path finds its key, and the rows, while its work is recorded for many batches."""
     wants_dx: bool = False
     """Whether the input gradient is wanted; a layer that is told no may return None for it."""
 
@@ -70,11 +72,16 @@ class Pass:
         """Whether a network keeps what a backward pass needs."""
         return (self.training or self.gradients) and not self.recompute
 
-    def key(self) -> tuple[int, int]:
-        """Two 32-bit words that are drawn from (seed, layer, batch)."""
-        words = np.array([self.seed, self.batch, *self.path], np.uint64).tobytes()
-        digest = blake2b(words, digest_size=8).digest()
-        return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+    def key(self) -> Any:
+        """Two 32-bit words that are drawn from (seed, layer, batch), or where the device finds them in each step."""
+        path = tuple(self.path)
+        return drawn_key(self.seed, self.batch, path) if self.keys is None else self.keys(path)
+
+
+def drawn_key(seed: int, batch: int, path: tuple[int, ...]) -> tuple[int, int]:
+    """The two words of the layer at a path, for a batch."""
+    digest = blake2b(np.array([seed, batch, *path], np.uint64).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 class Layer(Protocol):

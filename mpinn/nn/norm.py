@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.typing import Array, Shape, Shapes
 from mpinn.nn.bounds import at_most, known, positive
@@ -45,22 +43,14 @@ class BatchNorm:
         state["variance"].fill(1)
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        mean, variance = state["mean"], state["variance"]
+        ops, running = context.ops, (state["mean"], state["variance"])
         if context.training:
-            mean, variance = context.ops.column_moments(x, context.pool)
-            if context.update_state and len(x):
-                self._follow(state, mean, variance, x.size // x.shape[-1])
-        mean = mean.astype(x.dtype)
-        inverse = (1 / np.sqrt(variance + self.epsilon)).astype(x.dtype)
-        y, kept = context.ops.batch_norm(
-            x, mean, inverse, weights["scale"], weights["shift"], self.activation, context.pool
-        )
+            momentum = self.momentum if context.update_state else 0.0
+            mean, inverse = ops.batch_statistics(x, running, momentum, self.epsilon, context.pool)
+        else:
+            mean, inverse = ops.known_statistics(running, self.epsilon, x.dtype, context.pool)
+        y, kept = ops.batch_norm(x, mean, inverse, weights["scale"], weights["shift"], self.activation, context.pool)
         return y, (x, mean, inverse) if self.activation == "identity" else (x, mean, inverse, kept)
-
-    def _follow(self, state: Tree, mean: Array, variance: Array, rows: int) -> None:
-        unbiased = variance * (rows / max(1, rows - 1))
-        state["mean"][...] += self.momentum * (mean - state["mean"])
-        state["variance"][...] += self.momentum * (unbiased - state["variance"])
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array, Finish]:
         x, mean, inverse, *kept = saved

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -43,8 +43,11 @@ class Optimizer(ABC):
         """Names of the vectors that the optimizer remembers."""
 
     @abstractmethod
-    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
-        """Move ``part.weights`` once, along the summed gradient ``part.grads`` times ``scale``."""
+    def apply(self, part: Part, segments: Any, rate: float, scale: Any) -> None:
+        """Move ``part.weights`` once, along the summed gradient ``part.grads`` times ``scale``.
+
+        ``segments`` are those of `segments`, as the part's kernels have prepared them.
+        """
 
     def course(self, steps_per_epoch: int, total: int) -> Callable[[int], float]:
         """The learning rate by batch index, for a run of ``total`` steps."""
@@ -82,7 +85,7 @@ class SGD(Optimizer):
     def slots(self) -> tuple[str, ...]:
         return ("momentum",) if self.momentum else ()
 
-    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+    def apply(self, part: Part, segments: Any, rate: float, scale: Any) -> None:
         velocity = part.slots.get("momentum")
         part.count_update()
         part.ops.sgd(
@@ -102,7 +105,7 @@ class Adam(Optimizer):
     def slots(self) -> tuple[str, ...]:
         return ("first_moment", "second_moment")
 
-    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+    def apply(self, part: Part, segments: Any, rate: float, scale: Any) -> None:
         _adam(self, part, segments, rate, scale, decoupled=False)
 
 
@@ -119,11 +122,11 @@ class AdamW(Optimizer):
     def slots(self) -> tuple[str, ...]:
         return ("first_moment", "second_moment")
 
-    def apply(self, part: Part, segments: Segments, rate: float, scale: float) -> None:
+    def apply(self, part: Part, segments: Any, rate: float, scale: Any) -> None:
         _adam(self, part, segments, rate, scale, decoupled=True)
 
 
-def _adam(options: Adam | AdamW, part: Part, segments: Segments, rate: float, scale: float, decoupled: bool) -> None:
+def _adam(options: Adam | AdamW, part: Part, segments: Any, rate: float, scale: Any, decoupled: bool) -> None:
     part.ops.adam(
         part.weights,
         part.grads,

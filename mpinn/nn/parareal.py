@@ -142,4 +142,4 @@ class _Mailbox:
         if self.block.number + (-1 if before else 1) in self.present:
             return self.letters.pop((way, self.block.number - before, sweep))
         shape = self.block.inputs if before else self.block.outputs
-        return np.zeros((len(self.like), *shape), self.like.dtype)
+        return np.zeros_like(self.like, shape=(len(self.like), *shape))

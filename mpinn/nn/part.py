@@ -9,7 +9,7 @@ from numpy.random import Generator, default_rng
 from mpinn.array import ops as plain
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Dtype, Shape
-from mpinn.nn.layer import Tree
+from mpinn.nn.layer import Draws, Tree
 from mpinn.nn.layout import Layout
 from mpinn.nn.network import Network, Whole
 
@@ -59,7 +59,14 @@ class Part:
 
     def initialize(self, seed: int) -> None:
         """Draw the initial weights: those of layer i from (seed, i), on whatever rank it stands."""
-        self.network.initialize(self.weight_views, self.state_views, lambda path: weight_numbers(seed, path))
+        self.initialize_with(lambda path: weight_numbers(seed, path))
+
+    def initialize_with(self, rng: Draws) -> None:
+        """Draw the initial weights, on the host, from the numbers of ``rng``."""
+        weights, state = self.ops.on_host(self.weights), self.ops.on_host(self.state)
+        self.network.initialize(self.layout.views(weights), self.state_layout.views(state), rng)
+        self.ops.fill(self.weights, weights)
+        self.ops.fill(self.state, state)
 
     def count_update(self) -> int:
         """Count one more optimizer step; how many there have been, this one included."""
@@ -91,17 +98,18 @@ def build_part(
     """A part with zero vectors for a network whose input samples have ``shape``; one slot vector for each name."""
     layout = Layout(network.parameters(shape), dtype)
     state_layout = Layout(network.state(shape), dtype)
+    zeros = ops.LIBRARY.zeros
     return Part(
         name,
         network,
         layout,
         state_layout,
-        weights=np.zeros(layout.size, dtype),
-        grads=np.zeros(layout.size, dtype),
-        state=np.zeros(state_layout.size, dtype),
-        slots={slot: np.zeros(layout.size, dtype) for slot in slots},
+        weights=zeros(layout.size, dtype),
+        grads=zeros(layout.size, dtype),
+        state=zeros(state_layout.size, dtype),
+        slots={slot: zeros(layout.size, dtype) for slot in slots},
         counters=np.zeros(COUNTERS.size, np.int64),
-        pool=pool or Pool(),
+        pool=pool or Pool(ops.LIBRARY),
         ops=ops,
         auxiliary=auxiliary,
     )

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from mpinn.array.im2col import Pair
 from mpinn.array.typing import Array, Shape, Shapes
 from mpinn.nn.bounds import pair, windows
@@ -89,14 +87,9 @@ class GlobalAveragePool:
         pass
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        y = context.pool.empty((len(x), x.shape[3]), x.dtype)
-        np.mean(x, axis=(1, 2), out=y)
-        return y, (shape_of(x),)
+        return context.ops.channel_means(x, context.pool), (shape_of(x),)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
         if not context.wants_dx:
             return None, nothing
-        high, wide, channels = saved[0].shape[1:]
-        dx = context.pool.empty((len(dy), high, wide, channels), dy.dtype)
-        np.multiply(dy[:, None, None, :], 1 / (high * wide), out=dx)
-        return dx, nothing
+        return context.ops.channel_means_backward(dy, saved[0].shape[1:], context.pool), nothing

@@ -293,7 +293,7 @@ class Decoupled(Staged):
         arrays: dict[str, Array] = {}
         works = [self._packed(work, f"work{place}", arrays) for place, work in enumerate(self._works)]
         if self._summed:
-            arrays["sum"] = self._stage.part.grads
+            arrays["sum"] = self._stage.part.ops.on_host(self._stage.part.grads)
         return Flight(
             {
                 "iteration": self._iteration,
@@ -301,42 +301,44 @@ class Decoupled(Staged):
                 "batches": [[position, batch.index] for position, batch in self._batches.items()],
                 "works": works,
                 "summed": [[batch.index, batch.epoch, batch.count, batch.total] for batch in self._summed],
-                "activation": landed(self._activation, arrays),
-                "gradient": landed(self._gradient, arrays),
+                "activation": landed(self._activation, arrays, self._stage.part.ops),
+                "gradient": landed(self._gradient, arrays, self._stage.part.ops),
             },
             arrays,
         )
 
     def _packed(self, work: Work, name: str, arrays: dict[str, Array]) -> dict[str, Any]:
         packed = {"index": work.batch.index, "age": self._stage.version - work.number}
-        packed["x"] = flatten(None if self._stage.first else work.x, f"{name}.x", arrays)
-        packed["saved"] = flatten(work.saved, f"{name}.saved", arrays)
+        ops = self._stage.part.ops
+        packed["x"] = flatten(None if self._stage.first else work.x, f"{name}.x", arrays, ops)
+        packed["saved"] = flatten(work.saved, f"{name}.saved", arrays, ops)
         if work.version:
-            arrays[f"version{packed['age']}"] = work.version.vector
+            arrays[f"version{packed['age']}"] = ops.on_host(work.version.vector)
         return packed
 
     def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
         """Go on with what was in flight; ages count from here."""
-        facts, arrays = flight.facts, flight.arrays
+        facts, arrays, ops = flight.facts, flight.arrays, self._stage.part.ops
         self._iteration, self._given = facts["iteration"], facts["given"]
         known = {index: (position, batch(index)) for position, index in facts["batches"]}
         self._batches = dict(known.values())
         for packed in facts["works"]:
             self._works.append(self._unpacked(packed, arrays, known[packed["index"]][1]))
-        self._activation = awaited(facts["activation"], "activation", arrays)
-        self._gradient = awaited(facts["gradient"], "gradient", arrays)
+        self._activation = awaited(facts["activation"], "activation", arrays, ops)
+        self._gradient = awaited(facts["gradient"], "gradient", arrays, ops)
         if facts["summed"]:
-            self._stage.part.grads[:] = arrays["sum"]
+            ops.fill(self._stage.part.grads, arrays["sum"])
             self._summed = [_bare(*numbers) for numbers in facts["summed"]]
 
     def _unpacked(self, packed: Mapping[str, Any], arrays: Mapping[str, Array], batch: Batch) -> Work:
-        age, x = packed["age"], unflatten(packed["x"], arrays)
+        ops = self._stage.part.ops
+        age, x = packed["age"], unflatten(packed["x"], arrays, ops)
         if self._options.recompute and self._stage.first:
             x = batch.x
         version = None
         if self._stash:
-            version = self._stash.known(-age, arrays[f"version{age}"])
-        return Work(batch, x, unflatten(packed["saved"], arrays), version, -age)
+            version = self._stash.known(-age, ops.on_device(arrays[f"version{age}"]))
+        return Work(batch, x, unflatten(packed["saved"], arrays, ops), version, -age)
 
 
 def _bare(index: int, epoch: int, count: int, total: int) -> Batch:

@@ -88,10 +88,8 @@ class Auxiliary:
 
     def initialize(self, seed: int) -> None:
         """Draw the initial weights from the seed and the stage."""
-        part, stage = self.part, self._stage.number
-        part.network.initialize(
-            part.weight_views, part.state_views, lambda path: default_rng([AUXILIARY_STREAM, seed, stage, *path])
-        )
+        stage = self._stage.number
+        self.part.initialize_with(lambda path: default_rng([AUXILIARY_STREAM, seed, stage, *path]))
 
     def backpropagate(self, y: Array, batch: Batch, ready: Ready) -> Array:
         """The gradient of the head for the activation y: (B, *shape); dy."""
@@ -209,11 +207,11 @@ class Local(Staged):
         arrays: dict[str, Array] = {}
         batches = [[position, batch.index] for position, batch in self._batches.items()]
         facts = {"iteration": self._iteration, "given": self._given, "batches": batches}
-        return Flight({**facts, "activation": landed(self._activation, arrays)}, arrays)
+        return Flight({**facts, "activation": landed(self._activation, arrays, self._stage.part.ops)}, arrays)
 
     def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
         """Go on with what was in flight."""
         facts = flight.facts
         self._iteration, self._given = facts["iteration"], facts["given"]
         self._batches = {position: batch(index) for position, index in facts["batches"]}
-        self._activation = awaited(facts["activation"], "activation", flight.arrays)
+        self._activation = awaited(facts["activation"], "activation", flight.arrays, self._stage.part.ops)

@@ -24,6 +24,7 @@ class Members(Serial):
 
     def __init__(self, part: Part, loss: MemberLoss, seed: int, share: float = 1.0, trace: Trace = SILENT):
         super().__init__(part, loss, seed, trace)
+        self._recorder = None
         self._member_loss = loss
         self.share = share
         self.idle: frozenset[str] = frozenset()

@@ -54,6 +54,11 @@ class Flight:
 class Update(Protocol):
     """What a schedule calls while and when a part's gradient is computed."""
 
+    @property
+    def bucket(self) -> int:
+        """In pieces of how many bytes the gradient is wanted as soon as it is there; 0 for all at once."""
+        ...
+
     def ready(self, part: Part, span: slice) -> None:
         """The gradient of this slice is complete and will not be written again in this step."""
         ...

@@ -1,17 +1,23 @@
 """The whole model on one rank: forward, loss, backward, update."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
+from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
-from mpinn.nn.layer import EMPTY, Pass, Tree
+from mpinn.nn.layer import EMPTY, Pass, Tree, drawn_key
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.options import ScheduleOptions
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT, Trace
+
+Ready: TypeAlias = Callable[[Part, slice], None]
+Keys: TypeAlias = Callable[[tuple[int, ...]], Any]
+Cut: TypeAlias = Callable[[Callable[[], None]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +27,32 @@ class SerialOptions(ScheduleOptions):
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Serial":
         """The schedule of a rank that owns the whole model."""
         return Serial(part, loss, seed, place.trace)
+
+
+class _Pieces:
+    """Gathers what is ready of a gradient, from its end, and tells the update between two graphs.
+
+    In pieces of at least ``least`` elements, or, if that is 0, when all of it is there.
+    """
+
+    def __init__(self, update: Update, cut: Cut, least: int):
+        self._update, self._cut, self._least = update, cut, least
+        self._start, self._stop = -1, -1
+
+    def ready(self, part: Part, span: slice) -> None:
+        """A slice is complete, just before those that were."""
+        if self._stop < 0:
+            self._stop = span.stop
+        self._start = span.start
+        if self._least and self._stop - self._start >= self._least:
+            self.finish(part)
+
+    def finish(self, part: Part) -> None:
+        """Tell of what was not told yet."""
+        if self._stop > self._start:
+            piece = slice(self._start, self._stop)
+            self._cut(lambda: self._update.ready(part, piece))
+            self._stop = self._start
 
 
 class Serial:
@@ -35,14 +67,16 @@ class Serial:
         self._loss = loss
         self._seed = seed
         self._trace = trace
+        # events of a recorded step could not be told apart
+        self._recorder = None if trace.wanted else part.ops.recorder()
         self._spans = {name: part.layout.span((name,)) for name in part.weight_views}
 
     def step(self, batch: Batch, update: Update) -> Sequence[Measured]:
         """Forward, loss, backward layer by layer, update; no loss of a batch without samples on this rank."""
         part, measured = self._part, []
         if batch.count:
-            context = Pass(part.pool, part.ops, seed=self._seed, batch=batch.index, rows=batch.rows)
-            loss = self._backpropagate(batch, context, update.ready)
+            recorder = self._recorder
+            loss = self._repeat(batch, update, recorder) if recorder else self._train(batch, update.ready)
             measured.append(Measured(batch.index, loss, batch.count))
         else:
             part.grads.fill(0)
@@ -51,12 +85,35 @@ class Serial:
         self.staleness.add(0)
         return measured
 
+    def _train(self, batch: Batch, ready: Ready, pool: Pool | None = None, keys: Keys | None = None) -> Array:
+        """Forward, loss and backward."""
+        part = self._part
+        context = Pass(pool or part.pool, part.ops, seed=self._seed, batch=batch.index, rows=batch.rows, keys=keys)
+        return self._backpropagate(batch, context, ready)
+
+    def _repeat(self, batch: Batch, update: Update, recorder: Any) -> Array:
+        """The same, as it was recorded for the first batch of this size."""
+
+        def numbers(path: tuple[int, ...]) -> tuple[int, ...]:
+            return (*drawn_key(self._seed, batch.index, path), *batch.rows)
+
+        def work(inputs: tuple[Array, ...], pool: Pool | None, keys: Keys | None, cut: Cut) -> Array:
+            x, target = inputs
+            pieces = _Pieces(update, cut, update.bucket // self._part.layout.dtype.itemsize)
+            loss = self._train(replace(batch, x=x, target=target), pieces.ready, pool, keys)
+            pieces.finish(self._part)
+            return loss
+
+        key = (batch.x.shape, batch.target.shape)
+        loss: Array = recorder(key, (batch.x, batch.target), numbers, work)
+        return loss
+
     def gradient(self, batch: Batch) -> None:
         """Write the gradient of the summed loss to the part, with running statistics and no update."""
         context = Pass(self._part.pool, self._part.ops, training=False, gradients=True)
         self._backpropagate(batch, context, lambda part, span: None)
 
-    def _backpropagate(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:
+    def _backpropagate(self, batch: Batch, context: Pass, ready: Ready) -> Array:
         part, version = self._part, self.staleness.updates
         begun = self._trace.now()
         y, saved = part.network.forward(part.weight_views, part.state_views, batch.x, context)

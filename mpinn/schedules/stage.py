@@ -110,7 +110,7 @@ class Stage:
     def take(self, message: Message | None, batch: Batch) -> Array:
         """The received array, once it is there; the batch's own samples on the first stage."""
         if message is None:
-            return batch.x if self.first else np.empty((0, *self._place.inputs), self.part.layout.dtype)
+            return batch.x if self.first else np.empty_like(self.part.weights, shape=(0, *self._place.inputs))
         begun = self.trace.now()
         message.pending.wait()
         self.trace.add("receive", begun, message.batch, size=message.array.nbytes)
@@ -267,7 +267,7 @@ class Stage:
             channel.all_gather(np.array([float(len(values))]), lengths).wait()
             self._lengths = [int(length) for length in lengths[:, 0]]
         own = np.zeros(max(self._lengths))
-        own[: len(values)] = values
+        own[: len(values)] = self.part.ops.on_host(values)
         rows = np.empty((channel.size, own.size))
         channel.all_gather(own, rows).wait()
         return [float(x) for row, length in zip(rows, self._lengths, strict=True) for x in row[:length]]

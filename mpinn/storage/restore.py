@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mpinn.array import ops as plain
+from mpinn.array.typing import Array
 from mpinn.config import InputError
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import Saved, best_of, digest, read_index
@@ -62,12 +64,19 @@ def check_digest(path: Path) -> None:
 
 
 def restore(
-    path: str | Path, vectors: Sequence[VectorSpec], grid: tuple[int, int, int], replica: int, *, whole: bool = True
+    path: str | Path,
+    vectors: Sequence[VectorSpec],
+    grid: tuple[int, int, int],
+    replica: int,
+    *,
+    whole: bool = True,
+    fill: Callable[[Array, Array], None] = plain.fill,
 ) -> list[str]:
     """Fill the vectors of this rank from a file, exactly or not at all; returns sentences on what had to be merged.
 
     On as many replicas as were saved each takes its own values, on another number all take the merged ones. ``whole``
-    says that each layout covers its part of the model: what the file has beyond it is an error. No messages.
+    says that each layout covers its part of the model: what the file has beyond it is an error. ``fill`` copies values
+    from the host to where a vector is. No messages.
     """
     with Checkpoint(path) as checkpoint:
         for spec in vectors:
@@ -78,7 +87,7 @@ def restore(
             checkpoint.fill(spec.layout, values, spec.kind, replica if same else None, whole=whole)
         merged = [] if same else _merged(checkpoint, vectors, grid)
     for spec, values in zip(vectors, read, strict=True):
-        spec.vector[:] = values
+        fill(spec.vector, values)
     return merged
 
 

@@ -1,0 +1,171 @@
+"""Convolutions by cuDNN: one graph for each shape, chosen by its heuristics, never by timing.
+
+Images are (B, H, W, C), as cuDNN likes them best. It wants the weight as (O, KH, KW, C), so ours, (KH, KW, C, O), is
+transposed on the way, and the gradient on its way back. Only engines that repeat bit for bit are chosen. Where cuDNN
+has none, as for float64, and where it is not installed, kernels of our own serve, which are slow and exact.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Any, Literal, TypeAlias
+
+import cupy
+import numpy as np
+
+from mpinn.array.cuda_kernels import THREADS, address, launch, spread_over
+from mpinn.array.im2col import Pair, extent
+from mpinn.array.pool import Pool
+from mpinn.array.typing import Array, Shape
+
+Kind: TypeAlias = Literal["forward", "input", "weight"]
+X, WEIGHT, Y = 1, 2, 3
+"""The names of tensors in a graph."""
+LEAST = 1 << 20
+"""Workspaces are powers of two from here on, so that graphs can share them."""
+
+
+@cache
+def frontend() -> Any:
+    """The module of cuDNN's graphs, or None where it cannot be imported."""
+    try:
+        import cudnn
+    except (ImportError, OSError):
+        return None
+    return cudnn
+
+
+@cache
+def _handle(stream: int) -> Any:
+    handle = frontend().create_handle()
+    frontend().set_stream(handle=handle, stream=stream)
+    return handle
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A graph that is ready to run, and the bytes that it needs besides its tensors."""
+
+    graph: Any
+    workspace: int
+    handle: Any
+
+    def run(self, pointers: dict[int, Array], pool: Pool) -> None:
+        """Run it on the current stream, with an array for each name."""
+        spare = pool.empty((self.workspace,), np.dtype(np.uint8)) if self.workspace else None
+        told = {name: address(array) for name, array in pointers.items()}
+        self.graph.execute(told, 0 if spare is None else address(spare), self.handle)
+
+
+@cache
+def plan(kind: Kind, x: Shape, weight: Shape, stride: Pair, padding: Pair, tf32: bool, stream: int) -> Plan | None:
+    """The plan for x: (B, H, W, C) and the weight: (KH, KW, C, O), in float32; None where cuDNN has none."""
+    cudnn = frontend()
+    if cudnn is None:
+        return None
+    handle, real = _handle(stream), cudnn.data_type.FLOAT
+    graph = cudnn.pygraph(io_data_type=real, intermediate_data_type=real, compute_data_type=real, handle=handle)
+    images = _images(x)
+    filters = _images((weight[3], weight[0], weight[1], weight[2]))
+    outputs = _images(output_shape(x, weight, stride, padding))
+    steps = {"padding": [*padding], "stride": [*stride], "dilation": [1, 1]}
+    if kind == "forward":
+        ends = graph.tensor(name="x", uid=X, **images), graph.tensor(name="weight", uid=WEIGHT, **filters)
+        found, shape, name = graph.conv_fprop(image=ends[0], weight=ends[1], **steps), outputs, Y
+    elif kind == "input":
+        ends = graph.tensor(name="y", uid=Y, **outputs), graph.tensor(name="weight", uid=WEIGHT, **filters)
+        found, shape, name = graph.conv_dgrad(loss=ends[0], filter=ends[1], **steps), images, X
+    else:
+        ends = graph.tensor(name="x", uid=X, **images), graph.tensor(name="y", uid=Y, **outputs)
+        found, shape, name = graph.conv_wgrad(image=ends[0], loss=ends[1], **steps), filters, WEIGHT
+    found.set_output(True).set_dim(shape["dim"]).set_stride(shape["stride"]).set_data_type(real).set_uid(name)
+    notes = [cudnn.numerical_note.NONDETERMINISTIC, *([] if tf32 else [cudnn.numerical_note.TENSOR_CORE])]
+    try:
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        graph.deselect_numeric_notes(notes)
+        graph.check_support()
+        graph.build_plans()
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+        return None
+    size = graph.get_workspace_size()
+    return Plan(graph, max(LEAST, 1 << (size - 1).bit_length()) if size else 0, handle)
+
+
+def _images(shape: Shape) -> dict[str, Any]:
+    """cuDNN's (B, C, H, W), stored as (B, H, W, C)."""
+    b, h, w, c = shape
+    real = frontend().data_type.FLOAT
+    return {"dim": [b, c, h, w], "stride": [h * w * c, 1, w * c, c], "data_type": real}
+
+
+def output_shape(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> Shape:
+    """(B, OH, OW, O)."""
+    high, wide = (extent(x[axis + 1], weight[axis], stride[axis], padding[axis]) for axis in (0, 1))
+    return x[0], high, wide, weight[3]
+
+
+def _planned(kind: Kind, x: Shape, weight: Array, stride: Pair, padding: Pair, tf32: bool) -> Plan | None:
+    if weight.dtype.char != "f" or not prod(x):
+        return None
+    return plan(kind, tuple(x), weight.shape, stride, padding, tf32, cupy.cuda.get_current_stream().ptr)
+
+
+def transposed(x: Array, rows: int, out: Array) -> None:
+    """Write x, read as (rows, columns), to ``out`` as (columns, rows)."""
+    columns = x.size // rows
+    launch("transpose", x.dtype, (-(-columns // 32), -(-rows // 32)), (32, 8), x, out, rows, columns)
+
+
+def _turned(weight: Array, pool: Pool) -> Array:
+    """(KH, KW, C, O) as (O, KH, KW, C)."""
+    out = pool.empty((weight.shape[3], *weight.shape[:3]), weight.dtype)
+    transposed(weight, weight.size // weight.shape[3], out)
+    return out
+
+
+def _sizes(x: Shape, z: Shape, weight: Shape) -> Shape:
+    """H, W, C, OH, OW, O, KH, KW."""
+    return (*x[1:], *z[1:], *weight[:2])
+
+
+def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool, tf32: bool) -> Array:
+    """z: (B, OH, OW, O), the correlation of x with the weight."""
+    found = _planned("forward", x.shape, weight, stride, padding, tf32)
+    z = pool.empty(output_shape(x.shape, weight.shape, stride, padding), x.dtype)
+    if found is None:
+        spread_over("conv", x.dtype, z.size, x, weight, z, z.size, *_sizes(x.shape, z.shape, weight.shape),
+                    *stride, *padding, wide=1)  # fmt: skip
+        return z
+    found.run({X: x, WEIGHT: _turned(weight, pool), Y: z}, pool)
+    return z
+
+
+def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool, tf32: bool) -> None:
+    """Write the gradient by the weight to ``grad``: (KH, KW, C, O)."""
+    found = _planned("weight", x.shape, grad, stride, padding, tf32)
+    if found is None:
+        high, wide, outputs = dz.shape[1:]
+        sizes = (len(x), *x.shape[1:], high, wide, outputs, grad.shape[1])
+        numbers = (grad.size, *sizes, *stride, *padding)
+        launch("conv_backward_weight", x.dtype, (min(grad.size, 1 << 16),), (THREADS,), x, dz, grad, *numbers,
+               doubles=THREADS)  # fmt: skip
+        return
+    turned = pool.empty((grad.shape[3], *grad.shape[:3]), grad.dtype)
+    found.run({X: x, Y: dz, WEIGHT: turned}, pool)
+    transposed(turned, grad.shape[3], grad)
+
+
+def conv_backward_input(
+    dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool, tf32: bool
+) -> Array:
+    """dx: (B, H, W, C) for samples of ``shape`` (H, W, C)."""
+    found = _planned("input", (len(dz), *shape), weight, stride, padding, tf32)
+    dx = pool.empty((len(dz), *shape), dz.dtype)
+    if found is None:
+        spread_over("conv_backward_input", dz.dtype, dx.size, dz, weight, dx, dx.size,
+                    *_sizes(dx.shape, dz.shape, weight.shape), *stride, *padding, wide=1)  # fmt: skip
+        return dx
+    found.run({Y: dz, WEIGHT: _turned(weight, pool), X: dx}, pool)
+    return dx

@@ -1,0 +1,114 @@
+"""A training step recorded once as CUDA graphs and launched again: one launch in place of hundreds.
+
+A graph reads and writes fixed addresses, so a batch is copied to arrays that stay, and what else changes from step to
+step is read from the device when the graph runs. Where the host has something to do in between, as sending a piece of
+the gradient, the graph is cut.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import cupy
+import numpy as np
+
+from mpinn.array.pool import Pool
+from mpinn.array.typing import Array
+
+Path: TypeAlias = tuple[int, ...]
+Between: TypeAlias = Callable[[], None]
+WORDS = 4
+"""Numbers that a layer is given from the host in each step."""
+
+
+@dataclass(eq=False)
+class Tape:
+    """What a step does: graphs, and between them what the host does."""
+
+    inputs: tuple[Array, ...]
+    pool: Pool
+    memory: Any
+    """The graphs' own: nobody else is given what they write to."""
+    items: list[Any] = field(default_factory=list)
+    words: dict[Path, Array] = field(default_factory=dict)
+    result: Any = None
+
+    def cut(self, between: Between) -> None:
+        """End a graph here; the host's turn."""
+        self._end()
+        self.items.append(between)
+        self._begin()
+
+    def place(self, path: Path) -> Array:
+        """Where the layer at a path finds its four numbers."""
+        if path not in self.words:
+            self.words[path] = cupy.empty(WORDS, np.uint32)
+        return self.words[path]
+
+    def record(self, work: "Work") -> None:
+        """Record the work; the device does nothing of it."""
+        with cupy.cuda.using_allocator(self.memory.malloc):
+            self._begin()
+            try:
+                self.result = work(self.inputs, self.pool, self.place, self.cut)
+            finally:
+                self._end()
+
+    def _begin(self) -> None:
+        cupy.cuda.get_current_stream().begin_capture()
+
+    def _end(self) -> None:
+        self.items.append(cupy.cuda.get_current_stream().end_capture())
+
+    def play(self, inputs: tuple[Array, ...]) -> Any:
+        """Do the work with a batch."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own[...] = given
+        for item in self.items:
+            if callable(item):
+                item()
+            else:
+                item.launch(cupy.cuda.get_current_stream())
+        return self.result.copy()
+
+
+Cut: TypeAlias = Callable[[Between], None]
+Keys: TypeAlias = Callable[[Path], Array]
+Work: TypeAlias = Callable[[tuple[Array, ...], Pool | None, Keys | None, Cut], Any]
+"""From inputs, a pool, where layers find their numbers, and how to let the host do something, to an array.
+
+Without a pool it is not recorded, and the host's own numbers serve.
+"""
+
+
+class Recorder:
+    """Does the same work again and again, each time with other inputs of shapes that it knows from their ``key``.
+
+    The first time it is simply done, which prepares kernels; from the second time on it is recorded and played.
+    """
+
+    def __init__(self) -> None:
+        self._tapes: dict[Hashable, Tape | None] = {}
+
+    def __call__(
+        self, key: Hashable, inputs: tuple[Array, ...], numbers: Callable[[Path], tuple[int, ...]], work: Work
+    ) -> Any:
+        """What ``work`` gives; ``numbers``: the four of the layer at a path, in this step."""
+        if key not in self._tapes:
+            self._tapes[key] = None
+            return work(inputs, None, None, lambda between: between())
+        tape = self._tapes[key]
+        if tape is None:
+            tape = Tape(tuple(map(cupy.empty_like, inputs)), Pool(cupy), cupy.cuda.MemoryPool())
+            tape.record(work)
+            self._tapes[key] = tape
+        from mpinn.array.cuda import set_words
+
+        for path, place in tape.words.items():
+            set_words(place, numbers(path))
+        return tape.play(inputs)
+
+
+def recorder() -> Recorder:
+    """The twin of `ops.recorder`."""
+    return Recorder()

@@ -1,0 +1,122 @@
+"""Moving arrays between the host and a CUDA device."""
+
+from typing import Any, cast
+
+import cupy
+import cupyx
+import numpy as np
+
+from mpinn.array.cuda_kernels import address
+from mpinn.array.typing import Array, Dtype, Shape
+
+
+def on_host(array: Array) -> Array:
+    """A copy in host memory, complete on return; an array that is there already is given back as it is."""
+    own: Any = array
+    return cast("Array", own.get()) if isinstance(own, cupy.ndarray) else array
+
+
+def on_device(array: Array) -> Array:
+    """The values of a host array on the device; an array that is there already is given back as it is."""
+    return array if isinstance(array, cupy.ndarray) else cast("Array", cupy.asarray(np.ascontiguousarray(array)))
+
+
+def fill(into: Array, values: Array) -> None:
+    """Copy the values of an array, from wherever it is, into another one of its shape."""
+    if isinstance(into, cupy.ndarray):
+        into[...] = on_device(values)
+    elif into is not values:
+        into[...] = on_host(values)
+
+
+def synchronize() -> None:
+    """Return when the current stream has done all that was asked of it."""
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def empty_pinned(shape: Shape, dtype: Dtype) -> Array:
+    """A host array from which the device copies at full speed, without a stop; its values are arbitrary."""
+    found: Any = cupyx.empty_pinned(shape, dtype)
+    pinned: Array = found
+    return pinned
+
+
+class CudaMemory:
+    """What a transport must know of the device that holds the arrays."""
+
+    def synchronize(self) -> None:
+        """Wait for the stream on which everything is computed, and for nothing else that the device does."""
+        synchronize()
+
+    def is_host(self, array: Array) -> bool:
+        """Whether the array lies in host memory."""
+        return not isinstance(array, cupy.ndarray)
+
+    def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
+        """A host array that the device copies to and from at full speed."""
+        return empty_pinned(shape, dtype)
+
+    def copy(self, into: Array, source: Array) -> None:
+        """Copy between host and device, either way; complete on return."""
+        if isinstance(source, cupy.ndarray) and isinstance(into, np.ndarray):
+            _copy(into.ctypes.data, address(source), source.nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
+        elif isinstance(into, cupy.ndarray) and isinstance(source, np.ndarray):
+            _copy(address(into), source.ctypes.data, source.nbytes, cupy.cuda.runtime.memcpyHostToDevice)
+        else:
+            np.copyto(into, source)
+        synchronize()
+
+
+def _copy(into: int, source: int, size: int, kind: int, stream: Any = None) -> None:
+    stream = stream or cupy.cuda.get_current_stream()
+    cupy.cuda.runtime.memcpyAsync(into, source, size, kind, stream.ptr)
+
+
+class Uploads:
+    """Copies batches to the device on a stream of its own, while the device still works with those before.
+
+    Slot by slot in turn: what was in a slot is not read any more by what is asked of the device after the next batch
+    has been handed over.
+    """
+
+    def __init__(self) -> None:
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._arrays: dict[int, tuple[Array, ...]] = {}
+        self._copied: dict[int, Any] = {}
+        self._before: Any = None
+        """The computing stream when the batch before this one was handed over."""
+
+    def release(self, slot: int) -> None:
+        """Return when the host arrays of a slot may be written: they have been copied. From any thread."""
+        if (event := self._copied.get(slot)) is not None:
+            event.synchronize()
+
+    def send(self, slot: int, hosts: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The values of the pinned ``hosts``, on the device for all that is asked of the current stream from now on."""
+        stream, computing = self._stream, cupy.cuda.get_current_stream()
+        now = cupy.cuda.Event(disable_timing=True)
+        now.record(computing)
+        if self._before is not None:
+            stream.wait_event(self._before)
+        self._before = now
+        devices = self._twins(slot, hosts)
+        for device, host in zip(devices, hosts, strict=True):
+            if host.size:
+                _copy(address(device), host.ctypes.data, host.nbytes, cupy.cuda.runtime.memcpyHostToDevice, stream)
+        copied = self._copied[slot] = cupy.cuda.Event(disable_timing=True)
+        copied.record(stream)
+        computing.wait_event(copied)
+        return devices
+
+    def _twins(self, slot: int, hosts: tuple[Array, ...]) -> tuple[Array, ...]:
+        known = self._arrays.get(slot, ())
+        if not known or any(len(twin) < len(host) for twin, host in zip(known, hosts, strict=True)):
+            known = self._arrays[slot] = tuple(cupy.empty(host.shape, host.dtype) for host in hosts)
+            # memory that was used before may still be read by the computing stream
+            self._stream.wait_event(self._before)
+        return tuple(twin[: len(host)] for twin, host in zip(known, hosts, strict=True))
+
+
+def uploads() -> Uploads:
+    """The twin of `ops.uploads`."""
+    return Uploads()
