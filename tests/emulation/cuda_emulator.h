@@ -87,14 +87,17 @@ template <class T> static inline T max(T a, T b) {
     if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
     else return a < b ? b : a;
 }
-static inline double min(float a, double b) { return std::fmin((double)a, b); }
-static inline double min(double a, float b) { return std::fmin(a, (double)b); }
-static inline double max(float a, double b) { return std::fmax((double)a, b); }
-static inline double max(double a, float b) { return std::fmax(a, (double)b); }
-static inline unsigned min(int a, unsigned b) { return min((unsigned)a, b); }
-static inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }
-static inline unsigned max(int a, unsigned b) { return max((unsigned)a, b); }
-static inline unsigned max(unsigned a, int b) { return max(a, (unsigned)b); }
+template <class A, class B> constexpr bool emulated_mixable =
+    (std::is_floating_point_v<A> && std::is_floating_point_v<B>) ||
+    (std::is_integral_v<A> && std::is_integral_v<B> && sizeof(A) <= 4 && sizeof(B) <= 4);
+template <class A, class B> static inline std::common_type_t<A, B> min(A a, B b) {
+    static_assert(emulated_mixable<A, B>, "more than one instance of overloaded function min matches the argument list");
+    return min<std::common_type_t<A, B>>(a, b);
+}
+template <class A, class B> static inline std::common_type_t<A, B> max(A a, B b) {
+    static_assert(emulated_mixable<A, B>, "more than one instance of overloaded function max matches the argument list");
+    return max<std::common_type_t<A, B>>(a, b);
+}
 
 using std::abs;
 using std::isfinite;

@@ -128,7 +128,8 @@ def _build(source: str, options: tuple[str, ...], path: Path) -> None:
     launchers = _preprocessed(_launchers(names), standard, include=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         scratch = Path(folder) / path.name
-        _run([*standard, *FLAGS, "-shared", "-x", "c++-cpp-output", "-", "-o", str(scratch)], head + OPENING + text + launchers)
+        command = [*standard, *FLAGS, "-shared", "-x", "c++-cpp-output", "-", "-o", str(scratch)]
+        _run(command, head + OPENING + text + launchers)
         scratch.rename(path)
 
 

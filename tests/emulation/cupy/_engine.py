@@ -1,4 +1,4 @@
-"""Calls NumPy's functions on the arrays of a device: at once, or recorded, or later; results are arrays of the device."""
+"""Calls NumPy's functions on arrays of a device, at once, or recorded, or later; so are their results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,13 @@ from . import _streams
 from ._array import allocate, ndarray, view_of
 from ._errors import refuse_in_capture
 
-VIEWS = frozenset(
+_VIEWS = (
     "reshape ravel transpose swapaxes moveaxis squeeze expand_dims broadcast_to diagonal flip split array_split "
-    "atleast_1d atleast_2d atleast_3d as_strided sliding_window_view rollaxis".split()
+    "atleast_1d atleast_2d atleast_3d as_strided sliding_window_view rollaxis"
 )
+VIEWS = frozenset(_VIEWS.split())
 """Functions whose results share the memory of their argument, as a rule."""
-SYNCHRONOUS = frozenset("nonzero flatnonzero argwhere unique extract compress".split())
+SYNCHRONOUS = frozenset(("nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress"))
 """Functions whose results have a size that only the device knows."""
 
 
@@ -128,7 +129,7 @@ def _zeros(value: Any) -> Any:
 def lift(result: Any) -> Any:
     """The result of a function of NumPy's as arrays of the device."""
     if isinstance(result, (list, tuple)):
-        return type(result)(lift(part) for part in result) if type(result) in (list, tuple) else tuple(map(lift, result))
+        return [*map(lift, result)] if type(result) is list else tuple(map(lift, result))
     if isinstance(result, bool):
         result = np.bool_(result)
     if not isinstance(result, (np.ndarray, np.generic)):

@@ -10,7 +10,7 @@ CODES = {
     "cudaErrorStreamCaptureUnsupported": (900, "operation not permitted when stream is capturing"),
     "cudaErrorStreamCaptureUnmatched": (903, "capture was not initiated in this stream"),
     "cudaErrorStreamCaptureUnjoined": (904, "capturing stream has unjoined work"),
-    "cudaErrorStreamCaptureImplicit": (906, "operation would make the legacy stream depend on a capturing blocking stream"),
+    "cudaErrorStreamCaptureImplicit": (906, "operation would make the legacy stream depend on a capturing stream"),
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
-class CompileException(Exception):
+class CompileException(Exception):  # noqa: N818
     pass
 
 

@@ -5,17 +5,32 @@ from typing import Any
 import numpy as np
 
 from ._array import ndarray, view_of
-from ._creation import arange, array, asarray, empty, empty_like, eye, full, full_like, ones, ones_like, zeros, zeros_like
+from ._creation import (
+    arange,
+    array,
+    asarray,
+    empty,
+    empty_like,
+    eye,
+    full,
+    full_like,
+    ones,
+    ones_like,
+    zeros,
+    zeros_like,
+)
 from ._engine import apply, lower, submit
 
-UFUNCS = frozenset(
+_UFUNCS = (
     "abs absolute add arccos arccosh arcsin arcsinh arctan arctan2 arctanh bitwise_and bitwise_count bitwise_or "
     "bitwise_xor cbrt ceil conjugate copysign cos cosh deg2rad degrees divide divmod equal exp exp2 expm1 fabs "
-    "float_power floor floor_divide fmax fmin fmod frexp gcd greater greater_equal heaviside hypot invert isfinite isinf "
-    "isnan lcm ldexp left_shift less less_equal log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not "
-    "logical_or logical_xor matmul maximum minimum modf multiply negative nextafter not_equal positive power rad2deg "
-    "radians reciprocal remainder right_shift rint sign signbit sin sinh sqrt square subtract tan tanh trunc".split()
+    "float_power floor floor_divide fmax fmin fmod frexp gcd greater greater_equal heaviside hypot invert isfinite "
+    "isinf isnan lcm ldexp left_shift less less_equal log log10 log1p log2 logaddexp logaddexp2 logical_and "
+    "logical_not logical_or logical_xor matmul maximum minimum modf multiply negative nextafter not_equal positive "
+    "power rad2deg radians reciprocal remainder right_shift rint sign signbit sin sinh sqrt square subtract "
+    "tan tanh trunc"
 )
+UFUNCS = frozenset(_UFUNCS.split())
 UFUNC_OPTIONS = frozenset(("out", "dtype", "casting", "where"))
 ARGUMENTS = {
     "all": "a axis out keepdims",
@@ -135,10 +150,7 @@ POSITIONAL = {
 
 
 def _numpy_names(name: str, args: Any, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    values = list(args)
-    for key in POSITIONAL.get(name, ()):
-        if key in options:
-            values.append(options.pop(key))
+    values = [*args, *(options.pop(key) for key in POSITIONAL.get(name, ()) if key in options)]
     if name in ("argmax", "argmin") and options.pop("dtype", None) is not None:
         raise TypeError(f"the stand-in has no dtype for {name}")
     return values, options
@@ -162,8 +174,8 @@ def concatenate(
 ) -> Any:
     """Join arrays of the device."""
     arrays = list(tup)
-    for array in arrays:
-        if not isinstance(array, ndarray):
+    for part in arrays:
+        if not isinstance(part, ndarray):
             raise TypeError("Only cupy arrays can be concatenated")
     options = {"axis": axis, "casting": casting} | ({} if dtype is None else {"dtype": dtype})
     return apply(np.concatenate, [arrays], options | ({} if out is None else {"out": out}))

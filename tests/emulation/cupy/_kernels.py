@@ -161,4 +161,3 @@ class RawModule:
             kernel = self._kernels[name] = RawKernel(self._code, name, self._options)
             kernel.compile()
         return kernel
-

@@ -150,7 +150,7 @@ class Event:
 
     @property
     def done(self) -> bool:
-        """Whether all is done; asking lets one piece of work be done, so that asking again and again comes to an end."""
+        """Whether all is done. Asking lets a piece of work be done, so that asking again and again comes to an end."""
         if self.capture is not None:
             raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
         if self.queue is None or self.queue.done >= self.until:

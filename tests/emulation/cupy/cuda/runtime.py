@@ -1,5 +1,7 @@
 """CUDA's runtime, as CuPy shows it."""
 
+# ruff: noqa: N802, N816
+
 from typing import Any
 
 from .._errors import CUDARuntimeError
@@ -13,21 +15,21 @@ streamDefault, streamNonBlocking = range(2)
 eventDefault, eventBlockingSync, eventDisableTiming = range(3)
 
 
-def getDeviceCount() -> int:  # noqa: N802
+def getDeviceCount() -> int:
     if not device_count():
         raise CUDARuntimeError("cudaErrorNoDevice")
     return device_count()
 
 
-def getDevice() -> int:  # noqa: N802
+def getDevice() -> int:
     return current_device()
 
 
-def setDevice(device: int) -> None:  # noqa: N802
+def setDevice(device: int) -> None:
     set_device(device)
 
 
-def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802
+def getDeviceProperties(device: int) -> dict[str, Any]:
     if not 0 <= device < getDeviceCount():
         raise CUDARuntimeError("cudaErrorInvalidDevice")
     return {
@@ -59,23 +61,23 @@ def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802
     }
 
 
-def driverGetVersion() -> int:  # noqa: N802
+def driverGetVersion() -> int:
     return 12080
 
 
-def runtimeGetVersion() -> int:  # noqa: N802
+def runtimeGetVersion() -> int:
     return 12080
 
 
-def memGetInfo() -> tuple[int, int]:  # noqa: N802
+def memGetInfo() -> tuple[int, int]:
     return capacity() - USED.get(current_device(), 0), capacity()
 
 
-def deviceSynchronize() -> None:  # noqa: N802
+def deviceSynchronize() -> None:
     synchronize_device()
 
 
-def deviceCanAccessPeer(device: int, peer: int) -> int:  # noqa: N802
+def deviceCanAccessPeer(device: int, peer: int) -> int:
     return 0
 
 
@@ -86,15 +88,15 @@ def _stream(pointer: int) -> Stream:
     return stream
 
 
-def streamSynchronize(stream: int) -> None:  # noqa: N802
+def streamSynchronize(stream: int) -> None:
     _stream(stream).synchronize()
 
 
-def streamIsCapturing(stream: int) -> bool:  # noqa: N802
+def streamIsCapturing(stream: int) -> bool:
     return _stream(stream).is_capturing()
 
 
-def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:
     """Copy bytes, where ``kind`` is right."""
     _check_kind(dst, src, size, kind)
     copy_bytes(dst, src, size, _stream(stream))
@@ -106,7 +108,7 @@ def memcpy(dst: int, src: int, size: int, kind: int) -> None:
     _stream(0).synchronize()
 
 
-def memsetAsync(ptr: int, value: int, size: int, stream: int) -> None:  # noqa: N802
+def memsetAsync(ptr: int, value: int, size: int, stream: int) -> None:
     from .._memory import MemoryPointer, block_at
 
     memory = block_at(ptr)
