@@ -66,6 +66,7 @@ __all__ = [
     "channel_means_backward",
     "column_moments",
     "column_sums",
+    "contiguous",
     "conv",
     "conv_backward_input",
     "conv_backward_weight",
@@ -254,6 +255,11 @@ def shortened(scale: float, sums: Any, limit: float) -> Any:
     norm = sqrt(sum(sums)) * scale
     # a norm that is not finite is left alone, so that it shows
     return scale * (limit / norm) if limit < norm < inf else scale
+
+
+def contiguous(array: Array) -> Array:
+    """The array, or a copy, in one piece of memory in C order."""
+    return np.ascontiguousarray(array)
 
 
 def on_host(array: Array) -> Array:
