@@ -116,5 +116,5 @@ def sum_columns(name: str, matrix: Array, inputs: Arguments, outputs: Arguments,
     partial = pool.empty((2, pieces, columns), np.dtype(np.float64))
     launch(
         name, matrix.dtype, (tiles, pieces), (width, deep), *inputs, partial, counters(cupy.cuda.Device().id), *outputs,
-        rows, columns, lanes, *numbers, doubles=2 * lanes * SUMMED,
+        rows, columns, lanes, *numbers, doubles=2 * lanes * width * (SUMMED // 32 + 1),
     )  # fmt: skip

@@ -6,18 +6,24 @@
 extern __shared__ double scratch[];
 
 #define THREADS 512
+#define FEW 4
 
-// Adds the N numbers of each thread up over threadIdx.y; the sums are on the threads of the first row.
+// Adds the N numbers of each thread up over threadIdx.y: first within warps, where threads of one column are blockDim.x
+// apart, then over the warps. The sums are on the threads of the first row.
 template <int N> __device__ __forceinline__ void add_up(double (&numbers)[N]) {
-    unsigned own = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int k = 0; k < N; k++) scratch[k * THREADS + own] = numbers[k];
+    unsigned width = blockDim.x, own = threadIdx.y * width + threadIdx.x, warp = own / 32;
+    for (unsigned apart = width; apart < 32; apart *= 2)
+        for (int k = 0; k < N; k++) numbers[k] += __shfl_xor_sync(0xFFFFFFFFu, numbers[k], apart);
+    if (own % 32 < width)
+        for (int k = 0; k < N; k++) scratch[(warp * N + k) * width + threadIdx.x] = numbers[k];
     __syncthreads();
-    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
-        if (threadIdx.y < half)
-            for (int k = 0; k < N; k++) scratch[k * THREADS + own] += scratch[k * THREADS + own + half * blockDim.x];
-        __syncthreads();
+    if (own < width * N) {
+        double total = 0;
+        for (unsigned w = 0; w < THREADS / 32; w++) total += scratch[w * N * width + own];
+        scratch[(THREADS / 32) * N * width + own] = total;
     }
-    for (int k = 0; k < N; k++) numbers[k] = scratch[k * THREADS + threadIdx.x];
+    __syncthreads();
+    for (int k = 0; k < N; k++) numbers[k] = scratch[((THREADS / 32) * N + k) * width + threadIdx.x];
     __syncthreads();
 }
 
@@ -39,9 +45,16 @@ __device__ __forceinline__ void sum_columns(
     double sums[2 * N];
     for (int k = 0; k < 2 * N; k++) sums[k] = 0;
     if (column < columns) {
-#pragma unroll 4
-        for (Size row = (Size)blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += pieces * blockDim.y)
-            each(row, column, sums);
+        Size stride = pieces * blockDim.y;
+        for (Size row = (Size)blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += FEW * stride) {
+            // a few rows in the precision of the array, before they join the sum
+            Real few[2 * N];
+            for (int k = 0; k < 2 * N; k++) few[k] = 0;
+#pragma unroll
+            for (int next = 0; next < FEW; next++)
+                if (row + next * stride < rows) each(row + next * stride, column, few);
+            for (int k = 0; k < 2 * N; k++) sums[k] += (double)few[k];
+        }
     }
     add_up(sums);
     if (threadIdx.y == 0 && column < columns)
@@ -87,10 +100,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) column_sums(
     const Real* x, double* partial, unsigned* counters, Real* total, Size rows, Size columns, Size lanes
 ) {
     auto done = [&](Size j, double first, double second) { total[j] = (Real)first; };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, double* sums) {
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
         Real own[N];
         load<N>(x, row * columns + j, own);
-        for (int k = 0; k < N; k++) sums[k] += (double)own[k];
+        for (int k = 0; k < N; k++) sums[k] += own[k];
     }, done))
 }
 
@@ -114,12 +127,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_statistics(
             running_variance[j] = (Real)((double)running_variance[j] + momentum * (unbiased - (double)running_variance[j]));
         }
     };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, double* sums) {
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
         Real own[N], pivot[N];
         load<N>(x, j, pivot);
         load<N>(x, row * columns + j, own);
         for (int k = 0; k < N; k++) {
-            double apart = (double)own[k] - (double)pivot[k];
+            Real apart = own[k] - pivot[k];
             sums[k] += apart;
             sums[N + k] += apart * apart;
         }
@@ -142,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_sums(
         numbers[columns + j] = of_batch ? (Real)(sum / count) : (Real)0;
         numbers[2 * columns + j] = scale[j] * inverse[j];
     };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, double* sums) {
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
         Real own[N], middle[N], dz[N], y[N];
         load<N>(x, row * columns + j, own);
         load<N>(dy, row * columns + j, dz);
@@ -152,8 +165,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_sums(
             for (int k = 0; k < N; k++) dz[k] *= slope(y[k], (int)name);
         }
         for (int k = 0; k < N; k++) {
-            sums[k] += (double)dz[k];
-            sums[N + k] += (double)dz[k] * ((double)own[k] - (double)middle[k]);
+            sums[k] += dz[k];
+            sums[N + k] += dz[k] * (own[k] - middle[k]);
         }
     }, done))
 }
@@ -167,14 +180,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_sums(
         dshift[j] = (Real)first;
         dscale[j] = (Real)second;
     };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, double* sums) {
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
         Real own[N], back[N];
         load<N>(x, row * columns + j, own);
         load<N>(dy, row * columns + j, back);
-        double middle = (double)mean[row], rate = (double)inverse[row];
         for (int k = 0; k < N; k++) {
-            sums[k] += (double)back[k];
-            sums[N + k] += (double)back[k] * ((double)own[k] - middle) * rate;
+            sums[k] += back[k];
+            sums[N + k] += back[k] * ((own[k] - mean[row]) * inverse[row]);
         }
     }, done))
 }
