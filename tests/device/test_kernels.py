@@ -107,7 +107,8 @@ def test_products(sizes: tuple[int, ...], batch: tuple[int, ...], turned: tuple[
     a, b = numbers((*batch, rows, inner), dtype), numbers((*batch, inner, columns), dtype, 1)
     stored = [np.ascontiguousarray(x.swapaxes(-1, -2)) if turn else x for x, turn in zip((a, b), turned, strict=True)]
     left, right = (
-        cuda.on_device(x).swapaxes(-1, -2) if turn else cuda.on_device(x) for x, turn in zip(stored, turned, strict=True)
+        cuda.on_device(x).swapaxes(-1, -2) if turn else cuda.on_device(x)
+        for x, turn in zip(stored, turned, strict=True)
     )
     out = cupy.full((*batch, rows, columns), np.nan, dtype)
     cuda.matmul(left, right, out)
@@ -184,7 +185,10 @@ def test_a_gradient_is_shortened_by_a_number_on_the_device(dtype: str) -> None:
 
 def test_a_class_that_is_not_there_makes_the_loss_nan() -> None:
     logits = cuda.on_device(np.zeros((3, 4), np.float32))
-    for kernel in (lambda t: cuda.cross_entropy(logits, t, 0.0, Pool(cupy)), lambda t: cuda.squared_error(logits, t, Pool(cupy))):
+    for kernel in (
+        lambda t: cuda.cross_entropy(logits, t, 0.0, Pool(cupy)),
+        lambda t: cuda.squared_error(logits, t, Pool(cupy)),
+    ):
         assert np.isfinite(float(kernel(cuda.on_device(np.array([0, 3, 1])))[0]))
         for wrong in (-1, 4):
             assert np.isnan(float(kernel(cuda.on_device(np.array([0, wrong, 1])))[0]))
