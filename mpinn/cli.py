@@ -201,13 +201,17 @@ def bench(
         if world.rank == 0:
             parareal.print_rows(*told)
     else:
-        from mpinn.bench import messages
+        from mpinn.array.device import choose_device
+        from mpinn.bench import device_messages, messages
         from mpinn.comm.grid import connect
 
         world = connect()
         rows = messages.run(world)
+        between_devices = device_messages.run(world, choose_device("auto", "plain", world.local_rank))
         if world.rank == 0:
             messages.print_rows(rows)
+            if between_devices:
+                device_messages.print_rows(between_devices)
 
 
 @app.command()

@@ -21,8 +21,8 @@ from mpinn.errors import FatalError, InputError
 
 SIZES = {"8 B": 2, "4 KB": 2**10, "1 MB": 2**18 + 1, "16 MB": 2**22 + 3}
 """Elements of float32: libraries take other ways for longer messages."""
-TURNS = 3
-SCRATCH = 2**26
+TURNS = 2
+SCRATCH = 2**25
 """Elements with which the device is kept busy: each pass over them takes longer than to ask for it."""
 BUSY = 2e-3
 """Seconds for which the device is behind when a message is asked for."""

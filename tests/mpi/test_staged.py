@@ -1,15 +1,18 @@
 """Messages through host buffers, in pieces, from and to memory that is as late as that of a device may be."""
 
+from collections.abc import Callable
 from math import ceil
+from typing import cast
 
 import numpy as np
 import pytest
 from late import LateMemory
 
+from mpinn.array.device import choose_device
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
-from mpinn.comm.memory import HostMemory
+from mpinn.comm.memory import HostMemory, Memory
 from mpinn.comm.mpi import MpiChannel
 from mpinn.comm.transport import Direct, Staged, Transports, same
 
@@ -18,7 +21,11 @@ pytestmark = pytest.mark.mpi
 PIECE = 1000
 LENGTHS = (0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + PIECE // 2)
 """Bytes, or elements of eight bytes."""
-MEMORIES = {"host": HostMemory, "late": LateMemory}
+MEMORIES: dict[str, Callable[[], Memory]] = {"host": HostMemory, "late": LateMemory}
+DEVICE = choose_device("auto", "plain", 0)
+if DEVICE.name:
+    MEMORIES["device"] = lambda: cast("Memory", DEVICE.memory)
+OPS = DEVICE.kernels
 
 
 def numbers(rank: int, length: int, dtype: str) -> Array:
@@ -72,15 +79,38 @@ def test_pieces_bring_what_a_whole_message_brings(
     expected = run(whole, own.copy())
     device = MEMORIES[memory]()
     pieces = world.channel("pieces", transports=same(Staged(device, PIECE)))
-    array = own.copy()
-    if isinstance(device, LateMemory) and operation != "gather":
+    array = OPS.on_device(own.copy()) if memory == "device" else own.copy()
+    if operation != "gather" and isinstance(device, LateMemory):
         array.fill(99)
         device.compute(lambda: np.copyto(array, own))
     found = run(pieces, array)
     if isinstance(device, LateMemory):
         device.finish()
-    assert found.tobytes() == expected.tobytes()
+    assert OPS.on_host(found).tobytes() == expected.tobytes()
     assert pieces.meter.counts == whole.meter.counts
+
+
+@pytest.mark.parametrize("memory", [name for name in MEMORIES if name != "late"])
+def test_what_is_asked_of_a_device_before_and_after_a_message_keeps_its_order(memory: str, world: World) -> None:
+    """Many rounds without any wait of the host's own: each sends what the one before has just computed."""
+    if world.size == 1:
+        return
+    library = OPS.LIBRARY if memory == "device" else np
+    channel = world.channel("rounds", transports=same(Staged(MEMORIES[memory](), 1 << 16)))
+    own, into = library.full(100_003, float(world.rank)), library.empty(100_003)
+    for _ in range(20):
+        into.fill(-1)
+        arriving = channel.receive(into, (world.rank - 1) % world.size)
+        leaving = channel.send(own, (world.rank + 1) % world.size)
+        arriving.wait()
+        leaving.wait()
+        np.add(into, 1, out=own)
+        channel.all_sum(own).wait()
+        np.subtract(into, own, out=own)
+        np.multiply(own, 0, out=own)
+        np.add(own, into, out=own)
+        np.add(own, 1, out=own)
+    assert (OPS.on_host(own) == (world.rank - 20) % world.size + 20).all()
 
 
 @pytest.mark.parametrize("length", LENGTHS)
