@@ -24,7 +24,7 @@ LENGTHS = (0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + PIECE // 2)
 MEMORIES: dict[str, Callable[[], Memory]] = {"host": HostMemory, "late": LateMemory}
 DEVICE = choose_device("auto", "plain", 0)
 if DEVICE.name:
-    MEMORIES["device"] = lambda: cast("Memory", DEVICE.memory)
+    MEMORIES["gpu"] = lambda: cast("Memory", DEVICE.memory)
 OPS = DEVICE.kernels
 
 
@@ -79,7 +79,7 @@ def test_pieces_bring_what_a_whole_message_brings(
     expected = run(whole, own.copy())
     device = MEMORIES[memory]()
     pieces = world.channel("pieces", transports=same(Staged(device, PIECE)))
-    array = OPS.on_device(own.copy()) if memory == "device" else own.copy()
+    array = OPS.on_device(own.copy()) if memory == "gpu" else own.copy()
     if operation != "gather" and isinstance(device, LateMemory):
         array.fill(99)
         device.compute(lambda: np.copyto(array, own))
@@ -95,7 +95,7 @@ def test_what_is_asked_of_a_device_before_and_after_a_message_keeps_its_order(me
     """Many rounds without any wait of the host's own: each sends what the one before has just computed."""
     if world.size == 1:
         return
-    library = OPS.LIBRARY if memory == "device" else np
+    library = OPS.LIBRARY if memory == "gpu" else np
     channel = world.channel("rounds", transports=same(Staged(MEMORIES[memory](), 1 << 16)))
     own, into = library.full(100_003, float(world.rank)), library.empty(100_003)
     for _ in range(20):
