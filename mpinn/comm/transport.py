@@ -156,13 +156,16 @@ class Staged:
 
     def _lend(self, array: Array, filled: slice, wanted: bool, now: Event) -> StagedLoan:
         free = self._free[array.nbytes]
-        buffer = free.popleft() if free else _Buffer(self.memory.pinned_empty((array.nbytes,), np.dtype(np.uint8)))
+        buffer = free.popleft() if free else _Buffer(self._pinned(array.nbytes))
         loan = StagedLoan(self, array, buffer, buffer.raw.view(array.dtype).reshape(array.shape), wanted, now)
         if filled == NOTHING or not array.size:
             loan.event = buffer.read
         else:
             loan.event = self.memory.copy_out(loan.host[filled], array[filled], (now, buffer.read))
         return loan
+
+    def _pinned(self, size: int) -> Array:
+        return self.memory.pinned_empty((max(1, size),), np.dtype(np.uint8))[:size]
 
     def take_back(self, buffer: _Buffer) -> None:
         """Keep a buffer for the next message of its size."""

@@ -69,7 +69,7 @@ def test_staged_copies_only_what_mpi_is_shown(memory: LateMemory) -> None:
 
 
 def test_staged_brings_values_after_what_was_computed_before_and_before_what_comes(memory: LateMemory) -> None:
-    array, seen = np.zeros(3), np.zeros(3)
+    array, seen = np.zeros(3), np.ones(3)
     memory.compute(lambda: np.copyto(seen, array))  # still reads what the message will overwrite
     (loan,) = Staged(memory).lend([array], NOTHING, True)
     assert memory.diary == ["pinned"]
@@ -78,9 +78,19 @@ def test_staged_brings_values_after_what_was_computed_before_and_before_what_com
     assert not array.any()
     loan.settle()
     assert memory.diary == ["pinned", "in", "follow"], "the host has waited"
+    memory.inward.run(1)  # as soon as it may
+    assert seen.tolist() == [0, 0, 0]
+    assert array.tolist() == [7, 7, 7]
+
+
+def test_what_is_computed_after_a_message_comes_after_its_copy(memory: LateMemory) -> None:
+    array = np.zeros(3)
+    (loan,) = Staged(memory).lend([array], NOTHING, True)
+    loan.begin().fill(7)
+    loan.end()
+    loan.settle()
     memory.compute(lambda: np.add(array, 1, out=array))
     memory.finish()
-    assert seen.tolist() == [0, 0, 0]
     assert array.tolist() == [8, 8, 8]
 
 

@@ -161,6 +161,34 @@ def test_what_cannot_be_probed_is_the_users_mistake(ranks: int, gpus: str, told:
     assert not cache.exists()
 
 
+BENCH = """
+from mpinn.array.device import choose_device
+from mpinn.bench import device_messages as bench
+from mpinn.comm.findings import Findings, keys, save_findings
+from mpinn.comm.grid import connect
+from mpinn.comm.launch import silence_other_ranks
+silence_other_ranks()
+world = connect()
+device = choose_device("auto", "plain", world.local_rank)
+bench.SIZES, bench.SECONDS = {"8 B": 8, "5 MB": 5 * 2**20}, 0.05
+for found in (Findings(), Findings(True, False), Findings(True, True)):
+    world.verdict(lambda: save_findings(keys(world, [device.name]), found) or b"")
+    bench.print_rows(bench.run(world, device))
+"""
+
+
+def test_only_what_a_probe_allows_is_measured(cache: Path) -> None:
+    done = job(2, cache, "-c", BENCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("8 B", "5 MB", "all_sum"))]
+    names = [line[:20].strip() for line in lines]
+    assert names == ["8 B there and back", "5 MB there and back", "all_sum 8 B", "all_sum 5 MB"] * 3
+    measured = [line[20:].count("(") for line in lines]
+    assert measured == [2, 2, 2, 2, 3, 3, 2, 2, 3, 3, 3, 3]
+    assert all((line.count("GB/s") == count) == ("5 MB" in line) for line, count in zip(lines, measured, strict=True))
+    assert done.stdout.count("direct where a probe has shown") == 2
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_staged_messages_of_a_device(ranks: int, order: str, cache: Path) -> None:
