@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from math import erfc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "array"))
 from rounding import Arguments, excess, terms_of, widened
 from test_cpu_kernels import CASES, IN_PLACE, SHAPES, numbers
 
-from mpinn.array import cuda, steps
+from mpinn.array import activations, cuda, steps
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
@@ -22,7 +23,7 @@ from mpinn.array.steps import Segments
 
 EXACT = {"dropout", "dropout_mask", "sgd", "adam", "all_finite"}
 """Kernels that compute in the same order as their twins."""
-NAMES = sorted({*CASES} - {"batch_statistics", "squares_of"})
+NAMES = sorted({*CASES} - {"squares_of"})
 DTYPES = ["float32", "float64"]
 
 
@@ -58,6 +59,11 @@ def listed(name: str, returned: Any, own: Arguments) -> list[Any]:
     return found + [own[i] for i in IN_PLACE.get(name, ()) if own[i] is not None]
 
 
+def exact_normal(z: np.ndarray, pool: Pool) -> np.ndarray:
+    """Of the error function there is no wider type than float64, and the plain kernel loses digits in 1 + erf."""
+    return (0.5 * np.vectorize(erfc, otypes=[float])(-z / np.sqrt(z.dtype.type(2)))).astype(z.dtype)
+
+
 def same(name: str, given: Arguments, dtype: str) -> None:
     """Fails unless the device gives what the plain kernel does: bit for bit, or as exactly as rounding lets it."""
     expected, found = on_host(name, given), on_device(name, given)
@@ -66,10 +72,12 @@ def same(name: str, given: Arguments, dtype: str) -> None:
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
         return
-    references = on_host(name, widened(given, dtype))
-    for one, twin, reference, term in zip(
-        found, expected, references, terms_of(name, widened(given, dtype), references), strict=True
-    ):
+    wide = widened(given, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations, "_normal_distribution", exact_normal)
+        references = on_host(name, wide)
+        terms = terms_of(name, wide, references)
+    for one, twin, reference, term in zip(found, expected, references, terms, strict=True):
         odd = ~np.isfinite(twin)
         np.testing.assert_array_equal(np.isfinite(one), ~odd)
         np.testing.assert_array_equal(one[odd], twin[odd])
