@@ -28,6 +28,8 @@ __all__ = ["BLOCKED", "MPI", "wait_politely"]
 
 CHUNK = 2**30
 """Largest number of bytes given to MPI at once: counts beyond 2**31 - 1 fail in libraries older than MPI 4."""
+POKES = 1000
+"""How often a message is moved along, at most, while its next piece is copied: a device that failed is never ready."""
 PATIENCE = 10.0
 """Seconds that a rank which ends waits for the others to end too."""
 FORWARDING = 0.25
@@ -192,7 +194,9 @@ def _start(loans: Sequence[Loan], start: Callable[[Array], MPI.Request]) -> list
     """Start a request for each loan as soon as it is ready; meanwhile those before are moved along."""
     requests: list[MPI.Request] = []
     for loan in loans:
-        while requests and not loan.ready:
+        for _ in range(POKES if requests else 0):
+            if loan.ready:
+                break
             requests[-1].Test()
         requests.append(start(loan.begin()))
     return requests
