@@ -16,7 +16,7 @@ from mpinn.comm.grid import World
 from mpinn.comm.transport import Direct, Staged, same
 
 SIZES = {"8 B": 8, "4 KB": 2**12, "1 MB": 2**20, "16 MB": 2**24, "64 MB": 2**26}
-SECONDS = 1.5
+SECONDS = 1.0
 """About how long a row may take."""
 ROUTES = ("host", "direct", "staged")
 
