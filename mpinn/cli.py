@@ -125,21 +125,30 @@ def submit(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Try whether MPI reads memory of GPUs, which may crash; save the result."),
+    ] = False,
+) -> None:
     """Say which ranks, machines and libraries there are, and how fast messages are.
 
     \b
     mpirun -n 4 python -m mpinn doctor
+    mpirun -n 2 python -m mpinn doctor --probe
     """
-    from mpinn.array.device import describe_devices
+    from mpinn.array.device import choose_device, describe_devices
     from mpinn.comm.grid import connect
-    from mpinn.comm.transport import choose_transport
     from mpinn.doctor import doctor as run
+    from mpinn.doctor import try_transports
     from mpinn.storage.versions import versions
 
     world = connect()
-    transport, reason = choose_transport("auto", world.library)
-    run(world, transport=f"{transport.name}: {reason}", describe_devices=describe_devices, versions=versions())
+    device = choose_device("auto", "plain", world.local_rank)
+    if probe:
+        try_transports(world, device)
+    else:
+        run(world, device, describe_devices=describe_devices, versions=versions())
 
 
 @app.command()
@@ -192,13 +201,17 @@ def bench(
         if world.rank == 0:
             parareal.print_rows(*told)
     else:
-        from mpinn.bench import messages
+        from mpinn.array.device import choose_device
+        from mpinn.bench import device_messages, messages
         from mpinn.comm.grid import connect
 
         world = connect()
         rows = messages.run(world)
+        between_devices = device_messages.run(world, choose_device("auto", "plain", world.local_rank))
         if world.rank == 0:
             messages.print_rows(rows)
+            if between_devices:
+                device_messages.print_rows(between_devices)
 
 
 @app.command()
