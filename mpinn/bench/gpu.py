@@ -167,14 +167,14 @@ def _rows(
 def in_turns(programs: Mapping[str, Program], rounds: int, sample: float) -> tuple[dict[str, Array], dict[str, Array]]:
     """Seconds of a step on the device and on the host, (rounds,) of each program: turns of about ``sample`` seconds."""
     calls = {
-        name: max(2, round(sample / max(program.device(program.step, 2), 1e-6))) for name, program in programs.items()
+        name: max(1, round(sample / max(program.device(program.step, 2), 1e-6))) for name, program in programs.items()
     }
     device: dict[str, list[float]] = {name: [] for name in programs}
     host: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():
             device[name].append(program.device(program.step, calls[name]))
-            host[name].append(program.host(program.step, LAUNCHES))
+            host[name].append(program.host(program.step, min(LAUNCHES, calls[name])))
     return _arrays(device), _arrays(host)
 
 
@@ -190,7 +190,7 @@ def print_head(said: str, ceilings: Ceilings, peer: Peer | None) -> None:
     if peer is not None:
         print(f"PyTorch {peer.torch.__version__}: eager, channels last, fused optimizer; tuned: cudnn.benchmark")
     print(
-        f"{'median (25-75 %)':26}  {'a step':>24}  {'samples/s':>10}  {'x as fast':>17}  {'roof':>5}  {'host':>8}  "
+        f"{'median (25-75 %)':24}  {'a step':>24}  {'samples/s':>10}  {'x as fast':>17}  {'roof':>5}  {'host':>8}  "
         f"{'memory':>9}  {'error':>7}",
         flush=True,
     )
@@ -204,7 +204,7 @@ def print_rows(rows: Sequence[Row]) -> None:
         ratio = "" if row.ratio is None else ratio_text(row.ratio)
         error = "" if row.error is None else f"{row.error:.1e}"
         print(
-            f"  {row.program:24}  {seconds_text(row.seconds):>24}  {row.samples:>10,.0f}  {ratio:>17}  "
+            f"  {row.program:22}  {seconds_text(row.seconds):>24}  {row.samples:>10,.0f}  {ratio:>17}  "
             f"{row.share:>5.0%}  {row.host.median * 1e3:>5.2f} ms  {row.memory / 2**20:>5,.0f} MiB  {error:>7}",
             flush=True,
         )

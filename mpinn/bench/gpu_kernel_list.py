@@ -20,6 +20,8 @@ VGG: tuple[Shape, ...] = ((32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512),
 RESNET: tuple[Shape, ...] = ((32, 32, 16), (16, 16, 32), (8, 8, 64))
 PERCEPTRON = ((784, 512), (512, 512), (512, 10))
 VECTORS = (1_000_000, 20_000_000)
+HIDDEN, ROWS = 512, 16_384
+"""Columns, and rows of what a layer norm is measured with."""
 
 Call: TypeAlias = Callable[[], object]
 
@@ -93,15 +95,15 @@ def benches(batch: int, quick: bool = False) -> Iterator[Bench]:
         yield from _norms(shape)
     for shape in images:
         yield from _pools(shape)
-    for shape in images[: 1 if quick else len(images)]:
+    for shape in images[:1] if quick else (images[0], images[len(VGG)]):
         yield from _elementwise(shape)
     for size in VECTORS:
         yield from _vectors(size)
-    for chosen in TYPICAL if quick else ALL:
-        for bench in _convolutions(batch, chosen):
+    chosen = TYPICAL if quick else ALL
+    yield from map(_transpose, dict.fromkeys((own.kernel**2 * own.inputs, own.outputs) for own in chosen))
+    for own in chosen:
+        for bench in _convolutions(batch, own):
             yield from _both(bench)
-        if (chosen.kernel, chosen.stride) == (3, 1):
-            yield _transpose(chosen)
 
 
 def _both(bench: Bench) -> Iterator[Bench]:
@@ -141,7 +143,7 @@ def _products(batch: int) -> Iterator[Bench]:
 
 def _dense(batch: int) -> Iterator[Bench]:
     """What a perceptron does besides products."""
-    shape = (batch, 512)
+    shape = (batch, HIDDEN)
     yield from _elementwise(shape)
 
     def cross_entropy(m: Maker) -> Call:
@@ -149,14 +151,14 @@ def _dense(batch: int) -> Iterator[Bench]:
         return lambda: m.ops.cross_entropy(logits, target, 0.0, m.pool)
 
     yield Bench("cross entropy", f"{batch}x10", _moved(2 * batch * 10), cross_entropy)
-    wide = (128 * batch, 512)
+    wide = (ROWS, HIDDEN)
 
     def normed(m: Maker) -> Call:
-        x, scale, shift = m.random(*wide), m.random(512), m.random(512)
+        x, scale, shift = m.random(*wide), m.random(HIDDEN), m.random(HIDDEN)
         return lambda: m.ops.layer_norm(x, scale, shift, 1e-5, m.pool)
 
     def backward(m: Maker) -> Call:
-        x, scale, dy = m.random(*wide), m.random(512), m.random(*wide)
+        x, scale, dy = m.random(*wide), m.random(HIDDEN), m.random(*wide)
         _, mean, inverse = m.ops.layer_norm(x, scale, scale, 1e-5, m.pool)
         return lambda: m.ops.layer_norm_backward(x, mean, inverse, scale, dy, m.pool)
 
@@ -308,14 +310,14 @@ def _convolutions(batch: int, own: Filter) -> Iterator[Bench]:
     yield Bench("conv, dW", own.name, demand, gradient)
 
 
-def _transpose(own: Filter) -> Bench:
+def _transpose(shape: tuple[int, int]) -> Bench:
     """Of a weight, which cuDNN wants in another order."""
-    rows = own.kernel**2 * own.inputs
+    rows, columns = shape
 
     def make(m: Maker) -> Call:
         from mpinn.array.cuda_conv import transposed
 
-        source, target = m.random(rows, own.outputs), m.zeros(own.outputs, rows)
+        source, target = m.random(rows, columns), m.zeros(columns, rows)
         return lambda: transposed(source, rows, target)
 
-    return Bench("transpose", f"{rows}x{own.outputs}", _moved(2 * rows * own.outputs), make)
+    return Bench("transpose", f"{rows}x{columns}", _moved(2 * rows * columns), make)

@@ -20,7 +20,8 @@ class Case:
     """A program. On the device and on the host its weights are the same up to ``apart``.
 
     ``mail``: whether ranks exchange messages between two of them only, so that the way of a message changes no bit;
-    ``twice``: whether it is also trained again, and also stopped and gone on with, to the same bits.
+    ``twice``: whether it is also trained again, and also stopped and gone on with, to the same bits. ``direct``:
+    whether its messages are tried without the host.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case:
     settings: tuple[str, ...]
     mail: bool = False
     twice: bool = False
+    direct: bool = True
     quick: bool = True
     apart: float = EXACT
     cpu_only: tuple[str, ...] = ()
@@ -71,7 +73,8 @@ def _replicas(ranks: int) -> tuple[Case, ...]:
     return tuple(
         Case(
             f"{ranks} replicas, {name}", ranks, own, mail="gossip" in name, quick=name in quick,
-            twice=name in ("gradients", "gossip before the update"),
+            direct=name not in ("averaging by fisher", "averaging, the best", "none"),
+            twice=name == "gradients" or (few and name == "gossip before the update"),
         )
         for name, own in chosen.items()
     )  # fmt: skip
@@ -113,7 +116,7 @@ def _both() -> tuple[Case, ...]:
 
 CASES: tuple[Case, ...] = (*_both(), *_replicas(4), *_stages(), *_replicas(2), *_alone())
 """Those of most ranks first, so that none is left for the end alone."""
-SMALL = ("perceptron", "2 replicas, gradients", "2 stages, fdg", "2 stages, layerwise")
+SMALL = ("perceptron", "2 replicas, gradients", "2 stages, fdg")
 """What a stand-in for a device trains in half a minute."""
 
 
