@@ -115,8 +115,8 @@ def stages(quick: bool, folder: Path, stand_in: bool) -> tuple[list[Stage], list
     ]
     bench = ("-m", "mpinn", "bench", "gpu", *fast, "--json")
     benches = [
-        Stage("training steps", (*bench, str(folder / "steps.json")), 90 if quick else 300, shown=True),
-        Stage("kernels", (*bench, str(folder / "kernels.json"), "--kernels"), 60 if quick else 120, shown=True),
+        Stage("training steps", (*bench, str(folder / "steps.json")), 150 if quick else 400, shown=True),
+        Stage("kernels", (*bench, str(folder / "kernels.json"), "--kernels"), 90 if quick else 150, shown=True),
     ]
     return checks, benches
 
