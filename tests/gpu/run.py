@@ -12,10 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from launch import ROOT, descendants  # noqa: E402
+
 LOOK = """
 import cupy
 from cupy.cuda import runtime
@@ -96,13 +100,11 @@ def run(stage: Stage, folder: Path, environment: dict[str, str]) -> Ended:
 
 
 def _end(job: "subprocess.Popen[bytes]") -> None:
-    """It has children that are to end their own; what does not is killed."""
-    os.killpg(job.pid, signal.SIGINT)
-    try:
-        job.wait(5)
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+    """Kill it and all below it: launchers have process groups of their own."""
+    for process in (*descendants(job.pid), job.pid):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    job.wait()
 
 
 def stages(quick: bool, folder: Path, stand_in: bool) -> tuple[list[Stage], list[Stage]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launch import ROOT
+from launch import ROOT, alive
 
 from gpu.cases import BASE, CASES, EXACT, SMALL, settings_of
 from gpu.run import Stage, run
@@ -52,11 +52,13 @@ def test_a_failed_case_is_no_number() -> None:
     assert "FAILED" in line_of(Result(CASES[0], 1.0, failure="ended with 1"))
 
 
-def test_a_stage_ends_at_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ended = run(Stage("slow one", ("-c", "print('begun', flush=True); import time; time.sleep(60)"), 2), tmp_path, {})
+def test_a_stage_ends_at_its_limit_with_all_below_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import subprocess, sys; print(subprocess.Popen({}, start_new_session=True).pid, flush=True); {}"
+    sleep = "import time; time.sleep(60)"
+    ended = run(Stage("slow one", ("-c", code.format(f"[sys.executable, '-c', {sleep!r}]", sleep)), 2), tmp_path, {})
     assert ended.code is None
     assert ended.seconds < 15
-    assert "begun" in (tmp_path / "slow-one.log").read_text()
+    assert not alive(int((tmp_path / "slow-one.log").read_text()))
     assert "not done after 2 s" in capsys.readouterr().out
     assert run(Stage("wrong", ("-c", "raise SystemExit(3)"), 9), tmp_path, {}).verdict == "FAILED (3)"
 
