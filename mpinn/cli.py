@@ -153,8 +153,12 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, messages, depth or parareal.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, gpu, messages, depth or parareal.")],
     full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Of gpu, fewer rounds.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Of gpu, single kernels instead of steps.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Of gpu, torch.compile too.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Of gpu, a file that is to have all figures.")] = None,
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
@@ -162,11 +166,12 @@ def bench(
     python -m mpinn bench mlp
     python -m mpinn bench networks
     python -m mpinn bench population
+    python -m mpinn bench gpu --kernels
     mpirun -n 2 python -m mpinn bench messages
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
     """
-    choose("bench", what, ("mlp", "layers", "networks", "population", "messages", "depth", "parareal"))
+    choose("bench", what, ("mlp", "layers", "networks", "population", "gpu", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -184,6 +189,10 @@ def bench(
 
         for work in population.ALL if full else population.SOME:
             population.print_rows(population.run((work,)))
+    elif what == "gpu":
+        from mpinn.bench import gpu
+
+        gpu.show(quick, kernels, compiled, json)
     elif what == "depth":
         from mpinn.bench import depth
         from mpinn.comm.grid import connect
