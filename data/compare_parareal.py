@@ -4,13 +4,14 @@
 
 One block is the network itself. Every run is on one rank, which trains the same network as one rank for each block
 does; finished runs in FOLDER are not trained again. Accuracy is that of the test split, mean and standard deviation
-over seeds.
+over seeds. With ``--at-once 4`` four runs go on at a time, which a GPU has room for.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -25,10 +26,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--at-once", type=int, default=1)
     asked = parser.parse_args()
+    with ThreadPoolExecutor(asked.at_once) as starter:
+        pairs = [(blocks, seed) for seed in asked.seeds for blocks in asked.blocks]
+        done = dict(zip(pairs, starter.map(lambda pair: trained(asked, *pair), pairs), strict=True))
     print("| fine blocks | parameters | test accuracy | seeds | seconds of training |\n|---|---|---|---|---|")
     for blocks in asked.blocks:
-        runs = [trained(asked, blocks, seed) for seed in asked.seeds]
+        runs = [done[blocks, seed] for seed in asked.seeds]
         reached = [100 * summary["test"]["accuracy"] for summary in map(summary_of, runs)]
         spread = f" ± {stdev(reached):.2f}" if len(reached) > 1 else ""
         seconds = mean(summary_of(run)["seconds"] for run in runs)
@@ -48,7 +53,7 @@ def trained(asked: argparse.Namespace, blocks: int, seed: int) -> Path:
         [sys.executable, "-m", "mpinn", "train", asked.job, *settings], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(done.stderr or f"{run}: it was stopped")
+        raise SystemExit(done.stderr or f"{run}: it was stopped")
     return run
 
 

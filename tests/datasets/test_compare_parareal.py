@@ -10,7 +10,7 @@ def test_a_row_for_every_number_of_blocks(tmp_path: Path) -> None:
     settings = ("model.widths=[9,8,7]", "train.epochs=1", "data.batch=200", "schedule.cut=estimated")
     line = [str(ROOT / "data/compare_parareal.py"), str(tmp_path), str(ROOT / "jobs/parareal.toml")]
     line += [word for setting in settings for word in ("--set", setting)]
-    done = alone(*line, "--blocks", "1", "2", "--seeds", "3", "4")
+    done = alone(*line, "--blocks", "1", "2", "--seeds", "3", "4", "--at-once", "2")
     assert done.returncode == 0, done.stderr
     serial, two = ([cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()[2:])
     assert serial[:2] == ["1 (serial)", f"{64 * 9 + 9 + 9 * 8 + 8 + 8 * 7 + 7 + 7 * 10 + 10:,}"]
