@@ -18,7 +18,7 @@ PIECES = 132
 """Partial sums of a column, at most: a block for each multiprocessor of a large GPU."""
 NULL = 0
 """In place of an array that a kernel can do without."""
-SOURCES = ("elementwise", "columns", "pooling", "conv", "vectors")
+SOURCES = ("elementwise", "columns", "pooling", "conv", "vectors", "ragged", "packed")
 
 Number: TypeAlias = int | float | bool
 Grid: TypeAlias = tuple[int, ...]
@@ -34,7 +34,11 @@ def _texts() -> dict[str, str]:
 @cache
 def _homes() -> dict[str, str]:
     """The source in which each kernel stands."""
-    return {name: home for home, text in _texts().items() for name in re.findall(r"__global__ void (\w+)\(", text)}
+    return {
+        name: home
+        for home, text in _texts().items()
+        for name in re.findall(r"__global__ void (?:BOUNDS )?(\w+)\(", text)
+    }
 
 
 @cache

@@ -2,6 +2,10 @@
 
 enum { IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, ELU, SELU, GELU, HARDSHRINK, MISH };
 
+template <int VALUE> struct Constant {
+    static const int value = VALUE;
+};
+
 #define LEAK ((Real)0.01)
 #define SELU_SCALE ((Real)1.0507009873554805)
 #define SELU_ALPHA ((Real)1.6732632423543772)
@@ -64,5 +68,29 @@ __device__ __forceinline__ Real slope(Real kept, int name) {
             return t + kept * sigmoid_(kept) * ((Real)1 - t * t);
         }
         default: return (Real)1;
+    }
+}
+
+// Whether z is kept, rather than f(z).
+__device__ __forceinline__ bool keeps_input(int name) { return name == GELU || name == MISH; }
+
+// f(z) from what is kept.
+__device__ __forceinline__ Real value(Real kept, int name) {
+    return name == GELU ? activated(kept, GELU) : name == MISH ? activated(kept, MISH) : kept;
+}
+
+// Does something with the activation as a constant, so that it is chosen once for many numbers.
+template <class Work> __device__ __forceinline__ void with_activation(int name, Work work) {
+    switch (name) {
+        case SIGMOID: return work(Constant<SIGMOID>());
+        case TANH: return work(Constant<TANH>());
+        case RELU: return work(Constant<RELU>());
+        case LEAKY_RELU: return work(Constant<LEAKY_RELU>());
+        case ELU: return work(Constant<ELU>());
+        case SELU: return work(Constant<SELU>());
+        case GELU: return work(Constant<GELU>());
+        case HARDSHRINK: return work(Constant<HARDSHRINK>());
+        case MISH: return work(Constant<MISH>());
+        default: return work(Constant<IDENTITY>());
     }
 }
