@@ -54,7 +54,7 @@ def trained(
         (SGD(nesterov=True, weight_decay=1e-3), 0.0, SEVERAL, CrossEntropy()),
         (SGD(momentum=0.0), 0.5, SEVERAL, SquaredError()),
         (SGD(), 0.3, CHOOSY, CrossEntropy(0.1)),
-        (Adam(), 0.0, CHOOSY, CrossEntropy()),
+        (Adam(epsilon=1e-2), 0.0, SEVERAL, CrossEntropy()),
     ],
     ids=["nesterov", "clipped", "choosy", "adam"],
 )
@@ -95,10 +95,9 @@ def bits(part: Part, number: int) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_no_bit_of_a_member_depends_on_another(bad: float) -> None:
+def test_no_bit_of_a_member_depends_on_another() -> None:
     parts = [population(SEVERAL, (FEATURES,), 3, "float32", ("momentum",), cuda) for _ in range(2)]
-    own(parts[1], 7)["hidden1"]["weight"].reshape(-1)[:1] = bad
+    own(parts[1], 7)["hidden1"]["weight"].reshape(-1)[:1] = np.nan
     losses = [trained(part, steps("float32", cuda), SGD(), 0.3) for part in parts]
     assert not np.isfinite(own(parts[1], 7, parts[1].weights.get())["output"]["bias"]).all()
     assert np.isfinite(losses).all()
