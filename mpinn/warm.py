@@ -56,6 +56,7 @@ def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | Non
     with np.errstate(all="ignore"):
         batch, schedule = Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), serial(actor, loss, config.run.seed)
         schedule.step(batch, _UpdateElsewhere(config, part))
+        part.ops.all_finite(actor.state)
         if isinstance(schedule, Members):
             # which is done with kernels of its own
             schedule.measure([batch])

@@ -134,7 +134,8 @@ REFUSED = [
     ("[loss]\nsmoothing = 0.1", "loss.smoothing: unknown key; [loss] cross_entropy has no options"),
     (
         '[run]\nname = "x"',
-        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, kernels, patience",
+        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, device, tf32, kernels, "
+        "patience",
     ),
     (
         '[consensus]\nname = "average"',

@@ -14,7 +14,7 @@ from mpinn.array import cuda_conv, cuda_products
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.cuda_graph import recorder
 from mpinn.array.cuda_kernels import NULL, THREADS, Columns, launch, power_of_two, rows_at_once, spread_over
-from mpinn.array.cuda_memory import empty_pinned, fill, on_device, on_host, synchronize, uploads
+from mpinn.array.cuda_memory import contiguous, empty_pinned, fill, on_device, on_host, synchronize, uploads
 from mpinn.array.cuda_packed import (
     finite_sum,
     packed_correct,
@@ -53,6 +53,7 @@ from mpinn.array.typing import Array, Dtype, Shape
 __all__ = [
     "adam",
     "all_finite",
+    "contiguous",
     "correct",
     "cross_entropy",
     "empty_pinned",

@@ -43,7 +43,7 @@ def _homes() -> dict[str, str]:
 
 @cache
 def _module(home: str, real: str) -> Any:
-    return cupy.RawModule(code=_texts()[home], options=("-std=c++17", f"-DREAL={real}"))
+    return cupy.RawModule(code=_texts()[home], options=("-std=c++17", "--fmad=false", f"-DREAL={real}"))
 
 
 @cache

@@ -21,6 +21,11 @@ def on_device(array: Array) -> Array:
     return array if isinstance(array, cupy.ndarray) else cast("Array", cupy.asarray(np.ascontiguousarray(array)))
 
 
+def contiguous(array: Array) -> Array:
+    """The twin of `ops.contiguous`."""
+    return cast("Array", cupy.ascontiguousarray(array))
+
+
 def fill(into: Array, values: Array) -> None:
     """Copy the values of an array, from wherever it is, into another one of its shape."""
     if isinstance(into, cupy.ndarray):

@@ -131,4 +131,4 @@ def _operand(x: Array) -> Operand:
         return Operand(x, NOT_TRANSPOSED, columns if rows == 1 else max(down, columns), stride)
     if rows == 1 or (down == 1 and across >= rows):
         return Operand(x, TRANSPOSED, max(across, rows), stride)
-    return _operand(np.ascontiguousarray(x))
+    return _operand(cupy.ascontiguousarray(x))

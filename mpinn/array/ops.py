@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mpinn.array import steps
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.im2col import conv, conv_backward_input, conv_backward_weight
 from mpinn.array.norms import (
@@ -51,19 +52,18 @@ from mpinn.array.ragged import (
     ragged_output_backward,
     ragged_products,
 )
-from mpinn.array.steps import BLOCK as STEP
 from mpinn.array.steps import Segments, adam, sgd
 from mpinn.array.sums import BLOCK, column_moments, column_sums, spread
 from mpinn.array.typing import Array, Dtype, Shape
 
 LIBRARY = np
 """The library of the arrays that the kernels work on."""
+STEP = steps.BLOCK
+"""Elements of a vector that are worked on at once, where several passes over them follow."""
 TOGETHER = False
 """Whether the members of a population are computed all at once, rather than some and then others in the cache."""
 
 __all__ = [
-    "STEP",
-    "TOGETHER",
     "activate",
     "activation_backward",
     "adam",
@@ -79,6 +79,7 @@ __all__ = [
     "channel_means_backward",
     "column_moments",
     "column_sums",
+    "contiguous",
     "conv",
     "conv_backward_input",
     "conv_backward_weight",
@@ -276,6 +277,11 @@ def shortened(scale: float, sums: Any, limit: float) -> Any:
     norm = sqrt(sum(sums)) * scale
     # a norm that is not finite is left alone, so that it shows
     return scale * (limit / norm) if limit < norm < inf else scale
+
+
+def contiguous(array: Array) -> Array:
+    """The array, or a copy, in one piece of memory in C order."""
+    return np.ascontiguousarray(array)
 
 
 def on_host(array: Array) -> Array:

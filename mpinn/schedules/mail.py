@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
-
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel, Pending
 from mpinn.nn.block import Block, Way
@@ -69,7 +67,7 @@ class Mail:
     def send(self, kind: Kind, sweep: int, rank: int, array: Array) -> None:
         """Send an array that is not written afterwards."""
         self.done()
-        whole = np.ascontiguousarray(array)
+        whole = self._part.ops.contiguous(array)
         self._open.append(self.channel.send(whole, rank, self._tag(kind, sweep)))
         self._trace.add("send", self._begun, self._batch, size=whole.nbytes)
         self._begun = self._trace.now()

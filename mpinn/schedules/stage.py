@@ -118,7 +118,7 @@ class Stage:
 
     def _send(self, way: Way, array: Array, batch: Batch) -> None:
         begun = self.trace.now()
-        whole = np.ascontiguousarray(array)
+        whole = self.part.ops.contiguous(array)
         tag = batch.index % TAGS * 2
         if way == "activation":
             pending = self._place.channel.send(whole, self.number + 1, tag)
@@ -280,7 +280,7 @@ class Stage:
 
     def _to(self, array: Array, step: int) -> None:
         if len(array):
-            self._aside.append(self._place.aside.send(np.ascontiguousarray(array), self.number + step))
+            self._aside.append(self._place.aside.send(self.part.ops.contiguous(array), self.number + step))
         while len(self._aside) > AHEAD:
             self._aside.popleft().wait()
 

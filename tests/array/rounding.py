@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mpinn.array import activations
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS, SELU_ALPHA, SELU_SCALE
 from mpinn.array.pool import Pool
@@ -77,6 +78,10 @@ def of_activation_backward(given: Arguments, results: Terms) -> Terms:
         t = np.tanh(np.logaddexp(kept, 0))
         s = plain.activate("sigmoid", kept, Pool())
         return [np.abs(dy) * (t + np.abs(kept) * s * (1 + t**2))]
+    if name == "gelu":  # z density + share, where the density is exp(-z^2/2) / sqrt(2 pi)
+        density = np.exp(-(kept**2) / 2) / np.sqrt(2 * np.pi)
+        share = activations._normal_distribution(kept, Pool())
+        return [np.abs(dy) * (np.abs(kept) * density * (1 + kept**2 / 2) + share)]
     return [np.abs(results[0])]
 
 

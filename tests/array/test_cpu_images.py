@@ -146,6 +146,22 @@ def test_moments(shape: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", NORMED)
+@pytest.mark.parametrize("momentum", [0.0, 0.1])
+def test_statistics(momentum: float, shape: Any, dtype: str) -> None:
+    """The twin and the plain kernel have but the moments of their own."""
+    x, start = noise(shape, dtype) + np.asarray(100, dtype), [noise(shape[-1:], dtype, 1), np.ones(shape[-1:], dtype)]
+    runs = [tuple(array.copy() for array in start) for _ in range(2)]
+    found, expected = (
+        ops.batch_statistics(x, run, momentum, 1e-5, Pool()) for ops, run in zip((cpu, plain), runs, strict=True)
+    )
+    for one, other in zip((*found, *runs[0]), (*expected, *runs[1]), strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=64 * np.finfo(dtype).eps)
+    assert x.size == 0 or (not np.array_equal(runs[0][0], start[0])) == bool(momentum)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "relu", "mish"])
 @pytest.mark.parametrize("of_batch", [True, False])
 @pytest.mark.parametrize("shape", NORMED)

@@ -19,8 +19,8 @@ from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 
 OF_IMAGES = {
-    "batch_norm", "batch_norm_backward", "column_moments", "conv", "conv_backward_input", "conv_backward_weight",
-    "layer_norm", "layer_norm_backward", "max_pool", "max_pool_backward",
+    "batch_norm", "batch_norm_backward", "batch_statistics", "column_moments", "conv",
+    "conv_backward_input", "conv_backward_weight", "layer_norm", "layer_norm_backward", "max_pool", "max_pool_backward",
 }  # fmt: skip
 """Compared in test_cpu_images.py; kernels of packed networks are compared in test_cpu_packed.py."""
 OVERRIDDEN = sorted(
@@ -129,6 +129,11 @@ def for_vectors(dtype: str, odd: bool) -> Iterator[Arguments]:
         yield [numbers((size,), dtype, odd=odd)]
 
 
+def for_squares_of(dtype: str, odd: bool) -> Iterator[Arguments]:
+    for size in SIZES:
+        yield [numbers((size,), dtype, odd=odd), [slice(0, size // 3), slice(size // 3, size)]]
+
+
 def for_all_finite(dtype: str, odd: bool) -> Iterator[Arguments]:
     yield from for_vectors(dtype, odd)
     for bad in (np.nan, -np.inf, np.finfo(dtype).max):
@@ -149,6 +154,7 @@ CASES: dict[str, Callable[[str, bool], Iterator[Arguments]]] = {
     "dropout_mask": for_dropout_mask,
     "sgd": for_sgd,
     "squared_error": for_squared_error,
+    "squares_of": for_squares_of,
     "sum_of_squares": for_vectors,
 }
 
@@ -159,7 +165,7 @@ def results(function: Callable[..., Any], name: str, arguments: Arguments) -> tu
     own = [given.copy("K") if i in written and given is not None else given for i, given in enumerate(arguments)]
     with np.errstate(all="ignore"):
         returned = function(*own)
-    found = list(returned) if isinstance(returned, tuple) else [] if returned is None else [returned]
+    found = [*returned] if isinstance(returned, tuple | list) else [] if returned is None else [returned]
     found += [own[i] for i in written if own[i] is not None]
     return [np.asarray(array) for array in found], own
 

@@ -219,7 +219,7 @@ def test_the_targets_of_a_regression_are_in_the_dtype_of_the_run():
 def test_a_batch_is_valid_until_the_second_next(ahead: bool, monkeypatch):
     monkeypatch.setattr("mpinn.datasets.batches.COSTLY", 0)
     batches = Batches(numbered(), 0, 10, 1, 0, "redealt", "float64", ahead)
-    assert isinstance(batches.batch, Ahead) == ahead
+    assert isinstance(batches._prepared, Ahead) == ahead
     for before, after in ((0, 1), (1, 5), (5, 7), (9, 10), (3, 25), (26, 27)):
         first = batches.batch(before)
         kept = [array.copy() for array in (first.x, first.target, first.samples)]

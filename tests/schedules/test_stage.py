@@ -9,6 +9,7 @@ import pytest
 from depth import cut, shapes
 from oracles import Problem
 
+from mpinn.array import ops as plain
 from mpinn.array.typing import Array
 from mpinn.comm.channel import DONE, NullChannel, Pending
 from mpinn.models.mlp import MLP
@@ -116,9 +117,9 @@ def test_versions_are_copied_once_and_used_again() -> None:
 def test_what_layers_save_is_stored_and_found_again() -> None:
     tree = ([np.arange(6.0).reshape(2, 3)], None, (np.array([True, False]), 3, np.empty((0, 4))), 2.5, "relu")
     arrays: dict[str, Array] = {}
-    spec = flatten(tree, "saved", arrays)
+    spec = flatten(tree, "saved", arrays, plain)
     assert all(array.dtype != bool for array in arrays.values())
-    found = unflatten(spec, arrays)
+    found = unflatten(spec, arrays, plain)
     assert isinstance(found, tuple)
     assert isinstance(found[0], list)
     np.testing.assert_array_equal(found[0][0], tree[0][0])
@@ -130,4 +131,4 @@ def test_what_layers_save_is_stored_and_found_again() -> None:
 
 def test_what_cannot_be_stored_is_a_mistake_of_the_program() -> None:
     with pytest.raises(TypeError, match=r"saved\.0"):
-        flatten((object(),), "saved", {})
+        flatten((object(),), "saved", {}, plain)

@@ -19,14 +19,17 @@ __device__ __forceinline__ float expm1_(float x) { return expm1f(x); }
 __device__ __forceinline__ double expm1_(double x) { return expm1(x); }
 __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
 __device__ __forceinline__ double tanh_(double x) { return tanh(x); }
-__device__ __forceinline__ float erf_(float x) { return erff(x); }
-__device__ __forceinline__ double erf_(double x) { return erf(x); }
+__device__ __forceinline__ float erfc_(float x) { return erfcf(x); }
+__device__ __forceinline__ double erfc_(double x) { return erfc(x); }
 __device__ __forceinline__ float log1p_(float x) { return log1pf(x); }
 __device__ __forceinline__ double log1p_(double x) { return log1p(x); }
 __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
 __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
 
 __device__ __forceinline__ Real sigmoid_(Real z) { return (Real)0.5 * (tanh_((Real)0.5 * z) + (Real)1); }
+
+// The normal distribution; 1 + erf would lose its digits where it is small.
+__device__ __forceinline__ Real normal(Real z) { return (Real)0.5 * erfc_(-z * ROOT_HALF); }
 
 __device__ __forceinline__ Real tanh_softplus(Real z) {
     Real most = z > 0 ? z : (Real)0, least = z > 0 ? -z : z;
@@ -42,7 +45,7 @@ __device__ __forceinline__ Real activated(Real z, int name) {
         case LEAKY_RELU: return z < 0 ? z * LEAK : z;
         case ELU: return z < 0 ? expm1_(z) : z;
         case SELU: return SELU_SCALE * (z < 0 ? SELU_ALPHA * expm1_(z) : z);
-        case GELU: return z * ((Real)0.5 * (erf_(z * ROOT_HALF) + (Real)1));
+        case GELU: return z * normal(z);
         case HARDSHRINK: return z >= -SHRINK && z <= SHRINK ? (Real)0 : z;
         case MISH: return z * tanh_softplus(z);
         default: return z;
@@ -60,7 +63,7 @@ __device__ __forceinline__ Real slope(Real kept, int name) {
         case SELU: return kept > 0 ? SELU_SCALE : kept + SELU_SCALE * SELU_ALPHA;
         case GELU: {
             Real density = exp_(kept * kept * (Real)-0.5) * ROOT_TWO_PI_INVERSE;
-            return density * kept + (Real)0.5 * (erf_(kept * ROOT_HALF) + (Real)1);
+            return density * kept + normal(kept);
         }
         case HARDSHRINK: return kept != 0 ? (Real)1 : (Real)0;
         case MISH: {
