@@ -132,7 +132,7 @@ extern "C" __global__ void packed_cross_entropy(
         Real most = own[i];
         for (Size o = 1; o < outputs; o++) {
             Real next = own[o * samples + i];
-            most = next > most || next != next ? next : most;
+            most = next > most ? next : most;
         }
         double apart = 0, chosen = wanted >= 0 && wanted < outputs ? (double)(own[wanted * samples + i] - most) : NAN;
         Real sum = 0;
