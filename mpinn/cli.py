@@ -144,7 +144,7 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, messages, depth or parareal.")],
+    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, fleet, messages, depth, parareal.")],
     full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
@@ -157,7 +157,7 @@ def bench(
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
     """
-    choose("bench", what, ("mlp", "layers", "networks", "population", "messages", "depth", "parareal"))
+    choose("bench", what, ("mlp", "layers", "networks", "population", "fleet", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -175,6 +175,10 @@ def bench(
 
         for work in population.ALL if full else population.SOME:
             population.print_rows(population.run((work,)))
+    elif what == "fleet":
+        from mpinn.bench import fleet
+
+        fleet.run()
     elif what == "depth":
         from mpinn.bench import depth
         from mpinn.comm.grid import connect
