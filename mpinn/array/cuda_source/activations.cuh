@@ -2,10 +2,6 @@
 
 enum { IDENTITY, SIGMOID, TANH, RELU, LEAKY_RELU, ELU, SELU, GELU, HARDSHRINK, MISH };
 
-template <int VALUE> struct Constant {
-    static const int value = VALUE;
-};
-
 #define LEAK ((Real)0.01)
 #define SELU_SCALE ((Real)1.0507009873554805)
 #define SELU_ALPHA ((Real)1.6732632423543772)
@@ -82,18 +78,18 @@ __device__ __forceinline__ Real value(Real kept, int name) {
     return name == GELU ? activated(kept, GELU) : name == MISH ? activated(kept, MISH) : kept;
 }
 
-// Does something with the activation as a constant, so that it is chosen once for many numbers.
+// Calls work.with<NAME>(), so that the activation is chosen once for many numbers.
 template <class Work> __device__ __forceinline__ void with_activation(int name, Work work) {
     switch (name) {
-        case SIGMOID: return work(Constant<SIGMOID>());
-        case TANH: return work(Constant<TANH>());
-        case RELU: return work(Constant<RELU>());
-        case LEAKY_RELU: return work(Constant<LEAKY_RELU>());
-        case ELU: return work(Constant<ELU>());
-        case SELU: return work(Constant<SELU>());
-        case GELU: return work(Constant<GELU>());
-        case HARDSHRINK: return work(Constant<HARDSHRINK>());
-        case MISH: return work(Constant<MISH>());
-        default: return work(Constant<IDENTITY>());
+        case SIGMOID: return work.template with<SIGMOID>();
+        case TANH: return work.template with<TANH>();
+        case RELU: return work.template with<RELU>();
+        case LEAKY_RELU: return work.template with<LEAKY_RELU>();
+        case ELU: return work.template with<ELU>();
+        case SELU: return work.template with<SELU>();
+        case GELU: return work.template with<GELU>();
+        case HARDSHRINK: return work.template with<HARDSHRINK>();
+        case MISH: return work.template with<MISH>();
+        default: return work.template with<IDENTITY>();
     }
 }

@@ -47,7 +47,8 @@ __device__ __forceinline__ void some_outputs(
 
 // y: (M, O, B); a warp has a member and some samples.
 extern "C" __global__ void ragged_output(
-    const Real* vector, const Size* heads, const Real* units, Real* y, Size members, Size outputs, Size samples, Size parts
+    const Real* vector, const Size* heads, const Real* units, Real* y, Size members, Size outputs, Size samples,
+    Size parts
 ) {
     Size work = FIRST / LANES, member = work / parts, sample = work % parts * LANES + threadIdx.x % LANES;
     if (member >= members || sample >= samples) return;
@@ -114,7 +115,8 @@ extern "C" __global__ void ragged_output_back(
     }
     for (Size unit = warp; unit < head.units; unit += warps) {
         Size weight = head.weight + unit * outputs;
-        unit_back(vector + weight, own, units + (head.first + unit) * samples, grads + weight, outputs, samples, head.name);
+        Real* row = units + (head.first + unit) * samples;
+        unit_back(vector + weight, own, row, grads + weight, outputs, samples, head.name);
     }
 }
 

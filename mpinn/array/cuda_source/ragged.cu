@@ -1,6 +1,6 @@
 // Hidden layers of many networks of different widths at once; see `mpinn.array.ragged`.
 //
-// Units are rows of (U, B). A tile is some rows of a product and all it needs to know: TILE numbers of a table. A number
+// Units are rows of (U, B). A tile is some rows of a product and all that it needs: TILE numbers of a table. A number
 // is a sum of products one after the other, whatever the tiles are, so that no bit of a network depends on another.
 
 #define TILE 7
@@ -11,7 +11,12 @@
 #define SLIM 32
 #define ACROSS 4
 #define DOWN 8
+// Columns of a tile with so many rows.
+#define WIDE(rows) (int)(blockDim.x * DOWN * ACROSS / (rows))
 #define BOUNDS __launch_bounds__(TALL / DOWN * BROAD / ACROSS, sizeof(Real) == 4 ? 4 : 2)
+
+// The part of a tile that a thread has.
+typedef Real Sums[DOWN][ACROSS];
 
 // What a tile of a product is: rows from `row` on; where weights and biases begin; the first row of what is multiplied.
 struct Tile {
@@ -30,8 +35,8 @@ struct Scratch {
     __align__(16) Real right[DEEP][BROAD + 4];
 };
 
-// Copies a part of one side into registers, and from there to the scratch. ALONG: its neighbours in memory are along the
-// inner axis.
+// Copies a part of one side into registers, and from there to the scratch. ALONG: neighbours in memory are along
+// the inner axis.
 template <int SIDE, int THREADS, bool ALONG> struct Loader {
     static const int EACH = SIDE * DEEP / THREADS;
     Real at[EACH];
@@ -56,10 +61,10 @@ template <int SIDE, int THREADS, bool ALONG> struct Loader {
 
 template <int COUNT> __device__ __forceinline__ void fetch(Real (&into)[COUNT], const Real* from) {
 #pragma unroll
-    for (int i = 0; i < COUNT; i += WIDTH) *(Lanes*)(into + i) = *(const Lanes*)(from + i);
+    for (int i = 0; i < COUNT; i += (int)WIDTH) *(Lanes*)(into + i) = *(const Lanes*)(from + i);
 }
 
-__device__ __forceinline__ void add_products(Real (&sum)[DOWN][ACROSS], const Real* left, const Real* right) {
+__device__ __forceinline__ void add_products(Sums& sum, const Real* left, const Real* right) {
     __align__(16) Real a[DOWN], b[ACROSS];
     fetch(a, left);
     fetch(b, right);
@@ -73,7 +78,7 @@ __device__ __forceinline__ void add_products(Real (&sum)[DOWN][ACROSS], const Re
 // ends. `beside` is called with every part of the scratch, and how deep it is.
 template <int ROWS, int COLUMNS, bool LEFT_ALONG, bool RIGHT_ALONG, class Left, class Right, class Beside>
 __device__ __forceinline__ void multiply(
-    Real (&sum)[DOWN][ACROSS], Scratch& scratch, Left left, Right right, int inner, Beside beside
+    Sums& sum, Scratch& scratch, Left left, Right right, int inner, Beside beside
 ) {
     const int THREADS = ROWS / DOWN * COLUMNS / ACROSS;
     Loader<ROWS, THREADS, LEFT_ALONG> lefts;
@@ -107,10 +112,13 @@ __device__ __forceinline__ void multiply(
     }
 }
 
-// Calls write(row, column, numbers, how many) for each row of the part of a tile that a thread has.
-template <int COLUMNS, class Write>
-__device__ __forceinline__ void each_row(Real (&sum)[DOWN][ACROSS], int rows, int columns, int first, Write write) {
-    int down = (int)threadIdx.x / (COLUMNS / ACROSS) * DOWN, across = (int)threadIdx.x % (COLUMNS / ACROSS) * ACROSS;
+// Calls write(row, column, numbers, how many) for each row of the part of a tile that a thread has. The tile is `wide`
+// and begins at the column `first` of so many.
+template <class Write>
+__device__ __forceinline__ void each_row(
+    Sums& sum, int rows, int columns, int first, int wide, Write write
+) {
+    int down = (int)threadIdx.x / (wide / ACROSS) * DOWN, across = (int)threadIdx.x % (wide / ACROSS) * ACROSS;
     int left = columns - first - across;
 #pragma unroll
     for (int i = 0; i < DOWN; i++)
@@ -120,7 +128,7 @@ __device__ __forceinline__ void each_row(Real (&sum)[DOWN][ACROSS], int rows, in
 __device__ __forceinline__ void put(Real* to, const Real (&from)[ACROSS], int count) {
     if (count == ACROSS && aligned(to)) {
 #pragma unroll
-        for (int j = 0; j < ACROSS; j += WIDTH) {
+        for (int j = 0; j < ACROSS; j += (int)WIDTH) {
             Lanes lanes;
 #pragma unroll
             for (int k = 0; k < WIDTH; k++) lanes.at[k] = from[j + k];
@@ -133,39 +141,44 @@ __device__ __forceinline__ void put(Real* to, const Real (&from)[ACROSS], int co
         if (j < count) to[j] = from[j];
 }
 
-// What is kept of f(W a + b), for a tile and some columns.
-template <int COLUMNS>
-__device__ __forceinline__ void keep(
-    Real (&sum)[DOWN][ACROSS], const Tile& tile, const Real* vector, Real* units, int samples, int first
-) {
-    each_row<COLUMNS>(sum, tile.rows, samples, first, [&](int row, int column, Real (&z)[ACROSS], int count) {
-#pragma unroll
-        for (int j = 0; j < ACROSS; j++) z[j] += vector[tile.bias + row];
-    });
-    with_activation(tile.name, [&](auto name) {
-        if (keeps_input(name.value)) return;
+// Numbers of a thread become what is kept of them.
+struct Kept {
+    Sums& sum;
+
+    template <int NAME> __device__ __forceinline__ void with() {
+        if (keeps_input(NAME)) return;
 #pragma unroll
         for (int i = 0; i < DOWN; i++)
 #pragma unroll
-            for (int j = 0; j < ACROSS; j++) sum[i][j] = activated(sum[i][j], name.value);
+            for (int j = 0; j < ACROSS; j++) sum[i][j] = activated(sum[i][j], NAME);
+    }
+};
+
+// What is kept of f(W a + b), for a tile and some columns.
+__device__ __forceinline__ void keep(
+    Sums& sum, const Tile& tile, const Real* vector, Real* units, int samples, int first, int wide
+) {
+    int rows = (int)tile.rows;
+    each_row(sum, rows, samples, first, wide, [&](int row, int column, Real (&z)[ACROSS], int count) {
+#pragma unroll
+        for (int j = 0; j < ACROSS; j++) z[j] += vector[tile.bias + row];
     });
+    with_activation(tile.name, Kept{sum});
     Real* to = units + tile.row * samples;
-    each_row<COLUMNS>(sum, tile.rows, samples, first, [&](int row, int column, Real (&z)[ACROSS], int count) {
+    each_row(sum, rows, samples, first, wide, [&](int row, int column, Real (&z)[ACROSS], int count) {
         put(to + (Size)row * samples + column, z, count);
     });
 }
 
 template <int COLUMNS>
 __device__ __forceinline__ void first_layer(
-    Scratch& scratch, const Real* vector, const Tile& tile, const Real* x, Real* units, int samples, int first
+    Sums& sum, Scratch& scratch, const Real* vector, const Tile& tile, const Real* x, int samples, int first
 ) {
-    Real sum[DOWN][ACROSS];
     int inner = (int)tile.inner, rows = (int)tile.rows, most = samples - first;
     const Real *weights = vector + tile.weight, *from = x + (Size)first * inner;
     multiply<TALL, COLUMNS, true, true>(
         sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[r * inner + k] : (Real)0; },
         [=](int c, int k) { return c < most && k < inner ? from[c * inner + k] : (Real)0; }, inner, [](int) {});
-    keep<COLUMNS>(sum, tile, vector, units, samples, first);
 }
 
 // The first hidden layer. x: (B, I).
@@ -173,18 +186,18 @@ extern "C" __global__ void BOUNDS ragged_first(
     const Real* vector, const Size* tiles, const Real* x, Real* units, Size samples, Size columns
 ) {
     __shared__ Scratch scratch;
+    Sums sum;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int part = (int)(blockIdx.x % columns), batch = (int)samples;
-    if (blockDim.x == TALL / DOWN * BROAD / ACROSS)
-        first_layer<BROAD>(scratch, vector, tile, x, units, batch, part * BROAD);
-    else first_layer<SLIM>(scratch, vector, tile, x, units, batch, part * SLIM);
+    int wide = WIDE(TALL), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    if (wide == BROAD) first_layer<BROAD>(sum, scratch, vector, tile, x, batch, first);
+    else first_layer<SLIM>(sum, scratch, vector, tile, x, batch, first);
+    keep(sum, tile, vector, units, batch, first, wide);
 }
 
 template <int COLUMNS>
 __device__ __forceinline__ void later_layer(
-    Scratch& scratch, const Real* vector, const Tile& tile, Real* units, int samples, int first
+    Sums& sum, Scratch& scratch, const Real* vector, const Tile& tile, Real* units, int samples, int first
 ) {
-    Real sum[DOWN][ACROSS];
     int inner = (int)tile.inner, rows = (int)tile.rows, most = samples - first;
     const Real *weights = vector + tile.weight, *from = units + tile.source * samples + first;
     int name = tile.name;
@@ -192,7 +205,6 @@ __device__ __forceinline__ void later_layer(
         sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[r * inner + k] : (Real)0; },
         [=](int c, int k) { return c < most && k < inner ? value(from[k * samples + c], name) : (Real)0; }, inner,
         [](int) {});
-    keep<COLUMNS>(sum, tile, vector, units, samples, first);
 }
 
 // A later hidden layer, from the units of the one before.
@@ -200,10 +212,12 @@ extern "C" __global__ void BOUNDS ragged_later(
     const Real* vector, const Size* tiles, Real* units, Size samples, Size columns
 ) {
     __shared__ Scratch scratch;
+    Sums sum;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int part = (int)(blockIdx.x % columns), batch = (int)samples;
-    if (blockDim.x == LOW / DOWN * BROAD / ACROSS) later_layer<BROAD>(scratch, vector, tile, units, batch, part * BROAD);
-    else later_layer<SLIM>(scratch, vector, tile, units, batch, part * SLIM);
+    int wide = WIDE(LOW), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    if (wide == BROAD) later_layer<BROAD>(sum, scratch, vector, tile, units, batch, first);
+    else later_layer<SLIM>(sum, scratch, vector, tile, units, batch, first);
+    keep(sum, tile, vector, units, batch, first, wide);
 }
 
 // Gradients of a tile of weights, from dz in `units`: right(c, k) is what the weights were multiplied with. The first
@@ -212,7 +226,8 @@ template <int ROWS, int COLUMNS, bool RIGHT_ALONG, class Right>
 __device__ __forceinline__ void gradient(
     Scratch& scratch, const Tile& tile, const Real* units, Real* grads, int samples, int first, Right right
 ) {
-    Real sum[DOWN][ACROSS], bias = 0;
+    Sums sum;
+    Real bias = 0;
     int rows = (int)tile.rows, inner = (int)tile.inner;
     const Real* dz = units + tile.row * samples;
     int own = (int)threadIdx.x;
@@ -225,7 +240,7 @@ __device__ __forceinline__ void gradient(
         });
     if (biased) grads[tile.bias + own] = bias;
     Real* to = grads + tile.weight;
-    each_row<COLUMNS>(sum, rows, inner, first, [&](int row, int column, Real (&g)[ACROSS], int count) {
+    each_row(sum, rows, inner, first, COLUMNS, [&](int row, int column, Real (&g)[ACROSS], int count) {
         put(to + (Size)row * inner + column, g, count);
     });
 }
@@ -247,10 +262,9 @@ extern "C" __global__ void BOUNDS ragged_first_gradient(
 ) {
     __shared__ Scratch scratch;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int part = (int)(blockIdx.x % columns), batch = (int)samples;
-    if (blockDim.x == TALL / DOWN * BROAD / ACROSS)
-        first_gradient<BROAD>(scratch, tile, x, units, grads, batch, part * BROAD);
-    else first_gradient<SLIM>(scratch, tile, x, units, grads, batch, part * SLIM);
+    int wide = WIDE(TALL), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    if (wide == BROAD) first_gradient<BROAD>(scratch, tile, x, units, grads, batch, first);
+    else first_gradient<SLIM>(scratch, tile, x, units, grads, batch, first);
 }
 
 // Gradients of a later hidden layer; blocks beyond the inputs of a member have nothing to do.
@@ -268,34 +282,44 @@ extern "C" __global__ void BOUNDS ragged_later_gradient(
     });
 }
 
+// What is kept at `to` becomes the numbers of a thread times their slopes.
+struct Sloped {
+    Sums& sum;
+    Real* to;
+    int rows, samples, first, wide;
+
+    template <int NAME> __device__ __forceinline__ void with() {
+        each_row(sum, rows, samples, first, wide, [=](int row, int column, Real (&da)[ACROSS], int count) {
+            Real* own = to + (Size)row * samples + column;
+#pragma unroll
+            for (int j = 0; j < ACROSS; j++)
+                if (j < count) da[j] *= slope(own[j], NAME);
+            put(own, da, count);
+        });
+    }
+};
+
 template <int COLUMNS>
 __device__ __forceinline__ void back(
-    Scratch& scratch, const Real* vector, const Tile& tile, Real* units, int samples, int first
+    Sums& sum, Scratch& scratch, const Real* vector, const Tile& tile, Real* units, int samples, int first
 ) {
-    Real sum[DOWN][ACROSS];
     int inner = (int)tile.inner, rows = (int)tile.rows, pitch = (int)tile.bias, most = samples - first;
     const Real *weights = vector + tile.weight, *from = units + tile.source * samples + first;
     multiply<LOW, COLUMNS, false, false>(
         sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[k * pitch + r] : (Real)0; },
         [=](int c, int k) { return c < most && k < inner ? from[k * samples + c] : (Real)0; }, inner, [](int) {});
-    Real* to = units + tile.row * samples;
-    with_activation(tile.name, [&](auto name) {
-        each_row<COLUMNS>(sum, rows, samples, first, [&](int row, int column, Real (&da)[ACROSS], int count) {
-            Real* own = to + (Size)row * samples + column;
-#pragma unroll
-            for (int j = 0; j < ACROSS; j++)
-                if (j < count) da[j] *= slope(own[j], name.value);
-            put(own, da, count);
-        });
-    });
 }
 
-// What is kept of the layer before becomes its dz. In these tiles `bias` is the distance between rows of the weights, and
-// the sources are the dz of the layer.
-extern "C" __global__ void BOUNDS ragged_back(const Real* vector, const Size* tiles, Real* units, Size samples, Size columns) {
+// What is kept of the layer before becomes its dz. In these tiles `bias` is the distance between rows of the weights,
+// and the sources are the dz of the layer.
+extern "C" __global__ void BOUNDS ragged_back(
+    const Real* vector, const Size* tiles, Real* units, Size samples, Size columns
+) {
     __shared__ Scratch scratch;
+    Sums sum;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int part = (int)(blockIdx.x % columns), batch = (int)samples;
-    if (blockDim.x == LOW / DOWN * BROAD / ACROSS) back<BROAD>(scratch, vector, tile, units, batch, part * BROAD);
-    else back<SLIM>(scratch, vector, tile, units, batch, part * SLIM);
+    int wide = WIDE(LOW), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    if (wide == BROAD) back<BROAD>(sum, scratch, vector, tile, units, batch, first);
+    else back<SLIM>(sum, scratch, vector, tile, units, batch, first);
+    with_activation(tile.name, Sloped{sum, units + tile.row * batch, (int)tile.rows, batch, first, wide});
 }
