@@ -6,21 +6,33 @@ from mpinn.comm.grid import World
 
 
 def binding(world: World, bus: str) -> list[str]:
-    """Sentences for the log: who has which GPU, and a warning where some share one; called by all ranks.
+    """Sentences for the log: who has which GPU, and warnings of what is odd about it; called by all ranks.
 
-    bus: the place of this rank's GPU on its machine, empty without one.
+    bus: the place of this rank's GPU on its machine, empty without one. GPUs are dealt by the local rank that follows
+    from who could share memory; what the launcher calls it is a check.
     """
+    told = world.told_local_rank
+    odd = f"rank {world.rank}: {world.local_rank}, not {told}" if told not in (None, world.local_rank) else ""
     ranks: dict[tuple[str, str], list[int]] = {}
-    for rank, told in enumerate(world.gather_text(f"{world.host}\t{bus}")):
-        host, _, place = told.partition("\t")
+    oddities: list[str] = []
+    for rank, line in enumerate(world.gather_text(f"{world.host}\t{bus}\t{odd}")):
+        host, place, other = line.split("\t")
         if place:
             ranks.setdefault((host, place), []).append(rank)
+            oddities += filter(None, [other])
     if not ranks or world.size == 1:
         return []
     shares = [f"{place} on {host}: rank{'s' * (len(own) > 1)} {numbers(own)}" for (host, place), own in ranks.items()]
     most = max(map(len, ranks.values()))
-    crowded = [f"warning: up to {most} ranks share a GPU and take turns on it"] if most > 1 else []
-    return [f"GPU {'; '.join(shares)}", *crowded]
+    said = [f"GPU {'; '.join(shares)}"]
+    if most > 1:
+        said.append(f"warning: up to {most} ranks share a GPU and take turns on it")
+    if oddities:
+        said.append(
+            f"warning: local ranks are not those of {world.launcher} ({'; '.join(oddities)}); "
+            "GPUs are dealt by who could share memory"
+        )
+    return said
 
 
 def numbers(ranks: Sequence[int]) -> str:

@@ -125,27 +125,42 @@ def submit(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Try whether MPI reads memory of GPUs, which may crash; save the result."),
+    ] = False,
+) -> None:
     """Say which ranks, machines and libraries there are, and how fast messages are.
 
     \b
     mpirun -n 4 python -m mpinn doctor
+    mpirun -n 2 python -m mpinn doctor --probe
     """
-    from mpinn.array.device import describe_devices
+    from mpinn.array.device import choose_device, describe_devices
     from mpinn.comm.grid import connect
-    from mpinn.comm.transport import choose_transport
     from mpinn.doctor import doctor as run
+    from mpinn.doctor import try_transports
     from mpinn.storage.versions import versions
 
     world = connect()
-    transport, reason = choose_transport("auto", world.library)
-    run(world, transport=f"{transport.name}: {reason}", describe_devices=describe_devices, versions=versions())
+    device = choose_device("auto", "plain", world.local_rank)
+    if probe:
+        try_transports(world, device)
+    else:
+        run(world, device, describe_devices=describe_devices, versions=versions())
 
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, fleet, messages, depth, parareal.")],
+    what: Annotated[
+        str, typer.Argument(help="mlp, layers, networks, population, fleet, gpu, messages, depth, parareal.")
+    ],
     full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Of gpu, fewer rounds.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Of gpu, single kernels instead of steps.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Of gpu, torch.compile too.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Of gpu, a file that is to have all figures.")] = None,
 ) -> None:
     """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
 
@@ -153,11 +168,12 @@ def bench(
     python -m mpinn bench mlp
     python -m mpinn bench networks
     python -m mpinn bench population
+    python -m mpinn bench gpu --kernels
     mpirun -n 2 python -m mpinn bench messages
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
     """
-    choose("bench", what, ("mlp", "layers", "networks", "population", "fleet", "messages", "depth", "parareal"))
+    choose("bench", what, ("mlp", "layers", "networks", "population", "fleet", "gpu", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -179,6 +195,10 @@ def bench(
         from mpinn.bench import fleet
 
         fleet.run()
+    elif what == "gpu":
+        from mpinn.bench import gpu
+
+        gpu.show(quick, kernels, compiled, json)
     elif what == "depth":
         from mpinn.bench import depth
         from mpinn.comm.grid import connect
@@ -196,13 +216,17 @@ def bench(
         if world.rank == 0:
             parareal.print_rows(*told)
     else:
-        from mpinn.bench import messages
+        from mpinn.array.device import choose_device
+        from mpinn.bench import device_messages, messages
         from mpinn.comm.grid import connect
 
         world = connect()
         rows = messages.run(world)
+        between_devices = device_messages.run(world, choose_device("auto", "plain", world.local_rank))
         if world.rank == 0:
             messages.print_rows(rows)
+            if between_devices:
+                device_messages.print_rows(between_devices)
 
 
 @app.command()

@@ -10,25 +10,31 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from mpinn import __version__
+from mpinn.array.device import Device
 from mpinn.bench.messages import measure, ping_pong
 from mpinn.bench.timing import Spread
+from mpinn.binding import binding
+from mpinn.comm.choice import choose_transports
+from mpinn.comm.findings import findings, probe_file
 from mpinn.comm.grid import World
+from mpinn.comm.probe import probe
 
 LIBRARIES = ("numpy", "numba", "mpi4py", "cupy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+WARNING = "warning: "
 SIZES = {"1 MB": 2**20, "16 MB": 2**24}
 
 
 def doctor(
     world: World,
+    device: Device,
     *,
-    transport: str = "",
     describe_devices: Callable[[], Sequence[str]] = list,
     versions: Mapping[str, str] | None = None,
 ) -> None:
     """Print on rank 0 a table of the ranks, their machines and libraries, the speed of messages, and warnings.
 
-    ``transport`` is its name and the reason for it. Called by all ranks.
+    device: that of this rank. Called by all ranks.
     """
     own = {
         "host": world.host,
@@ -37,11 +43,27 @@ def doctor(
         "threads": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "devices": list(describe_devices()),
         "crowded": world.polite,
+        "gpu": device.name,
+        "bus": device.bus,
     }
     ranks = [json.loads(text) for text in world.gather_text(json.dumps(own))]
+    found = findings(world, device.name)
+    _, transport = choose_transports("auto", world.library, found, device.memory, world.size)
+    shared = binding(world, device.bus)
     speed = speeds(world)
     if world.rank == 0:
-        _print(world, ranks, speed, transport, versions or {})
+        _print(world, ranks, speed, transport.removeprefix("messages "), versions or {}, shared)
+
+
+def try_transports(world: World, device: Device) -> None:
+    """Try whether MPI reads the memory of the GPUs, and say what follows; called by all ranks. See `probe`."""
+
+    def say(text: str) -> None:
+        print(text, end="", flush=True)
+
+    found = probe(world, device, say)
+    _, transport = choose_transports("auto", world.library, found, device.memory)
+    say(f"{transport}\nsaved in {probe_file()}\n")
 
 
 def speeds(world: World) -> list[tuple[str, str]]:
@@ -86,6 +108,7 @@ def _print(
     speed: Sequence[tuple[str, str]],
     transport: str,
     versions: Mapping[str, str],
+    shared: Sequence[str],
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -105,6 +128,11 @@ def _print(
     for number, rank in enumerate(ranks):
         people.add_row(str(number), *(_cell(rank[key]) for key in ("host", "local", "cores", "threads", "devices")))
     console.print(people)
+    if any(rank["gpu"] for rank in ranks):
+        owners = Table("rank", "host", "GPU", "bus", title="GPUs")
+        for number, rank in enumerate(ranks):
+            owners.add_row(str(number), *(_cell(rank[key] or "none") for key in ("host", "gpu", "bus")))
+        console.print(owners)
     facts = Table(show_header=False)
     for name, value in [
         ("mpinn", __version__),
@@ -119,9 +147,10 @@ def _print(
         if value:
             facts.add_row(name, value)
     console.print(facts)
-    for line in [world.note, *warnings(ranks)]:
+    told = [line.removeprefix(WARNING) for line in shared if line.startswith(WARNING)]
+    for line in [world.note, *warnings(ranks), *told]:
         if line:
-            console.print(f"warning: {line}", soft_wrap=True)
+            console.print(f"{WARNING}{line}", soft_wrap=True)
 
 
 def _installed() -> Iterator[tuple[str, str]]:

@@ -14,8 +14,9 @@ from mpinn.array.typing import Shape
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
 from mpinn.comm.channel import Channel
+from mpinn.comm.choice import choose_transports
+from mpinn.comm.findings import findings
 from mpinn.comm.grid import Grid, World
-from mpinn.comm.transport import choose_transport
 from mpinn.config import Config
 from mpinn.consensus.consensus import Consensus
 from mpinn.cuts import Cuts, cut, size_of, trained
@@ -78,9 +79,10 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     config, run = start.config, start.config.run
     device = everywhere(world, lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32))
     ops = device.kernels
-    transport, reason = choose_transport(run.transport, world.library, device.memory)
+    found = findings(world, device.name)
+    transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
     wanted = config.grid
-    grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transport, ordered=run.deterministic)
+    grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
     cuts = _cuts(world, start, grid, ops)
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0, ops.synchronize)
@@ -146,9 +148,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     )
     fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
     notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
-    return Experiment(
-        config, grid, trainer, keeper, measure, f"{transport.name}: {reason}", device, loaded.model, cuts, trace, notes
-    )
+    return Experiment(config, grid, trainer, keeper, measure, transport, device, loaded.model, cuts, trace, notes)
 
 
 def _schedule(config: Config, loaded: "_Loaded", place: Place, grid: Grid) -> Schedule:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpinn.array import ops as plain
 from mpinn.array.typing import Array, Dtype, Shape
-from mpinn.comm.transport import probe_file
+from mpinn.comm.findings import probe_file
 from mpinn.config import Config, difference
 from mpinn.errors import InputError
 from mpinn.models.model import Model

@@ -88,7 +88,7 @@ def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
     said = [
         f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
-        f"grid {shape} (replicas x stages x shards), messages {experiment.transport}",
+        f"grid {shape} (replicas x stages x shards), {experiment.transport}",
         f"device {experiment.device.said}",
         *shared,
         *_depth(world, experiment),

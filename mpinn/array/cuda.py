@@ -13,7 +13,7 @@ import numpy as np
 from mpinn.array import cuda_conv, cuda_products
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.cuda_graph import recorder
-from mpinn.array.cuda_kernels import NULL, THREADS, Columns, launch, power_of_two, rows_at_once, spread_over
+from mpinn.array.cuda_kernels import NULL, THREADS, launch, power_of_two, rows_at_once, spread_over, sum_columns
 from mpinn.array.cuda_memory import contiguous, empty_pinned, fill, on_device, on_host, synchronize, uploads
 from mpinn.array.cuda_packed import (
     finite_sum,
@@ -184,28 +184,17 @@ def set_words(into: Array, words: Sequence[int]) -> None:
 
 def column_sums(x: Array) -> Array:
     """The twin of `ops.column_sums`, in the type of x."""
-    columns = x.shape[-1]
-    deal = Columns(x.size // columns, columns)
-    partial = cupy.empty((2, deal.pieces, columns), DOUBLE)
-    sums: Array = cupy.empty(columns, x.dtype)
-    deal.leave("column_sums_partial", x.dtype, x, partial, deal.rows, columns)
-    deal.gather("column_sums", x.dtype, partial, sums, deal.pieces, columns)
+    sums: Array = cupy.empty(x.shape[-1], x.dtype)
+    sum_columns("column_sums", x, (x,), (sums,), Pool(cupy))
     return sums
 
 
 def batch_statistics(
     x: Array, running: tuple[Array, Array], momentum: float, epsilon: float, pool: Pool
 ) -> tuple[Array, Array]:
-    """The twin of `ops.batch_statistics`."""
-    columns = x.shape[-1]
-    deal = Columns(x.size // columns, columns)
-    partial = pool.empty((2, deal.pieces, columns), DOUBLE)
-    mean, inverse = pool.empty((columns,), x.dtype), pool.empty((columns,), x.dtype)
-    deal.leave("moments_partial", x.dtype, x, partial, deal.rows, columns)
-    deal.gather(
-        "moments", x.dtype, x, partial, mean, inverse, *running, deal.rows, columns, deal.pieces, float(epsilon),
-        float(momentum),
-    )  # fmt: skip
+    """The twin of `ops.batch_statistics` in one pass."""
+    mean, inverse = (pool.empty((x.shape[-1],), x.dtype) for _ in range(2))
+    sum_columns("batch_statistics", x, (x,), (mean, inverse, *running), pool, float(epsilon), float(momentum))
     return mean, inverse
 
 
@@ -234,18 +223,13 @@ def batch_norm_backward(
     of_batch: bool, pool: Pool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """The twin of `ops.batch_norm_backward` in two passes; dscale and dshift in the type of x."""
-    columns, name = x.shape[-1], "identity" if kept is None else activation
+    columns, name = x.shape[-1], NUMBERS["identity" if kept is None else activation]
     kept = dy if kept is None else kept
-    deal = Columns(x.size // columns, columns)
-    partial = pool.empty((2, deal.pieces, columns), DOUBLE)
     dscale, dshift, numbers = (pool.empty((size,), x.dtype) for size in (columns, columns, 3 * columns))
-    deal.leave("batch_norm_partial", x.dtype, x, mean, kept, dy, partial, deal.rows, columns, NUMBERS[name])
-    deal.gather(
-        "batch_norm_sums", x.dtype, partial, inverse, scale, dscale, dshift, numbers, deal.rows, columns, deal.pieces,
-        int(of_batch),
-    )  # fmt: skip
+    inputs, outputs = (x, mean, inverse, scale, kept, dy), (dscale, dshift, numbers)
+    sum_columns("batch_norm_sums", x, inputs, outputs, pool, name, int(of_batch))
     dx = pool.empty(x.shape, x.dtype)
-    spread_over("batch_norm_backward", x.dtype, x.size, x, mean, numbers, kept, dy, dx, x.size, columns, NUMBERS[name])
+    spread_over("batch_norm_backward", x.dtype, x.size, x, mean, numbers, kept, dy, dx, x.size, columns, name)
     return dx, dscale, dshift
 
 
@@ -271,11 +255,8 @@ def layer_norm_backward(
     if rows:
         launch("layer_norm_backward", x.dtype, (rows_at_once(rows),), (threads,), x, mean, inverse, scale, dy, dx, rows,
                columns, doubles=threads)  # fmt: skip
-    deal = Columns(rows, columns)
-    partial = pool.empty((2, deal.pieces, columns), DOUBLE)
     dshift, dscale = (pool.empty((columns,), x.dtype) for _ in range(2))
-    deal.leave("layer_norm_partial", x.dtype, x, mean, inverse, dy, partial, rows, columns)
-    deal.gather("column_pairs", x.dtype, partial, dshift, dscale, deal.pieces, columns)
+    sum_columns("layer_norm_sums", x, (x, mean, inverse, dy), (dscale, dshift), pool)
     return dx, dscale, dshift
 
 
@@ -291,10 +272,14 @@ def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) ->
 def max_pool_backward(
     place: Array, dy: Array, shape: Shape, kernel: Pair, stride: Pair, padding: Pair, pool: Pool
 ) -> Array:
-    """The twin of `ops.max_pool_backward`: each pixel gathers what is its own."""
+    """The twin of `ops.max_pool_backward`: each pixel gathers what is its own, or each window has its own pixels."""
     dx = pool.empty((len(dy), *shape), dy.dtype)
-    numbers = _windows(dx.shape, dy.shape, kernel, stride, padding)
-    spread_over("max_pool_backward", dy.dtype, dx.size, place, dy, dx, dx.size, *numbers, place.itemsize, wide=1)
+    numbers = (*_windows(dx.shape, dy.shape, kernel, stride, padding), place.itemsize)
+    apart = kernel == stride and tuple(pixels * size for pixels, size in zip(dy.shape[1:3], kernel, strict=True))
+    if apart == shape[:2]:
+        spread_over("max_pool_spread", dy.dtype, dy.size, place, dy, dx, dy.size, *numbers)
+    else:
+        spread_over("max_pool_backward", dy.dtype, dx.size, place, dy, dx, dx.size, *numbers, wide=1)
     return dx
 
 

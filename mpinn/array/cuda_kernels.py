@@ -1,4 +1,7 @@
-"""CUDA kernels: compiled by NVRTC at their first use, kept by CuPy on disk, and launched on the current stream."""
+"""CUDA kernels: compiled by NVRTC at their first use, kept by CuPy on disk, and launched on the current stream.
+
+Products and sums are not contracted, so that they round as NumPy's do. CuPy lets float32 numbers below 1.2e-38 be zero.
+"""
 
 import re
 from functools import cache
@@ -6,7 +9,9 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 import cupy
+import numpy as np
 
+from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Dtype
 
 THREADS = 256
@@ -18,10 +23,15 @@ PIECES = 132
 """Partial sums of a column, at most: a block for each multiprocessor of a large GPU."""
 NULL = 0
 """In place of an array that a kernel can do without."""
-SOURCES = ("elementwise", "columns", "pooling", "conv", "vectors", "ragged", "packed")
+SOURCES = ("elementwise", "columns", "norms", "pooling", "conv", "vectors", "ragged", "packed")
+SUMMED = 512
+"""Threads of a block that sums columns up."""
+TILES = 1 << 14
+"""Tiles of columns, at most, that are summed up at once."""
 
 Number: TypeAlias = int | float | bool
 Grid: TypeAlias = tuple[int, ...]
+Arguments: TypeAlias = tuple[Array | int, ...]
 
 
 @cache
@@ -34,11 +44,8 @@ def _texts() -> dict[str, str]:
 @cache
 def _homes() -> dict[str, str]:
     """The source in which each kernel stands."""
-    return {
-        name: home
-        for home, text in _texts().items()
-        for name in re.findall(r"__global__ void (?:BOUNDS )?(\w+)\(", text)
-    }
+    named = re.compile(r"__global__ void (?:__launch_bounds__\(\w+\) |BOUNDS )?(\w+)\(")
+    return {name: home for home, text in _texts().items() for name in named.findall(text)}
 
 
 @cache
@@ -86,20 +93,28 @@ def rows_at_once(rows: int) -> int:
     return min(rows, 2 * CROWD * multiprocessors())
 
 
-class Columns:
-    """How a matrix (rows, columns) is dealt to blocks that sum its rows up."""
+@cache
+def counters(device: int) -> Array:
+    """Zeros, which every kernel that counts its blocks leaves behind; kernels of one stream may share them."""
+    zeros: Array = cupy.zeros(TILES, np.uint32)
+    return zeros
 
-    def __init__(self, rows: int, columns: int):
-        self.rows, self.columns = rows, columns
-        width = power_of_two(columns, 8, 32)
-        self.block = (width, 512 // width)
-        self.tiles = -(-columns // width)
-        self.pieces = max(1, min(PIECES, -(-rows // (4 * self.block[1]))))
 
-    def leave(self, name: str, dtype: Dtype, *arguments: Array | Number) -> None:
-        """Launch the kernel that leaves partial sums."""
-        launch(name, dtype, (self.tiles, self.pieces), self.block, *arguments, doubles=1024)
+def sum_columns(name: str, matrix: Array, inputs: Arguments, outputs: Arguments, pool: Pool, *numbers: Number) -> None:
+    """Launch a kernel that sums the rows of a matrix (rows, columns) up, each column by itself.
 
-    def gather(self, name: str, dtype: Dtype, *arguments: Array | Number) -> None:
-        """Launch the one that adds them up."""
-        launch(name, dtype, (self.tiles,), self.block, *arguments, doubles=1024)
+    Its arguments are the ``inputs``, the partial sums, the counters, the ``outputs``, rows, columns, lanes and the
+    ``numbers``. All arrays of the shape of the matrix are among the inputs.
+    """
+    columns = matrix.shape[-1]
+    rows = matrix.size // columns
+    wide = 16 // matrix.itemsize
+    lanes = wide if columns % wide == 0 and not any(address(x) % 16 for x in inputs if not isinstance(x, int)) else 1
+    width = power_of_two(columns // lanes, 1, 32)
+    tiles, deep = -(-columns // (width * lanes)), SUMMED // width
+    pieces = max(1, min(PIECES, -(-rows // (4 * deep))))
+    partial = pool.empty((2, pieces, columns), np.dtype(np.float64))
+    launch(
+        name, matrix.dtype, (tiles, pieces), (width, deep), *inputs, partial, counters(cupy.cuda.Device().id), *outputs,
+        rows, columns, lanes, *numbers, doubles=2 * lanes * width * (SUMMED // 32 + 1),
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Moving arrays between the host and a CUDA device."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import cupy
@@ -47,33 +48,60 @@ def empty_pinned(shape: Shape, dtype: Dtype) -> Array:
 
 
 class CudaMemory:
-    """What a transport must know of the device that holds the arrays."""
+    """What a transport must know of the device that holds the arrays; see `mpinn.comm.memory.Memory`.
 
-    def synchronize(self) -> None:
-        """Wait for the stream on which everything is computed, and for nothing else that the device does."""
-        synchronize()
+    Copies go on streams of their own, one for each way, as the hardware has an engine for each.
+    """
 
-    def is_host(self, array: Array) -> bool:
-        """Whether the array lies in host memory."""
-        return not isinstance(array, cupy.ndarray)
+    def __init__(self) -> None:
+        self._out = cupy.cuda.Stream(non_blocking=True)
+        self._in = cupy.cuda.Stream(non_blocking=True)
+
+    def owns(self, array: Array) -> bool:
+        """Whether the array lies on a device."""
+        return isinstance(array, cupy.ndarray)
+
+    def now(self) -> Any:
+        """The event that comes when the current stream has done all that was asked of it until now."""
+        return _recorded(cupy.cuda.get_current_stream())
 
     def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
         """A host array that the device copies to and from at full speed."""
         return empty_pinned(shape, dtype)
 
-    def copy(self, into: Array, source: Array) -> None:
-        """Copy between host and device, either way; complete on return."""
-        if isinstance(source, cupy.ndarray) and isinstance(into, np.ndarray):
-            _copy(into.ctypes.data, address(source), source.nbytes, cupy.cuda.runtime.memcpyDeviceToHost)
-        elif isinstance(into, cupy.ndarray) and isinstance(source, np.ndarray):
-            _copy(address(into), source.ctypes.data, source.nbytes, cupy.cuda.runtime.memcpyHostToDevice)
-        else:
-            np.copyto(into, source)
-        synchronize()
+    def copy_out(self, into: Array, source: Array, after: Sequence[Any]) -> Any:
+        """Begin to copy from the device; the event of its end."""
+        kind = cupy.cuda.runtime.memcpyDeviceToHost
+        return _beside(self._out, into.ctypes.data, address(source), source.nbytes, kind, after)
+
+    def copy_in(self, into: Array, source: Array, after: Sequence[Any]) -> Any:
+        """Begin to copy to the device; the event of its end."""
+        kind = cupy.cuda.runtime.memcpyHostToDevice
+        return _beside(self._in, address(into), source.ctypes.data, source.nbytes, kind, after)
+
+    def follow(self, event: Any) -> None:
+        """Let what is asked of the current stream from now on come after the event."""
+        if isinstance(event, cupy.cuda.Event):
+            cupy.cuda.get_current_stream().wait_event(event)
 
 
-def _copy(into: int, source: int, size: int, kind: int, stream: Any = None) -> None:
-    stream = stream or cupy.cuda.get_current_stream()
+def _beside(stream: Any, into: int, source: int, size: int, kind: int, after: Sequence[Any]) -> Any:
+    for event in after:
+        # others have been: they come from the host
+        if isinstance(event, cupy.cuda.Event):
+            stream.wait_event(event)
+    if size:
+        _copy(into, source, size, kind, stream)
+    return _recorded(stream)
+
+
+def _recorded(stream: Any) -> Any:
+    event = cupy.cuda.Event(disable_timing=True)
+    event.record(stream)
+    return event
+
+
+def _copy(into: int, source: int, size: int, kind: int, stream: Any) -> None:
     cupy.cuda.runtime.memcpyAsync(into, source, size, kind, stream.ptr)
 
 
@@ -99,8 +127,7 @@ class Uploads:
     def send(self, slot: int, hosts: tuple[Array, ...]) -> tuple[Array, ...]:
         """The values of the pinned ``hosts``, on the device for all that is asked of the current stream from now on."""
         stream, computing = self._stream, cupy.cuda.get_current_stream()
-        now = cupy.cuda.Event(disable_timing=True)
-        now.record(computing)
+        now = _recorded(computing)
         if self._before is not None:
             stream.wait_event(self._before)
         self._before = now
@@ -108,8 +135,7 @@ class Uploads:
         for device, host in zip(devices, hosts, strict=True):
             if host.size:
                 _copy(address(device), host.ctypes.data, host.nbytes, cupy.cuda.runtime.memcpyHostToDevice, stream)
-        copied = self._copied[slot] = cupy.cuda.Event(disable_timing=True)
-        copied.record(stream)
+        copied = self._copied[slot] = _recorded(stream)
         computing.wait_event(copied)
         return devices
 

@@ -64,12 +64,14 @@ def _gpu(index: int, count: int, tf32: bool) -> Device:
     import cupy
 
     from mpinn.array import cuda, cuda_conv
+    from mpinn.array.cuda_kernels import counters
     from mpinn.array.cuda_memory import CudaMemory
 
     cupy.cuda.Device(index).use()
     # a stream of its own can be recorded, which the default one cannot, and no other stream waits for it
     cupy.cuda.Stream(non_blocking=True).use()
     cuda.Choices.tf32 = tf32
+    counters(index)
     properties = cupy.cuda.runtime.getDeviceProperties(index)
     name = properties["name"].decode()
     bus = f"{properties['pciDomainID']:x}:{properties['pciBusID']:x}:{properties['pciDeviceID']:x}"

@@ -35,7 +35,12 @@ def run(world: World) -> list[Row]:
     channel = world.channel("bench")
     gloo = connect_gloo(world)
     rows = [
-        _compare(f"all_sum {name}", channel, _our_sum(channel, size), gloo and _gloo_sum(gloo, size))
+        _compare(
+            f"all_sum {name}",
+            channel,
+            summing(channel, np.zeros(size // 4, np.float32)),
+            gloo and _gloo_sum(gloo, size),
+        )
         for name, size in SIZES.items()
     ]
     rows.append(_compare("8 bytes there and back", channel, _our_ping(channel), gloo and _gloo_ping(gloo, channel)))
@@ -66,10 +71,11 @@ def _compare(name: str, channel: Channel, ours: Operation, gloo: Operation | Non
     return Row(name, spreads[0], spreads[1], Spread.of(samples[:, 1] / samples[:, 0]))
 
 
-def measure(channel: Channel, operations: list[Operation]) -> Array:
+def measure(channel: Channel, operations: list[Operation], seconds: float = SECONDS) -> Array:
     """Seconds of one call, (rounds, len(operations)): those of the slowest rank, the operations taking turns.
 
-    A sample is the mean over enough calls to last about 2 ms, so that the clock and the barrier do not count.
+    A sample is the mean over enough calls to last about 2 ms, so that the clock and the barrier do not count. All of
+    it takes about ``seconds``, or as long as five rounds.
     """
     calls = [_calls_per_sample(channel, operation) for operation in operations]
     samples, start, enough = [], perf_counter(), np.zeros(1)
@@ -77,7 +83,7 @@ def measure(channel: Channel, operations: list[Operation]) -> Array:
         row = np.array([_sample(channel, operation, n) for operation, n in zip(operations, calls, strict=True)])
         channel.all_max(row).wait()
         samples.append(row)
-        enough[0] = len(samples) >= ROUNDS or (len(samples) >= 5 and perf_counter() - start > SECONDS)
+        enough[0] = len(samples) >= ROUNDS or (len(samples) >= 5 and perf_counter() - start > seconds)
         channel.all_max(enough).wait()  # ranks that disagree about the time would part ways
     return np.array(samples)
 
@@ -97,8 +103,8 @@ def _sample(channel: Channel, operation: Operation, calls: int) -> float:
     return (perf_counter() - start) / calls
 
 
-def _our_sum(channel: Channel, size: int) -> Operation:
-    array = np.zeros(size // 4, np.float32)
+def summing(channel: Channel, array: Array) -> Operation:
+    """``array`` becomes its sum over all ranks."""
     return lambda: channel.all_sum(array).wait()
 
 

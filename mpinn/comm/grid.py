@@ -3,9 +3,10 @@
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes.util import find_library
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +14,14 @@ import numpy as np
 
 from mpinn.comm.channel import Channel, NullChannel, Pending
 from mpinn.comm.launch import Launch, read_launch
-from mpinn.comm.transport import Direct, Transport
+from mpinn.comm.transport import Direct, Transports, same
 from mpinn.config import InputError
 
 
 class OpenChannel(Protocol):
     """Opens a channel among the ranks of the job that give the same color."""
 
-    def __call__(self, color: int, key: int, name: str, transport: Transport, polite: bool, ordered: bool) -> Channel:
+    def __call__(self, color: int, key: int, name: str, transports: Transports, polite: bool, ordered: bool) -> Channel:
         """Called by all ranks."""
 
 
@@ -28,8 +29,9 @@ class OpenChannel(Protocol):
 class World:
     """All ranks of the job. Made by `connect`.
 
-    local_rank, local_size: among the ranks on this machine; cores: how many these may use together; library: the MPI
-    library's vendor and version; note: a line for the log where something is unusual, else empty.
+    local_rank, local_size: among the ranks on this machine, those with whom it could share memory; cores: how many
+    these may use together; library: the MPI library's vendor and version; note: a line for the log where something is
+    unusual, else empty.
     """
 
     rank: int
@@ -46,15 +48,21 @@ class World:
     open_channel: OpenChannel
     blocked: Callable[[], Pending | None] = lambda: None
     """The message for which this rank waits now; any thread may ask."""
+    build: str = ""
+    """The MPI library as it was built and is switched: what one can do with GPUs, another of its version may not."""
+    told_local_rank: int | None = None
+    """What the launcher calls this rank among those of its machine, if it says so."""
 
     @property
     def polite(self) -> bool:
         """Whether waiting must leave the core to others: more ranks than cores on this machine."""
         return self.local_size > self.cores
 
-    def channel(self, name: str, color: int = 0, transport: Transport | None = None, ordered: bool = False) -> Channel:
+    def channel(
+        self, name: str, color: int = 0, transports: Transports | None = None, ordered: bool = False
+    ) -> Channel:
         """A new channel among the ranks that give the same ``color``, in the order of ranks; called by all ranks."""
-        return self.open_channel(color, self.rank, name, transport or Direct(), self.polite, ordered)
+        return self.open_channel(color, self.rank, name, transports or same(Direct()), self.polite, ordered)
 
     def verdict(self, check: Callable[[], bytes]) -> bytes:
         """What ``check`` returns on rank 0, which alone calls it, on every rank.
@@ -107,11 +115,11 @@ def connect() -> World:
             told = f"{launch.launcher} started this program, but {_first_line(error)}; {remedy()}"
             raise InputError("MPI", told) from None
         return _alone(f"no MPI library, so one rank without messages ({_first_line(error)}; {remedy()})")
-    vendor, _ = mpi.library()
+    vendor, description = mpi.library()
     rank, size = mpi.place()
     if launch is not None and launch.size > 1 and size == 1:
         raise InputError("MPI", _mismatch(launch, vendor))
-    control = mpi.open_channel(0, rank, "control", Direct(), True, False)
+    control = mpi.open_channel(0, rank, "control", same(Direct()), True, False)
     local = mpi.open_local("local")
     return World(
         rank=control.rank,
@@ -126,11 +134,23 @@ def connect() -> World:
         launcher=launch.launcher if launch else "",
         open_channel=mpi.open_channel,
         blocked=lambda: mpi.BLOCKED.pending,
+        build=build_of(vendor, description),
+        told_local_rank=launch.local_rank if launch else None,
     )
 
 
+SWITCHES = ("MPICH_GPU_SUPPORT_ENABLED", "MPIR_CVAR_ENABLE_GPU", "OMPI_MCA_opal_cuda_support", "OMPI_MCA_pml")
+"""Variables by which MPI libraries are told to read the memory of GPUs, or not to: Cray's, MPICH, Open MPI."""
+
+
+def build_of(vendor: str, description: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The name of a library with a digest of all that it says of itself, and of what it is told about GPUs."""
+    switched = [f"{name}={environment.get(name, '')}" for name in SWITCHES]
+    return f"{vendor} ({blake2b(chr(10).join([description, *switched]).encode(), digest_size=4).hexdigest()})"
+
+
 def _alone(note: str) -> World:
-    def open_channel(color: int, key: int, name: str, transport: Transport, polite: bool, ordered: bool) -> Channel:
+    def open_channel(color: int, key: int, name: str, transports: Transports, polite: bool, ordered: bool) -> Channel:
         return NullChannel(name)
 
     control = NullChannel("control")
@@ -220,7 +240,7 @@ class Grid:
         replicas: int = 0,
         stages: int = 1,
         shards: int = 1,
-        transport: Transport | None = None,
+        transports: Transports | None = None,
         ordered: bool = False,
     ):
         self.shape = shape_of(world.size, replicas, stages, shards)
@@ -233,9 +253,9 @@ class Grid:
         def along(axis: int, name: str) -> Channel:
             """Ranks of one line share the coordinates of its beginning, which make its color."""
             start = [0 if a == axis else int(place[a]) for a in range(3)]
-            return world.channel(name, int(line(start, self.shape)), transport, ordered)
+            return world.channel(name, int(line(start, self.shape)), transports, ordered)
 
         self.replicas = along(0, "replicas")
         self.stages = along(1, "stages")
         self.shards = along(2, "shards")
-        self.control = world.open_channel(0, world.rank, "control", Direct(), True, False)
+        self.control = world.open_channel(0, world.rank, "control", same(Direct()), True, False)

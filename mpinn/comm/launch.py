@@ -17,11 +17,14 @@ WIDTH = 80
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Where a launcher has put this process. Read from the environment: MPI itself may see something else."""
+    """Where a launcher has put this process. Read from the environment: MPI itself may see something else.
+
+    local_rank: among the ranks on this machine; None where the launcher doesn't say.
+    """
 
     rank: int
     size: int
-    local_rank: int
+    local_rank: int | None
     local_size: int
     launcher: str
 
@@ -57,7 +60,7 @@ def _read(environment: Mapping[str, str], names: tuple[str, ...], launcher: str)
     return Launch(
         rank=rank or 0,
         size=ranks,
-        local_rank=(rank or 0) if local_rank is None else local_rank,
+        local_rank=local_rank,
         local_size=local_size or ranks,
         launcher=launcher,
     )

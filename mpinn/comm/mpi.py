@@ -3,25 +3,15 @@
 import atexit
 import os
 import sys
-import warnings
-from functools import partial
-from time import monotonic, perf_counter, sleep
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from time import monotonic, sleep
+from typing import NoReturn
 
-import mpi4py
 import numpy as np
 
-mpi4py.rc.thread_level = "serialized"
-mpi4py.rc.finalize = False  # done by `end_together`: finalizing waits for the other ranks, for ever if one is gone
-with warnings.catch_warnings():
-    # It suspects a launcher of another MPI; `grid.connect` knows, and says so once.
-    warnings.simplefilter("ignore", RuntimeWarning)
-    from mpi4py import MPI
-
-from mpinn.array.typing import Array  # noqa: E402
-from mpinn.comm.channel import (  # noqa: E402
+from mpinn.array.typing import Array
+from mpinn.comm.channel import (
     Channel,
-    MessageError,
     NullChannel,
     Pending,
     check_array,
@@ -29,143 +19,21 @@ from mpinn.comm.channel import (  # noqa: E402
     check_rank,
     check_reducible,
 )
-from mpinn.comm.meter import Meter  # noqa: E402
-from mpinn.comm.transport import Direct, Transport  # noqa: E402
+from mpinn.comm.library import MPI
+from mpinn.comm.meter import Meter
+from mpinn.comm.pending import BLOCKED, LONGEST, SHORTEST, MpiPending, wait_politely
+from mpinn.comm.transport import ALL, NOTHING, Direct, Loan, Transport, Transports, same
+
+__all__ = ["BLOCKED", "MPI", "wait_politely"]
 
 CHUNK = 2**30
 """Largest number of bytes given to MPI at once: counts beyond 2**31 - 1 fail in libraries older than MPI 4."""
-SPINS = 50
-"""Tests before a polite wait begins to sleep: a message that is nearly there is not slept through."""
-SHORTEST, LONGEST = 1e-6, 1e-4
-"""Seconds slept between two tests; doubled from the first to the second."""
+POKES = 1000
+"""How often a message is moved along, at most, while its next piece is copied: a device that failed is never ready."""
 PATIENCE = 10.0
 """Seconds that a rank which ends waits for the others to end too."""
 FORWARDING = 0.25
 """Seconds that the launcher is given to pass on what was said: MPICH's drops what it holds when a job aborts."""
-
-
-class Blocked:
-    """What the main thread waits for now; another thread may look."""
-
-    __slots__ = ("pending",)
-
-    def __init__(self) -> None:
-        self.pending: MpiPending | None = None
-
-
-BLOCKED = Blocked()
-
-
-class Finish(Protocol):
-    """What is left to do when the requests of a message are complete."""
-
-    def __call__(self) -> None:
-        """Give buffers back to their transport, and add up what was gathered."""
-
-
-class MpiPending:
-    """Requests under way, the buffers that they use, and what to do when they are complete.
-
-    The channel holds it until then, so that MPI never works in memory that was freed because a caller forgot it.
-    """
-
-    __slots__ = ("_channel", "_expected", "_finish", "_index", "_label", "_requests", "_status")
-
-    def __init__(
-        self,
-        channel: "MpiChannel",
-        label: tuple[str, int | None],
-        requests: list[MPI.Request],
-        finish: Finish,
-        index: int | None = None,
-        expected: list[int] | None = None,
-    ):
-        self._channel = channel
-        self._label = label
-        # In reverse: complete requests are taken from the end.
-        self._requests = requests[::-1]
-        self._finish: Finish | None = finish
-        self._index = index
-        self._expected = expected[::-1] if expected else None
-        self._status = MPI.Status() if expected else None
-        channel.under_way.add(self)
-
-    def test(self) -> bool:
-        """Whether all requests are complete; if so, the array may be used."""
-        while self._requests:
-            try:
-                if not self._requests[-1].Test(self._status):
-                    return False
-            except MPI.Exception as error:
-                raise self._broken(error) from None
-            self._check_size()
-        self._complete()
-        return True
-
-    def wait(self) -> None:
-        """Block until all requests are complete, politely where ranks outnumber the cores."""
-        if self._finish is None:
-            return
-        start = perf_counter()
-        BLOCKED.pending = self
-        try:
-            self._block()
-        finally:
-            BLOCKED.pending = None
-        self._channel.meter.waited(self._index, perf_counter() - start)
-
-    def _block(self) -> None:
-        if self._channel.polite:
-            wait_politely(self)
-            return
-        while self._requests:
-            try:
-                self._requests[-1].Wait(self._status)
-            except MPI.Exception as error:
-                raise self._broken(error) from None
-            self._check_size()
-        self._complete()
-
-    def __str__(self) -> str:
-        operation, peer = self._label
-        return f"{self._channel.name}: {operation}{'' if peer is None else f' {self._channel.ranks[peer]}'}"
-
-    def _check_size(self) -> None:
-        self._requests.pop()
-        if self._expected is None or self._status is None:
-            return
-        expected, received = self._expected.pop(), self._status.Get_count(MPI.BYTE)
-        if received != expected:
-            self._give_up()
-            raise MessageError(f"{self}: {received} bytes came, but the array has {expected}")
-
-    def _broken(self, error: MPI.Exception) -> MessageError:
-        self._give_up()
-        if error.Get_error_class() == MPI.ERR_TRUNCATE:
-            return MessageError(f"{self}: more bytes came than the array has")
-        return MessageError(f"{self}: {error}")
-
-    def _complete(self) -> None:
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            self._channel.under_way.discard(self)
-            finish()
-
-    def _give_up(self) -> None:
-        self._requests.clear()
-        self._finish = None
-        self._channel.under_way.discard(self)
-
-
-def wait_politely(pending: Pending) -> None:
-    """Wait without taking the core from a rank that has work: a short spin, then sleeps of growing length."""
-    for _ in range(SPINS):
-        if pending.test():
-            return
-    pause = SHORTEST
-    while not pending.test():
-        sleep(pause)
-        pause = min(2 * pause, LONGEST)
 
 
 class MpiChannel:
@@ -179,7 +47,7 @@ class MpiChannel:
         self,
         communicator: MPI.Intracomm,
         name: str,
-        transport: Transport | None = None,
+        transports: Transports | None = None,
         *,
         polite: bool = False,
         ordered: bool = False,
@@ -192,7 +60,7 @@ class MpiChannel:
         """The number that each rank of the channel has in the job."""
         self.name = name
         self.meter = Meter()
-        self.transport = transport or Direct()
+        self.transports = transports or same(Direct())
         self.polite = polite
         self.ordered = ordered
         self.under_way: set[MpiPending] = set()
@@ -203,24 +71,24 @@ class MpiChannel:
         check_array(self.name, "send", array)
         check_rank(self.name, "send", to, self.size)
         self.meter.count("send", array.nbytes)
-        buffer = self.transport.lend(array, filled=True)
-        requests = [self._communicator.Isend(_raw(piece), to, tag) for piece in self._pieces(buffer)]
-        return MpiPending(self, ("send to rank", to), requests, partial(self.transport.take_back, buffer, None))
+        loans = self._lend_bytes(array, filled=True, wanted=False)
+        requests = _start(loans, lambda buffer: self._communicator.Isend(_raw(buffer), to, tag))
+        return MpiPending(self, ("send to rank", to), requests, loans)
 
     def receive(self, into: Array, source: int, tag: int = 0) -> Pending:
         """Receive from rank ``source`` exactly as many bytes as ``into`` has."""
         check_array(self.name, "receive", into)
         check_rank(self.name, "receive", source, self.size)
         self.meter.count("receive", into.nbytes)
-        buffer = self.transport.lend(into, filled=False)
-        pieces = self._pieces(buffer)
-        return MpiPending(
-            self,
-            ("receive from rank", source),
-            [self._communicator.Irecv(_raw(piece), source, tag) for piece in pieces],
-            partial(self.transport.take_back, buffer, into),
-            expected=[piece.nbytes for piece in pieces],
-        )
+        loans = self._lend_bytes(into, filled=False, wanted=True)
+        sizes: list[int] = []
+
+        def start(buffer: Array) -> MPI.Request:
+            sizes.append(buffer.nbytes)
+            return self._communicator.Irecv(_raw(buffer), source, tag)
+
+        requests = _start(loans, start)
+        return MpiPending(self, ("receive from rank", source), requests, loans, sizes=sizes)
 
     def all_sum(self, array: Array) -> Pending:
         """Replace ``array`` by its sum over the ranks, equal bit for bit on all of them."""
@@ -236,9 +104,7 @@ class MpiChannel:
         self.meter.count("all_gather", array.nbytes)
         index = self.meter.begin()
         into[self.rank] = array
-        buffer = self.transport.lend(into, filled=True)
-        requests = self._gather(buffer)
-        return MpiPending(self, ("all_gather", None), requests, partial(self.transport.take_back, buffer, into), index)
+        return MpiPending(self, ("all_gather", None), *self._gather(into), index=index)
 
     def broadcast(self, array: Array, root: int) -> Pending:
         """Replace ``array`` by that of rank ``root``."""
@@ -246,16 +112,13 @@ class MpiChannel:
         check_rank(self.name, "broadcast", root, self.size)
         self.meter.count("broadcast", array.nbytes)
         index = self.meter.begin()
-        buffer = self.transport.lend(array, filled=self.rank == root)
-        requests = [self._communicator.Ibcast(_raw(piece), root) for piece in self._pieces(buffer)]
-        into = None if self.rank == root else array
-        return MpiPending(self, ("broadcast", None), requests, partial(self.transport.take_back, buffer, into), index)
+        return MpiPending(self, ("broadcast", None), *self._spread(array, root), index=index)
 
     def barrier(self) -> None:
         """Block until every rank is here."""
         self.meter.count("barrier", 0)
         index = self.meter.begin()
-        MpiPending(self, ("barrier", None), [self._communicator.Ibarrier()], _nothing, index).wait()
+        MpiPending(self, ("barrier", None), [self._communicator.Ibarrier()], index=index).wait()
 
     def split(self, color: int, key: int, name: str) -> Channel:
         """The channel of the ranks that give the same ``color``, ordered by ``key``; called by all ranks."""
@@ -264,7 +127,7 @@ class MpiChannel:
             communicator.Free()
             return NullChannel(name)
         return MpiChannel(
-            communicator, name, self.transport, polite=self.polite, ordered=self.ordered, chunk=self._chunk
+            communicator, name, self.transports, polite=self.polite, ordered=self.ordered, chunk=self._chunk
         )
 
     def with_chunk(self, chunk: int) -> "MpiChannel":
@@ -272,7 +135,7 @@ class MpiChannel:
         return MpiChannel(
             MPI.Intracomm(self._communicator.Dup()),
             self.name,
-            self.transport,
+            self.transports,
             polite=self.polite,
             ordered=self.ordered,
             chunk=chunk,
@@ -282,9 +145,10 @@ class MpiChannel:
         check_reducible(self.name, name, array)
         self.meter.count(name, array.nbytes)
         index = self.meter.begin()
-        buffer = self.transport.lend(array, filled=True)
-        requests = [self._communicator.Iallreduce(MPI.IN_PLACE, piece, operation) for piece in self._pieces(buffer)]
-        return MpiPending(self, (name, None), requests, partial(self.transport.take_back, buffer, array), index)
+        sums = self.transports.sums
+        loans = sums.lend(_cut(array, self._limit(sums)), ALL, True)
+        requests = _start(loans, lambda buffer: self._communicator.Iallreduce(MPI.IN_PLACE, buffer, operation))
+        return MpiPending(self, (name, None), requests, loans, index=index)
 
     def _sum_in_order(self, array: Array) -> Pending:
         check_reducible(self.name, "all_sum", array)
@@ -292,37 +156,65 @@ class MpiChannel:
         index = self.meter.begin()
         gathered = np.empty_like(array, shape=(self.size, *array.shape))
         gathered[self.rank] = array
-        buffer = self.transport.lend(gathered, filled=True)
 
-        def finish() -> None:
-            self.transport.take_back(buffer, gathered)
+        def add() -> None:
             array[...] = gathered[0]
             for rank in range(1, self.size):
                 np.add(array, gathered[rank], out=array)
 
-        return MpiPending(self, ("all_sum", None), self._gather(buffer), finish, index)
+        return MpiPending(self, ("all_sum", None), *self._gather(gathered), index=index, finish=add)
 
-    def _gather(self, buffer: Array) -> list[MPI.Request]:
-        """Collect row r of ``buffer`` from rank r; rows too long for one message are broadcast in pieces."""
-        if buffer[0].nbytes <= self._chunk:
-            return [self._communicator.Iallgather(MPI.IN_PLACE, [buffer, buffer[0].nbytes, MPI.BYTE])]
-        return [
-            self._communicator.Ibcast(_raw(piece), root)
-            for root in range(self.size)
-            for piece in self._pieces(buffer[root])
-        ]
+    def _gather(self, into: Array) -> tuple[list[MPI.Request], list[Loan]]:
+        """Collect row r of ``into`` from rank r; rows too long for one message are broadcast in pieces."""
+        transport = self.transports.messages
+        if into[0].nbytes <= self._limit(transport):
+            loans = transport.lend([into], slice(self.rank, self.rank + 1), True)
+            length = into[0].nbytes
+            whole = self._communicator.Iallgather
+            return _start(loans, lambda buffer: whole(MPI.IN_PLACE, [buffer, length, MPI.BYTE])), loans
+        spread = [self._spread(into[root], root) for root in range(self.size)]
+        return [request for requests, _ in spread for request in requests], [loan for _, own in spread for loan in own]
 
-    def _pieces(self, buffer: Array) -> list[Array]:
-        if buffer.nbytes <= self._chunk:
-            return [buffer]
-        flat, step = buffer.reshape(-1), max(1, self._chunk // buffer.itemsize)
-        return [flat[start : start + step] for start in range(0, flat.size, step)]
+    def _spread(self, array: Array, root: int) -> tuple[list[MPI.Request], list[Loan]]:
+        loans = self._lend_bytes(array, filled=self.rank == root, wanted=self.rank != root)
+        return _start(loans, lambda buffer: self._communicator.Ibcast(_raw(buffer), root)), loans
+
+    def _lend_bytes(self, array: Array, filled: bool, wanted: bool) -> list[Loan]:
+        """Loans for the pieces of an array; where it is cut follows from its bytes: there may be another dtype."""
+        messages = self.transports.messages
+        limit = self._limit(messages)
+        pieces = _cut(array if array.nbytes <= limit else array.reshape(-1).view(np.uint8), limit)
+        return messages.lend(pieces, ALL if filled else NOTHING, wanted)
+
+    def _limit(self, transport: Transport) -> int:
+        return min(self._chunk, transport.piece)
 
 
-def open_channel(color: int, key: int, name: str, transport: Transport, polite: bool, ordered: bool) -> Channel:
+def _start(loans: Sequence[Loan], start: Callable[[Array], MPI.Request]) -> list[MPI.Request]:
+    """Start a request for each loan as soon as it is ready; meanwhile those before are moved along."""
+    requests: list[MPI.Request] = []
+    for loan in loans:
+        for _ in range(POKES if requests else 0):
+            if loan.ready:
+                break
+            requests[-1].Test()
+        requests.append(start(loan.begin()))
+    return requests
+
+
+def _cut(array: Array, limit: int) -> list[Array]:
+    """An array as one line, in pieces of ``limit`` bytes."""
+    flat = array.reshape(-1)
+    if flat.nbytes <= limit:
+        return [flat]
+    step = max(1, limit // flat.itemsize)
+    return [flat[start : start + step] for start in range(0, flat.size, step)]
+
+
+def open_channel(color: int, key: int, name: str, transports: Transports, polite: bool, ordered: bool) -> Channel:
     """A channel among all ranks of the job that give the same ``color``; called by all of them."""
     everyone = MPI.Intracomm(MPI.COMM_WORLD.Dup())
-    channel = MpiChannel(everyone, name, transport, polite=polite, ordered=ordered).split(color, key, name)
+    channel = MpiChannel(everyone, name, transports, polite=polite, ordered=ordered).split(color, key, name)
     everyone.Free()
     return channel
 
@@ -385,7 +277,3 @@ atexit.register(end_together, PATIENCE)
 def _raw(piece: Array) -> list[object]:
     """The bytes of a buffer: any dtype travels, also those for which MPI has no name."""
     return [piece, piece.nbytes, MPI.BYTE]
-
-
-def _nothing() -> None:
-    pass

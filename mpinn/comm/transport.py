@@ -1,150 +1,192 @@
-"""How an array reaches MPI: directly, or through a host buffer."""
+"""How an array reaches MPI: directly, or through host buffers."""
 
-import json
-import os
-from collections import defaultdict
-from pathlib import Path
+import sys
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from mpinn.array.typing import Array, Dtype, Shape
-from mpinn.config import InputError
+from mpinn.array.typing import Array
+from mpinn.comm.memory import PAST, Event, HostMemory, Memory
 
-CHOICES = ("auto", "direct", "staged")
-
-
-class Memory(Protocol):
-    """What a transport must know of the device that holds the arrays."""
-
-    def synchronize(self) -> None:
-        """Wait until the current stream has done everything that was asked of it."""
-
-    def is_host(self, array: Array) -> bool:
-        """Whether the array lies in host memory."""
-
-    def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
-        """A host array that the device copies to and from at full speed."""
-
-    def copy(self, into: Array, source: Array) -> None:
-        """Copy between host and device, either way; complete on return."""
+PIECE = 4 * 2**20
+"""Bytes that are staged at once: while MPI has one piece, the next one is copied."""
+ALL, NOTHING = slice(None), slice(0)
 
 
-class HostMemory:
-    """The memory of NumPy arrays."""
+class Loan(Protocol):
+    """A buffer that MPI reads or writes in place of an array."""
 
-    def synchronize(self) -> None:
-        """Nothing runs behind the program's back."""
+    @property
+    def ready(self) -> bool:
+        """Whether `begin` would not wait."""
 
-    def is_host(self, array: Array) -> bool:
-        """Always."""
-        return True
+    def begin(self) -> Array:
+        """The buffer, once MPI may have it. Waits for what was asked of the device before the loan, and no longer."""
 
-    def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
-        """An ordinary array."""
-        return np.empty(shape, dtype)
+    def end(self) -> None:
+        """MPI has done with the buffer; its values are on their way to the array, if they are wanted there."""
 
-    def copy(self, into: Array, source: Array) -> None:
-        """Copy host to host."""
-        np.copyto(into, source)
+    def settle(self) -> None:
+        """What is asked of the device from now on finds in the array what MPI has brought."""
 
 
 class Transport(Protocol):
-    """Lends MPI a buffer for an array, and takes it back when the message is complete."""
+    """Lends MPI buffers for arrays. ``piece``: bytes that a buffer has at most.
+
+    Sender and receiver cut messages alike, so all ranks of a channel have the same kind of transport.
+    """
 
     name: str
+    piece: int
 
-    def lend(self, array: Array, filled: bool) -> Array:
-        """The buffer that MPI reads or writes; with ``filled`` it holds the values of ``array``."""
+    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool) -> list[Loan]:
+        """A loan for each of the arrays.
 
-    def take_back(self, buffer: Array, into: Array | None) -> None:
-        """End a loan: the values of ``buffer`` stand in ``into`` afterwards, unless it is None."""
+        MPI is shown the values of ``filled``, along the first axis; ``wanted``: the arrays take what MPI brings.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class DirectLoan:
+    """The array itself: MPI knows nothing of streams, so the device must have done with it."""
+
+    array: Array
+    before: Event
+
+    @property
+    def ready(self) -> bool:
+        """Whether the device has done with the array."""
+        return self.before.done
+
+    def begin(self) -> Array:
+        """The array itself, once the device has done with it."""
+        self.before.synchronize()
+        return self.array
+
+    def end(self) -> None:
+        """MPI has worked in the array itself."""
+
+    def settle(self) -> None:
+        """The host has waited for MPI, and asks the device for more only now."""
 
 
 class Direct:
     """Hands the array itself to MPI, which must be able to read the memory of the device."""
 
     name = "direct"
+    piece = sys.maxsize
 
     def __init__(self, memory: Memory | None = None):
         self._memory = memory or HostMemory()
 
-    def lend(self, array: Array, filled: bool) -> Array:
-        """The array itself, once the device has finished with it: MPI knows nothing of streams."""
-        self._memory.synchronize()
-        return array
+    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool) -> list[Loan]:
+        """The arrays themselves; see `Transport.lend`."""
+        now = self._memory.now() if any(map(self._memory.owns, pieces)) else PAST
+        return [DirectLoan(piece, now) for piece in pieces]
 
-    def take_back(self, buffer: Array, into: Array | None) -> None:
-        """MPI has worked in the array itself."""
+
+@dataclass(slots=True)
+class _Buffer:
+    raw: Array
+    """Bytes of the host."""
+    read: Event = PAST
+    """When its last values have been copied to the device."""
+
+
+@dataclass(slots=True)
+class StagedLoan:
+    """A part of a host buffer that stands for an array. ``before``: what was asked of the device before the loan."""
+
+    transport: "Staged"
+    array: Array
+    buffer: _Buffer
+    host: Array
+    wanted: bool
+    before: Event
+    event: Event = field(default=PAST)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the values that MPI is to be shown are in the buffer, and those before are in their array."""
+        return self.event.done
+
+    def begin(self) -> Array:
+        """The buffer, once the values that MPI is to be shown are in it, and those before are in their array."""
+        self.event.synchronize()
+        return self.host
+
+    def end(self) -> None:
+        """Begin to copy the values to the array, if they are wanted there."""
+        if self.wanted:
+            self.event = self.buffer.read = self.transport.memory.copy_in(self.array, self.host, (self.before,))
+        self.transport.take_back(self.buffer)
+
+    def settle(self) -> None:
+        """What is computed from now on comes after the copy."""
+        if self.wanted:
+            self.transport.memory.follow(self.event)
 
 
 class Staged:
-    """Copies through host buffers, pinned where the device has such memory, which are kept by shape and dtype."""
+    """Copies through host buffers, pinned where the device has such memory, which are kept by their size.
+
+    Copies go beside the computing, and beside the messages of the pieces before. Host arrays of a run on a device are
+    handed to MPI as they are, but cut like others, since at the other end there may be an array of a device.
+    """
 
     name = "staged"
 
-    def __init__(self, memory: Memory | None = None):
-        self._memory = memory or HostMemory()
-        self._free: defaultdict[tuple[Shape, Dtype], list[Array]] = defaultdict(list)
+    def __init__(self, memory: Memory | None = None, piece: int = PIECE):
+        self.memory = memory or HostMemory()
+        self.piece = piece
+        self._free: defaultdict[int, deque[_Buffer]] = defaultdict(deque)
 
-    def lend(self, array: Array, filled: bool) -> Array:
-        """A host buffer of the array's shape; as many exist as messages of that shape were ever under way at once."""
-        free = self._free[array.shape, array.dtype]
-        buffer = free.pop() if free else self._memory.pinned_empty(array.shape, array.dtype)
-        if filled:
-            self._memory.copy(buffer, array)
-        return buffer
+    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool) -> list[Loan]:
+        """Host buffers, to which what MPI is to be shown is on its way; see `Transport.lend`.
 
-    def take_back(self, buffer: Array, into: Array | None) -> None:
-        """Copy the values to the array and keep the buffer for the next message of its shape."""
-        if into is not None:
-            self._memory.copy(into, buffer)
-        self._free[buffer.shape, buffer.dtype].append(buffer)
+        There are as many as messages were ever under way at once.
+        """
+        if not all(map(self.memory.owns, pieces)):
+            return [DirectLoan(piece, PAST) for piece in pieces]
+        now = self.memory.now()
+        return [self._lend(piece, filled, wanted, now) for piece in pieces]
+
+    def _lend(self, array: Array, filled: slice, wanted: bool, now: Event) -> StagedLoan:
+        free = self._free[array.nbytes]
+        buffer = free.popleft() if free else _Buffer(self._pinned(array.nbytes))
+        loan = StagedLoan(self, array, buffer, buffer.raw.view(array.dtype).reshape(array.shape), wanted, now)
+        if filled == NOTHING or not array.size:
+            loan.event = buffer.read
+        else:
+            loan.event = self.memory.copy_out(loan.host[filled], array[filled], (now, buffer.read))
+        return loan
+
+    def _pinned(self, size: int) -> Array:
+        return self.memory.pinned_empty((max(1, size),), np.dtype(np.uint8))[:size]
+
+    def take_back(self, buffer: _Buffer) -> None:
+        """Keep a buffer for the next message of its size."""
+        self._free[buffer.raw.nbytes].append(buffer)
 
 
-def choose_transport(setting: str, library: str, memory: Memory | None = None) -> tuple[Transport, str]:
-    """The transport for arrays in ``memory`` (None: the host's) and the reason for it, a sentence for the log.
+@dataclass(frozen=True)
+class Transports:
+    """One for each kind of message: an MPI library may send from a device and yet not add up there.
 
-    library: version of the MPI library, under which a probe has saved its result. Raises InputError.
+    messages: between two ranks, broadcasts and gathered arrays; sums: also maxima.
     """
-    if setting not in CHOICES:
-        raise InputError("run.transport", f"{setting!r} is not one of {', '.join(CHOICES)}")
-    if setting != "auto":
-        return (Direct(memory) if setting == "direct" else Staged(memory)), f"the configuration says {setting}"
-    if memory is None or isinstance(memory, HostMemory):
-        return Direct(), "arrays are in host memory"
-    probed = read_probe(library)
-    if probed is None:
-        return Staged(memory), "no probe has shown that this MPI library reads device memory"
-    if probed:
-        return Direct(memory), "a probe has shown that this MPI library reads device memory"
-    return Staged(memory), "a probe has shown that this MPI library cannot read device memory"
+
+    messages: Transport
+    sums: Transport
+
+    def __str__(self) -> str:
+        apart = "" if self.sums.name == self.messages.name else f", sums {self.sums.name}"
+        return f"messages {self.messages.name}{apart}"
 
 
-def probe_file() -> Path:
-    """Where the results of probes are kept: in the cache directory of the user."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "mpinn" / "transport.json"
-
-
-def read_probe(library: str) -> bool | None:
-    """Whether ``library`` reads device memory; None when that is not known."""
-    try:
-        saved = json.loads(probe_file().read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    result = saved.get(library) if isinstance(saved, dict) else None
-    return result if isinstance(result, bool) else None
-
-
-def save_probe(library: str, direct: bool) -> None:
-    """Remember the result of a probe of ``library``; called on one rank."""
-    path = probe_file()
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        saved = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({**saved, library: direct}, indent=2))
-    temporary.replace(path)
+def same(transport: Transport) -> Transports:
+    """One transport for messages of all kinds."""
+    return Transports(transport, transport)

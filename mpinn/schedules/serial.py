@@ -99,7 +99,7 @@ class Serial:
 
         def work(inputs: tuple[Array, ...], pool: Pool | None, keys: Keys | None, cut: Cut) -> Array:
             x, target = inputs
-            pieces = _Pieces(update, cut, update.bucket // self._part.layout.dtype.itemsize)
+            pieces = _Pieces(update, cut, -(-update.bucket // self._part.layout.dtype.itemsize))
             loss = self._train(replace(batch, x=x, target=target), pieces.ready, pool, keys)
             pieces.finish(self._part)
             return loss

@@ -31,8 +31,8 @@ SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4", "
         ({**SRUN, "PMI_RANK": "3", "PMI_SIZE": "4"}, Launch(3, 4, 1, 4, "srun")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),
         ({**SRUN, "SLURM_PROCID": "0", **HYDRA}, Launch(3, 4, 1, 2, "MPICH's mpirun")),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Launch(1, 2, 1, 2, "a PMI launcher")),
-        ({"PMIX_RANK": "2"}, Launch(2, 1, 2, 1, "a PMIx launcher")),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Launch(1, 2, None, 2, "a PMI launcher")),
+        ({"PMIX_RANK": "2"}, Launch(2, 1, None, 1, "a PMIx launcher")),
     ],
 )
 def test_launch_is_read_from_the_environment(environment: dict[str, str], expected: Launch | None) -> None:

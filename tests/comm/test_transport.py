@@ -1,93 +1,140 @@
-"""Which transport is chosen, and what it does with arrays that stand in for those of a device."""
-
-from pathlib import Path
+"""What transports do with arrays of a memory that is as late as a device may be."""
 
 import numpy as np
 import pytest
+from late import POISON, LateMemory
 
-from mpinn.array.typing import Array, Dtype, Shape
-from mpinn.comm.transport import Direct, HostMemory, Staged, choose_transport, probe_file, save_probe
-from mpinn.config import InputError
-
-
-class Device:
-    """A memory that writes down what is asked of it."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def synchronize(self) -> None:
-        self.asked.append("synchronize")
-
-    def is_host(self, array: Array) -> bool:
-        return False
-
-    def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
-        self.asked.append("pinned_empty")
-        return np.full(shape, 99, dtype)
-
-    def copy(self, into: Array, source: Array) -> None:
-        self.asked.append("copy")
-        np.copyto(into, source)
+from mpinn.comm.transport import ALL, NOTHING, Direct, Staged, Transports, same
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture
+def memory() -> LateMemory:
+    return LateMemory()
 
 
-def chosen(setting: str, memory: Device | HostMemory | None = None) -> tuple[str, str]:
-    transport, reason = choose_transport(setting, "MPICH 5", memory)
-    return transport.name, reason
+def test_direct_lends_the_array_itself_once_what_was_asked_before_is_done(memory: LateMemory) -> None:
+    array = np.zeros(3)
+    memory.compute(lambda: array.fill(1))
+    (loan,) = Direct(memory).lend([array], ALL, False)
+    memory.compute(lambda: array.fill(2))
+    assert not array.any()
+    assert loan.begin() is array
+    assert array.tolist() == [1, 1, 1], "waited for too little, or for what was asked later"
+    assert memory.diary == ["wait for computing"]
+    loan.end()
+    loan.settle()
+    assert memory.diary == ["wait for computing"]
 
 
-def test_host_arrays_go_directly() -> None:
-    assert chosen("auto") == ("direct", "arrays are in host memory")
-    assert chosen("auto", HostMemory()) == ("direct", "arrays are in host memory")
+def test_direct_is_ready_when_the_device_is(memory: LateMemory) -> None:
+    memory.compute(bool)
+    (loan,) = Direct(memory).lend([np.zeros(3)], NOTHING, True)
+    assert not loan.ready
+    assert loan.ready
+    loan.begin()
+    assert memory.diary == []
 
 
-@pytest.mark.parametrize("setting", ["direct", "staged"])
-def test_the_user_decides(setting: str) -> None:
-    save_probe("MPICH 5", direct=setting != "direct")
-    assert chosen(setting, Device()) == (setting, f"the configuration says {setting}")
+def test_host_arrays_wait_for_no_device(memory: LateMemory) -> None:
+    array = np.zeros(3)
+    memory.host.append(array)
+    memory.compute(lambda: array.fill(1))
+    for transport in (Direct(memory), Staged(memory)):
+        (loan,) = transport.lend([array], ALL, True)
+        assert loan.ready
+        assert loan.begin() is array
+        loan.end()
+        loan.settle()
+    assert memory.diary == []
 
 
-def test_an_unknown_setting_is_the_users_mistake() -> None:
-    with pytest.raises(InputError, match=r"run\.transport: 'fast' is not one of auto, direct, staged"):
-        chosen("fast")
+def test_staged_shows_mpi_what_was_computed_before(memory: LateMemory) -> None:
+    array = np.zeros(3)
+    memory.compute(lambda: array.fill(1))
+    (loan,) = Staged(memory).lend([array], ALL, False)
+    memory.compute(lambda: array.fill(2))
+    assert loan.begin().tolist() == [1, 1, 1]
+    assert memory.diary == ["pinned", "out", "wait for out"]
+    loan.end()
+    loan.settle()
+    assert memory.diary == ["pinned", "out", "wait for out"]
 
 
-def test_device_arrays_are_staged_until_a_probe_has_succeeded() -> None:
-    name, reason = chosen("auto", Device())
-    assert name == "staged"
-    assert "no probe" in reason
-    save_probe("another", direct=True)
-    assert chosen("auto", Device())[0] == "staged"
-    save_probe("MPICH 5", direct=True)
-    assert chosen("auto", Device()) == ("direct", "a probe has shown that this MPI library reads device memory")
-    save_probe("MPICH 5", direct=False)
-    assert chosen("auto", Device())[0] == "staged"
-    probe_file().write_text("{ damaged")
-    assert "no probe" in chosen("auto", Device())[1]
+def test_staged_copies_only_what_mpi_is_shown(memory: LateMemory) -> None:
+    rows = np.arange(6.0).reshape(3, 2)
+    (loan,) = Staged(memory).lend([rows], slice(1, 2), True)
+    shown = loan.begin()
+    assert shown[1].tolist() == [2, 3]
+    assert (shown[[0, 2]].view(np.uint8) == POISON).all()
 
 
-def test_direct_waits_for_the_device_and_lends_the_array_itself() -> None:
-    device, array = Device(), np.arange(3.0)
-    assert Direct(device).lend(array, filled=False) is array
-    assert device.asked == ["synchronize"]
+def test_staged_brings_values_after_what_was_computed_before_and_before_what_comes(memory: LateMemory) -> None:
+    array, seen = np.zeros(3), np.ones(3)
+    memory.compute(lambda: np.copyto(seen, array))  # still reads what the message will overwrite
+    (loan,) = Staged(memory).lend([array], NOTHING, True)
+    assert memory.diary == ["pinned"]
+    loan.begin().fill(7)
+    loan.end()
+    assert not array.any()
+    loan.settle()
+    assert memory.diary == ["pinned", "in", "follow"], "the host has waited"
+    memory.inward.run(1)  # as soon as it may
+    assert seen.tolist() == [0, 0, 0]
+    assert array.tolist() == [7, 7, 7]
 
 
-def test_staged_copies_only_what_is_needed_and_keeps_its_buffers() -> None:
-    device, array = Device(), np.arange(3.0)
-    transport = Staged(device)
-    first, second = transport.lend(array, filled=True), transport.lend(array, filled=False)
-    assert device.asked == ["pinned_empty", "copy", "pinned_empty"]
-    assert first.tolist() == [0, 1, 2]
-    assert second.tolist() == [99, 99, 99]
-    transport.take_back(first, None)
-    transport.take_back(second, array)
-    assert array.tolist() == [99, 99, 99]
-    assert device.asked[3:] == ["copy"]
-    assert transport.lend(array, filled=False) is second
-    assert transport.lend(array, filled=False) is first
-    assert transport.lend(array.astype("float32"), filled=False).dtype == np.float32
+def test_what_is_computed_after_a_message_comes_after_its_copy(memory: LateMemory) -> None:
+    array = np.zeros(3)
+    (loan,) = Staged(memory).lend([array], NOTHING, True)
+    loan.begin().fill(7)
+    loan.end()
+    loan.settle()
+    memory.compute(lambda: np.add(array, 1, out=array))
+    memory.finish()
+    assert array.tolist() == [8, 8, 8]
+
+
+def test_a_buffer_is_used_again_once_its_values_have_been_copied(memory: LateMemory) -> None:
+    first, second = np.zeros(3), np.zeros(3)
+    transport = Staged(memory)
+    (loan,) = transport.lend([first], NOTHING, True)
+    buffer = loan.begin()
+    buffer.fill(1)
+    loan.end()
+    loan.settle()
+    (other,) = transport.lend([second], NOTHING, True)
+    assert np.shares_memory(other.begin(), buffer)
+    assert memory.diary == ["pinned", "in", "follow", "wait for in"]
+    assert first.tolist() == [1, 1, 1]
+    other.end()
+    # what is copied out comes after what was copied in
+    third = np.full(3, 5.0)
+    (last,) = transport.lend([third], ALL, False)
+    assert last.begin().tolist() == [5, 5, 5]
+    assert second.tolist() == [1, 1, 1]
+
+
+def test_as_many_buffers_as_messages_under_way(memory: LateMemory) -> None:
+    transport = Staged(memory)
+    for _ in range(3):
+        loans = [transport.lend([np.zeros(4, dtype)], ALL, False)[0] for dtype in ("f8", "c8", "i8")]
+        assert len({loan.begin().ctypes.data for loan in loans}) == 3
+        for loan in loans:
+            loan.end()
+    assert memory.diary.count("pinned") == 3
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (1,), (2, 5)])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "u1", "f2", "?"])
+def test_staged_keeps_shape_and_dtype(shape: tuple[int, ...], dtype: str, memory: LateMemory) -> None:
+    array = np.ones(shape, dtype)
+    (loan,) = Staged(memory).lend([array], ALL, True)
+    lent = loan.begin()
+    assert (lent.shape, lent.dtype) == (array.shape, array.dtype)
+    assert lent.tobytes() == array.tobytes()
+
+
+def test_it_is_said_where_sums_differ() -> None:
+    assert str(same(Direct())) == "messages direct"
+    assert str(same(Staged())) == "messages staged"
+    assert str(Transports(Direct(), Staged())) == "messages direct, sums staged"

@@ -13,7 +13,7 @@ from mpinn.comm.channel import Channel, MessageError
 from mpinn.comm.grid import Grid, World
 from mpinn.comm.meter import split_time
 from mpinn.comm.mpi import MpiChannel
-from mpinn.comm.transport import Direct, Staged, Transport
+from mpinn.comm.transport import Direct, Staged, Transport, same
 from mpinn.config import InputError
 
 pytestmark = pytest.mark.mpi
@@ -25,7 +25,7 @@ SHAPES = ((), (1,), (7, 3), (5000,), (0,))
 @pytest.fixture(params=[Direct, Staged])
 def channel(world: World, request: pytest.FixtureRequest) -> Iterator[Channel]:
     transport: Transport = request.param()
-    opened = world.channel("tested", transport=transport)
+    opened = world.channel("tested", transports=same(transport))
     yield opened
     if isinstance(opened, MpiChannel):
         assert not opened.under_way
@@ -145,7 +145,7 @@ def test_adjoint_of_a_shift_is_the_shift_back(channel: Channel) -> None:
 @pytest.mark.parametrize("transport", [Direct, Staged])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_ordered_sum_is_that_of_a_loop(world: World, transport: type[Transport], dtype: str) -> None:
-    channel = world.channel("ordered", transport=transport(), ordered=True)
+    channel = world.channel("ordered", transports=same(transport()), ordered=True)
     array = values(world.rank, (1001,), dtype)
     channel.all_sum(array).wait()
     expected = values(0, (1001,), dtype)
@@ -205,7 +205,7 @@ def test_test_completes_without_waiting(channel: Channel) -> None:
 
 def test_polite_and_busy_waits_agree(world: World) -> None:
     for polite in (False, True):
-        channel = world.open_channel(0, world.rank, "waits", Direct(), polite, False)
+        channel = world.open_channel(0, world.rank, "waits", same(Direct()), polite, False)
         array = np.array([float(world.rank)])
         channel.all_sum(array).wait()
         assert array[0] == world.size * (world.size - 1) / 2
@@ -214,7 +214,7 @@ def test_polite_and_busy_waits_agree(world: World) -> None:
 @pytest.mark.parametrize("transport", [Direct, Staged])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_messages_longer_than_a_chunk(world: World, transport: type[Transport], ordered: bool) -> None:
-    whole = world.channel("whole", transport=transport(), ordered=ordered)
+    whole = world.channel("whole", transports=same(transport()), ordered=ordered)
     if not isinstance(whole, MpiChannel):
         assert world.size == 1
         return

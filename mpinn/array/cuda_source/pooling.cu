@@ -1,4 +1,28 @@
 // Windows over images (B, H, W, C): a thread for each output forward, for each pixel backward, so nothing is added twice.
+// Images have fewer than 2^31 elements.
+
+struct Sizes {
+    int H, W, C, OH, OW, high, wide, down, across, top, left;
+};
+
+#define SIZES                                                                                                          \
+    Size H, Size W, Size C, Size OH, Size OW, Size high, Size wide, Size down, Size across, Size top, Size left
+#define OF_SIZES                                                                                                       \
+    {(int)H, (int)W, (int)C, (int)OH, (int)OW, (int)high, (int)wide, (int)down, (int)across, (int)top, (int)left}
+
+// Element i of an array with `high` rows of `wide` pixels of `depth` things: which thing, column, row and image it is.
+struct Place {
+    int c, w, h, b;
+    __device__ __forceinline__ Place(Size i, int high, int wide, int depth) {
+        unsigned n = (unsigned)i;
+        c = n % (unsigned)depth;
+        n /= (unsigned)depth;
+        w = n % (unsigned)wide;
+        n /= (unsigned)wide;
+        h = n % (unsigned)high;
+        b = n / (unsigned)high;
+    }
+};
 
 __device__ __forceinline__ void set_place(void* places, Size i, unsigned place, Size bytes) {
     if (bytes == 1) ((unsigned char*)places)[i] = (unsigned char)place;
@@ -9,103 +33,145 @@ __device__ __forceinline__ unsigned get_place(const void* places, Size i, Size b
     return bytes == 1 ? ((const unsigned char*)places)[i] : ((const unsigned*)places)[i];
 }
 
-// The maximum of each window, and the place in it, counted by rows, where it is found first.
-extern "C" __global__ void max_pool(
-    const Real* x, Real* y, void* places, Size count, Size H, Size W, Size C, Size OH, Size OW, Size high, Size wide,
-    Size down, Size across, Size top, Size left, Size bytes
-) {
-    for (Size i = FIRST; i < count; i += STRIDE) {
-        unsigned n = (unsigned)i, c = n % (unsigned)C;
-        n /= (unsigned)C;
-        Size ow = n % (unsigned)OW;
-        n /= (unsigned)OW;
-        Size oh = n % (unsigned)OH, b = n / (unsigned)OH;
-        Real best = -INFINITY;
-        unsigned place = 0;
-        bool lost = false;
-        for (Size r = 0; r < high; r++)
-            for (Size s = 0; s < wide; s++) {
-                Size h = oh * down - top + r, w = ow * across - left + s;
-                if (h < 0 || h >= H || w < 0 || w >= W) continue;
-                Real value = x[((b * H + h) * W + w) * C + c];
-                if (!lost && (value > best || value != value)) {
-                    best = value;
-                    place = (unsigned)(r * wide + s);
-                    lost = value != value;
-                }
-            }
-        y[i] = best;
-        set_place(places, i, place, bytes);
+template <int N> struct Group {
+    Real at[N];
+};
+
+// N neighbouring channels from element i on.
+template <int N> __device__ __forceinline__ Group<N> group(const Real* from, Size i) {
+    Group<N> own;
+    if (N == WIDTH) {
+        Lanes lanes = ((const Lanes*)(from + i))[0];
+        for (int k = 0; k < N; k++) own.at[k] = lanes.at[k];
+    } else {
+        for (int k = 0; k < N; k++) own.at[k] = from[i + k];
     }
+    return own;
+}
+
+template <int N> __device__ __forceinline__ void put(Real* into, Size i, const Group<N>& own) {
+    if (N == WIDTH) {
+        Lanes lanes;
+        for (int k = 0; k < N; k++) lanes.at[k] = own.at[k];
+        ((Lanes*)(into + i))[0] = lanes;
+    } else {
+        for (int k = 0; k < N; k++) into[i + k] = own.at[k];
+    }
+}
+
+template <int N> __device__ __forceinline__ void find_most(
+    const Real* x, Real* y, void* places, Size count, Sizes s, Size bytes
+) {
+    for (Size i = FIRST; i < count / N; i += STRIDE) {
+        Place at(i, s.OH, s.OW, s.C / N);
+        Group<N> best;
+        unsigned place[N];
+        for (int k = 0; k < N; k++) {
+            best.at[k] = -INFINITY;
+            place[k] = 0;
+        }
+        for (int r = 0; r < s.high; r++)
+            for (int q = 0; q < s.wide; q++) {
+                int h = at.h * s.down - s.top + r, w = at.w * s.across - s.left + q;
+                if (h < 0 || h >= s.H || w < 0 || w >= s.W) continue;
+                Group<N> own = group<N>(x, (((Size)at.b * s.H + h) * s.W + w) * s.C + at.c * N);
+                // nothing is greater than NaN
+                for (int k = 0; k < N; k++)
+                    if (best.at[k] == best.at[k] && (own.at[k] > best.at[k] || own.at[k] != own.at[k])) {
+                        best.at[k] = own.at[k];
+                        place[k] = (unsigned)(r * s.wide + q);
+                    }
+            }
+        put<N>(y, i * N, best);
+        for (int k = 0; k < N; k++) set_place(places, i * N + k, place[k], bytes);
+    }
+}
+
+// The maximum of each window, and the place in it, counted by rows, where it is found first.
+extern "C" __global__ void max_pool(const Real* x, Real* y, void* places, Size count, SIZES, Size bytes) {
+    Sizes s = OF_SIZES;
+    if (C % WIDTH == 0 && aligned(x) && aligned(y)) find_most<(16 / sizeof(Real))>(x, y, places, count, s, bytes);
+    else find_most<1>(x, y, places, count, s, bytes);
 }
 
 // dx: each dy goes to the place of its maximum.
 extern "C" __global__ void max_pool_backward(
-    const void* places, const Real* dy, Real* dx, Size count, Size H, Size W, Size C, Size OH, Size OW, Size high, Size wide,
-    Size down, Size across, Size top, Size left, Size bytes
+    const void* places, const Real* dy, Real* dx, Size count, SIZES, Size bytes
 ) {
+    Sizes s = OF_SIZES;
     for (Size i = FIRST; i < count; i += STRIDE) {
-        unsigned n = (unsigned)i, c = n % (unsigned)C;
-        n /= (unsigned)C;
-        Size w = n % (unsigned)W;
-        n /= (unsigned)W;
-        Size h = n % (unsigned)H, b = n / (unsigned)H;
+        Place at(i, s.H, s.W, s.C);
         Real total = 0;
-        for (Size r = 0; r < high; r++) {
-            Size from = h + top - r, oh = from / down;
-            if (from < 0 || from % down || oh >= OH) continue;
-            for (Size s = 0; s < wide; s++) {
-                Size aside = w + left - s, ow = aside / across;
-                if (aside < 0 || aside % across || ow >= OW) continue;
-                Size o = ((b * OH + oh) * OW + ow) * C + c;
-                if (get_place(places, o, bytes) == (unsigned)(r * wide + s)) total += dy[o];
+        for (int r = 0; r < s.high; r++) {
+            int from = at.h + s.top - r, oh = from / s.down;
+            if (from < 0 || from - oh * s.down || oh >= s.OH) continue;
+            for (int q = 0; q < s.wide; q++) {
+                int aside = at.w + s.left - q, ow = aside / s.across;
+                if (aside < 0 || aside - ow * s.across || ow >= s.OW) continue;
+                Size o = (((Size)at.b * s.OH + oh) * s.OW + ow) * s.C + at.c;
+                if (get_place(places, o, bytes) == (unsigned)(r * s.wide + q)) total += dy[o];
             }
         }
         dx[i] = total;
     }
 }
 
-extern "C" __global__ void average_pool(
-    const Real* x, Real* y, Size count, Size H, Size W, Size C, Size OH, Size OW, Size high, Size wide, Size down,
-    Size across, Size top, Size left
+template <int N> __device__ __forceinline__ void scatter(
+    const void* places, const Real* dy, Real* dx, Size count, Sizes s, Size bytes
 ) {
-    for (Size i = FIRST; i < count; i += STRIDE) {
-        unsigned n = (unsigned)i, c = n % (unsigned)C;
-        n /= (unsigned)C;
-        Size ow = n % (unsigned)OW;
-        n /= (unsigned)OW;
-        Size oh = n % (unsigned)OH, b = n / (unsigned)OH;
-        Real total = 0;
-        for (Size r = 0; r < high; r++)
-            for (Size s = 0; s < wide; s++) {
-                Size h = oh * down - top + r, w = ow * across - left + s;
-                if (h >= 0 && h < H && w >= 0 && w < W) total += x[((b * H + h) * W + w) * C + c];
+    for (Size i = FIRST; i < count / N; i += STRIDE) {
+        Place at(i, s.OH, s.OW, s.C / N);
+        Group<N> own = group<N>(dy, i * N);
+        unsigned place[N];
+        for (int k = 0; k < N; k++) place[k] = get_place(places, i * N + k, bytes);
+        for (int r = 0; r < s.high; r++)
+            for (int q = 0; q < s.wide; q++) {
+                Group<N> share;
+                for (int k = 0; k < N; k++) share.at[k] = place[k] == (unsigned)(r * s.wide + q) ? own.at[k] : (Real)0;
+                int h = at.h * s.high + r, w = at.w * s.wide + q;
+                put<N>(dx, (((Size)at.b * s.H + h) * s.W + w) * s.C + at.c * N, share);
             }
-        y[i] = total / (Real)(high * wide);
     }
 }
 
-extern "C" __global__ void average_pool_backward(
-    const Real* dy, Real* dx, Size count, Size H, Size W, Size C, Size OH, Size OW, Size high, Size wide, Size down,
-    Size across, Size top, Size left
+// The same for windows that lie side by side and leave no pixel out: a thread for each window.
+extern "C" __global__ void max_pool_spread(
+    const void* places, const Real* dy, Real* dx, Size count, SIZES, Size bytes
 ) {
+    Sizes s = OF_SIZES;
+    if (C % WIDTH == 0 && aligned(dx) && aligned(dy)) scatter<(16 / sizeof(Real))>(places, dy, dx, count, s, bytes);
+    else scatter<1>(places, dy, dx, count, s, bytes);
+}
+
+extern "C" __global__ void average_pool(const Real* x, Real* y, Size count, SIZES) {
+    Sizes s = OF_SIZES;
     for (Size i = FIRST; i < count; i += STRIDE) {
-        unsigned n = (unsigned)i, c = n % (unsigned)C;
-        n /= (unsigned)C;
-        Size w = n % (unsigned)W;
-        n /= (unsigned)W;
-        Size h = n % (unsigned)H, b = n / (unsigned)H;
+        Place at(i, s.OH, s.OW, s.C);
         Real total = 0;
-        for (Size r = 0; r < high; r++) {
-            Size from = h + top - r, oh = from / down;
-            if (from < 0 || from % down || oh >= OH) continue;
-            for (Size s = 0; s < wide; s++) {
-                Size aside = w + left - s, ow = aside / across;
-                if (aside < 0 || aside % across || ow >= OW) continue;
-                total += dy[((b * OH + oh) * OW + ow) * C + c];
+        for (int r = 0; r < s.high; r++)
+            for (int q = 0; q < s.wide; q++) {
+                int h = at.h * s.down - s.top + r, w = at.w * s.across - s.left + q;
+                if (h >= 0 && h < s.H && w >= 0 && w < s.W) total += x[(((Size)at.b * s.H + h) * s.W + w) * s.C + at.c];
+            }
+        y[i] = total / (Real)(s.high * s.wide);
+    }
+}
+
+extern "C" __global__ void average_pool_backward(const Real* dy, Real* dx, Size count, SIZES) {
+    Sizes s = OF_SIZES;
+    for (Size i = FIRST; i < count; i += STRIDE) {
+        Place at(i, s.H, s.W, s.C);
+        Real total = 0;
+        for (int r = 0; r < s.high; r++) {
+            int from = at.h + s.top - r, oh = from / s.down;
+            if (from < 0 || from - oh * s.down || oh >= s.OH) continue;
+            for (int q = 0; q < s.wide; q++) {
+                int aside = at.w + s.left - q, ow = aside / s.across;
+                if (aside < 0 || aside - ow * s.across || ow >= s.OW) continue;
+                total += dy[(((Size)at.b * s.OH + oh) * s.OW + ow) * s.C + at.c];
             }
         }
-        dx[i] = total / (Real)(high * wide);
+        dx[i] = total / (Real)(s.high * s.wide);
     }
 }
 
@@ -120,5 +186,7 @@ extern "C" __global__ void channel_means(const Real* x, Real* y, Size count, Siz
 }
 
 extern "C" __global__ void channel_means_backward(const Real* dy, Real* dx, Size count, Size pixels, Size C) {
-    for (Size i = FIRST; i < count; i += STRIDE) dx[i] = dy[i / (pixels * C) * C + i % C] / (Real)pixels;
+    unsigned channels = (unsigned)C, image = (unsigned)(pixels * C);
+    for (Size i = FIRST; i < count; i += STRIDE)
+        dx[i] = dy[(Size)((unsigned)i / image) * C + (unsigned)i % channels] / (Real)pixels;
 }

@@ -1,0 +1,236 @@
+"""Time of a training step on a GPU, beside PyTorch's in the same run, and how far it is from what the device can do.
+
+Time is that between two events of the device around many steps, so what the host cannot hide counts too; rounds are
+taken in turns. The host's own time for a step is beside it: a device waits for a host that needs longer. Samples are on
+the device. Gradients, at equal weights, are compared with our float64 one on the device, of slow kernels that are
+written as the sums are defined.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.device import choose_device
+from mpinn.array.typing import Array
+from mpinn.bench import gpu_kernels
+from mpinn.bench.gpu_programs import CLASSES, Peer, Program, apart, batches, find_peer, initial, our_gradient, ours
+from mpinn.bench.gpu_roofline import TF32, Ceilings, demand, measure
+from mpinn.bench.timing import Spread, ratio_text, seconds_text
+from mpinn.models.mlp import MLP
+from mpinn.models.model import Model
+from mpinn.models.resnet import ResNet
+from mpinn.models.vgg import VGG
+from mpinn.nn.part import Part
+
+IMAGES = (32, 32, 3)
+PEER = "PyTorch"
+OURS = "mpinn"
+LAUNCHES = 8
+"""Steps whose launches are timed on the host: few, so that none waits for a full queue."""
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network and its batch; ``compared``: whether its gradients are, which another batch may have shown."""
+
+    name: str
+    model: Model
+    batch: int
+    compared: bool = True
+
+
+def perceptron(features: int, *widths: int) -> Model:
+    """A perceptron whose samples need no flattening."""
+    model = MLP(widths=widths).build((features,), CLASSES)
+    return Model(model.network[1:], model.shape, stem=1, head=1)
+
+
+WORKS = (
+    Work("MLP 784-512-512-10", perceptron(784, 512, 512), 128),
+    Work("ResNet-20", ResNet(depth=20).build(IMAGES, CLASSES), 128),
+    Work("ResNet-110", ResNet(depth=110).build(IMAGES, CLASSES), 128),
+    Work("VGG-16 with batch norm", VGG(depth=16).build(IMAGES, CLASSES), 128),
+    Work("VGG-16 with batch norm", VGG(depth=16).build(IMAGES, CLASSES), 512, compared=False),
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Rounds, seconds of a turn, and which of PyTorch's ways besides the plain one."""
+
+    rounds: int = 9
+    sample: float = 0.2
+    tuned: bool = True
+    compiled: bool = False
+
+
+QUICK = Effort(rounds=5, sample=0.08, tuned=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One program at one work: seconds of a step on the device and on the host, and PyTorch's over them.
+
+    ``share`` of the time that the least operations or bytes would take; bytes of the device that the program holds; the
+    error of its gradient, where it was compared.
+    """
+
+    work: str
+    batch: int
+    precision: str
+    program: str
+    seconds: Spread
+    host: Spread
+    ratio: Spread | None
+    share: float
+    memory: int
+    error: float | None
+
+    @property
+    def samples(self) -> float:
+        """Samples in a second."""
+        return self.batch / self.seconds.median
+
+
+def run(
+    ops: Any, ceilings: Ceilings, peer: Peer | None, works: Sequence[Work] = WORKS, effort: Effort = QUICK
+) -> Iterator[list[Row]]:
+    """The rows of each work and precision as soon as they are there; ``ops``: the kernels of the device."""
+    before = ops.Choices.tf32
+    try:
+        for work in works:
+            start = initial(work.model)
+            exact = _exact(work, start, ops) if work.compared else None
+            for precision, tf32 in TF32.items():
+                ops.Choices.tf32 = tf32
+                errors = {} if exact is None else _errors(work, start, ops, peer, tf32, exact)
+                programs = _programs(work, start, ops, peer, tf32, effort)
+                yield _rows(work, precision, programs, ceilings, effort, errors)
+                del programs
+    finally:
+        ops.Choices.tf32 = before
+
+
+def _exact(work: Work, start: Part, ops: Any) -> Array:
+    return our_gradient(work.model, start, batches(work.model, work.batch, 1)[0], ops, DOUBLE, steps=1)
+
+
+def _errors(work: Work, start: Part, ops: Any, peer: Peer | None, tf32: bool, exact: Array) -> dict[str, float]:
+    batch = batches(work.model, work.batch, 1)[0]
+    found = {OURS: our_gradient(work.model, start, batch, ops, SINGLE, steps=3)}
+    if peer is not None:
+        found[PEER] = peer.gradient(work.model, start, batch, tf32)
+    return apart(found, exact)
+
+
+def _programs(work: Work, start: Part, ops: Any, peer: Peer | None, tf32: bool, effort: Effort) -> dict[str, Program]:
+    given = batches(work.model, work.batch)
+    programs = {OURS: ours(work.model, start, given, ops)}
+    if peer is None:
+        return programs
+    programs[PEER] = peer.program(work.model, start, given, tf32)
+    if effort.tuned:
+        programs[f"{PEER}, tuned"] = peer.program(work.model, start, given, tf32, tuned=True)
+    if effort.compiled:
+        programs[f"{PEER}, compiled"] = peer.program(work.model, start, given, tf32, compiled=True)
+    return programs
+
+
+def _rows(
+    work: Work,
+    precision: str,
+    programs: Mapping[str, Program],
+    ceilings: Ceilings,
+    effort: Effort,
+    errors: Mapping[str, float],
+) -> list[Row]:
+    device, host = in_turns(programs, effort.rounds, effort.sample)
+    least = ceilings.seconds(demand(work.model.network, work.model.shape, work.batch), precision)
+    rows = []
+    for name, own in device.items():
+        ratio = Spread.of(device[PEER] / own) if PEER in device else None
+        seconds = Spread.of(own)
+        rows.append(
+            Row(
+                work.name, work.batch, precision, name, seconds, Spread.of(host[name]), ratio,
+                least / seconds.median, programs[name].memory, errors.get(name),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def in_turns(programs: Mapping[str, Program], rounds: int, sample: float) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Seconds of a step on the device and on the host, (rounds,) of each program: turns of about ``sample`` seconds."""
+    calls = {
+        name: max(1, round(sample / max(program.device(program.step, 2), 1e-6))) for name, program in programs.items()
+    }
+    device: dict[str, list[float]] = {name: [] for name in programs}
+    host: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            device[name].append(program.device(program.step, calls[name]))
+            host[name].append(program.host(program.step, min(LAUNCHES, calls[name])))
+    return _arrays(device), _arrays(host)
+
+
+def _arrays(samples: Mapping[str, list[float]]) -> dict[str, Array]:
+    return {name: np.array(own) for name, own in samples.items()}
+
+
+def print_head(said: str, ceilings: Ceilings, peer: Peer | None) -> None:
+    """What is measured on, and the names of the columns."""
+    print(said)
+    products = ", ".join(f"{rate / 1e12:.1f} TFLOP/s in {name}" for name, rate in ceilings.products.items())
+    print(f"ceilings: a large copy {ceilings.bandwidth / 1e9:,.0f} GB/s, a large product {products}")
+    if peer is not None:
+        print(f"PyTorch {peer.torch.__version__}: eager, channels last, fused optimizer; tuned: cudnn.benchmark")
+    print(
+        f"{'median (25-75 %)':24}  {'a step':>24}  {'samples/s':>10}  {'x as fast':>17}  {'roof':>5}  {'host':>8}  "
+        f"{'memory':>9}  {'error':>7}",
+        flush=True,
+    )
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print those of one work and precision."""
+    first = rows[0]
+    print(f"{first.work}, batch {first.batch}, {first.precision}")
+    for row in rows:
+        ratio = "" if row.ratio is None else ratio_text(row.ratio)
+        error = "" if row.error is None else f"{row.error:.1e}"
+        print(
+            f"  {row.program:22}  {seconds_text(row.seconds):>24}  {row.samples:>10,.0f}  {ratio:>17}  "
+            f"{row.share:>5.0%}  {row.host.median * 1e3:>5.2f} ms  {row.memory / 2**20:>5,.0f} MiB  {error:>7}",
+            flush=True,
+        )
+
+
+def show(quick: bool = False, kernels: bool = False, compiled: bool = False, file: Path | None = None) -> None:
+    """Measure on the first GPU and print: training steps, or single kernels; raises InputError where there is none."""
+    device = choose_device("gpu", "auto", 0)
+    ceilings = measure(device.kernels)
+    told: dict[str, Any] = {"device": device.said, "ceilings": asdict(ceilings), "rows": []}
+    if kernels:
+        gpu_kernels.print_head(device.said, ceilings)
+        for found in gpu_kernels.run(device.kernels, ceilings, quick=quick):
+            gpu_kernels.print_rows([found])
+            _keep(told, [found], file)
+        return
+    peer = find_peer()
+    effort = QUICK if quick else Effort(compiled=compiled)
+    print_head(device.said, ceilings, peer)
+    for rows in run(device.kernels, ceilings, peer, effort=effort):
+        print_rows(rows)
+        _keep(told, rows, file)
+
+
+def _keep(told: dict[str, Any], rows: Sequence[Any], file: Path | None) -> None:
+    """Write all that was measured so far: what comes later may be cut off."""
+    told["rows"] += [asdict(row) for row in rows]
+    if file is not None:
+        file.write_text(json.dumps(told, indent=1) + "\n")
