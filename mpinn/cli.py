@@ -153,9 +153,7 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[
-        str, typer.Argument(help="mlp, layers, networks, population, fleet, gpu, messages, depth, parareal.")
-    ],
+    what: Annotated[str, typer.Argument(help="Such as mlp, networks, population, fleet, gpu, depth.")],
     full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Of gpu, fewer rounds.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="Of gpu, single kernels instead of steps.")] = False,

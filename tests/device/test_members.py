@@ -9,6 +9,7 @@ import pytest
 from packs import Plainly, batches, members, own, part_of, population
 
 from mpinn.array import cpu, cuda
+from mpinn.bench import fleet as bench
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -182,3 +183,13 @@ def test_members_that_leave_and_panels_that_rest_change_what_is_recorded() -> No
         schedule.replace(part_of(packed(SEVERAL[::2], 3), (FEATURES,), ops=ops))
         losses.append(found + some())
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-11)
+
+
+def test_the_bench_tells_of_every_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("LARGE", 64), ("COPIED", 1 << 16), ("CALLS", 1)):
+        monkeypatch.setattr(bench, name, value)
+    bench.run((bench.Load(1, (1, 2), 4, 8, 5),))
+    told = capsys.readouterr().out
+    assert "100 members, hidden layers (1, 2), 450 units" in told
+    for line in ("step, recorded", "hidden 2, back", "output, back", "update", "error of the gradient"):
+        assert line in told
