@@ -40,9 +40,13 @@ class Tape:
         self._begin()
 
     def place(self, path: Path) -> Array:
-        """Where the layer at a path finds its four numbers."""
+        """Where the layer at a path finds its four numbers.
+
+        Not in memory of the graphs': they would write there what they have in it before the layer comes.
+        """
         if path not in self.words:
-            self.words[path] = cupy.empty(WORDS, np.uint32)
+            with cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc):
+                self.words[path] = cupy.empty(WORDS, np.uint32)
         return self.words[path]
 
     def record(self, work: "Work") -> None:

@@ -51,6 +51,8 @@ def count_devices() -> tuple[int, str]:
     """How many GPUs CuPy finds; if none, why."""
     try:
         from cupy.cuda import runtime
+    except ModuleNotFoundError:
+        return 0, "CuPy is not installed"
     except ImportError as error:
         return 0, f"CuPy cannot be imported ({error})"
     try:

@@ -166,7 +166,9 @@ def test_a_steady_step_takes_no_more_memory() -> None:
     batches = [batch(model, index, 4, cuda, "float32") for index in range(2)]
     for step in range(4):
         schedule.step(batches[step % 2], update)
+    cuda.synchronize()
     held, buffers = pool.total_bytes(), part.pool.nbytes
     for step in range(4):
         schedule.step(batches[step % 2], update)
+    cuda.synchronize()
     assert (pool.total_bytes(), part.pool.nbytes) == (held, buffers)

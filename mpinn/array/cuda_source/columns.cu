@@ -45,15 +45,21 @@ __device__ __forceinline__ void sum_columns(
     double sums[2 * N];
     for (int k = 0; k < 2 * N; k++) sums[k] = 0;
     if (column < columns) {
-        Size stride = pieces * blockDim.y;
-        for (Size row = (Size)blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += FEW * stride) {
-            // a few rows in the precision of the array, before they join the sum
+        Size stride = pieces * blockDim.y, row = (Size)blockIdx.y * blockDim.y + threadIdx.y;
+        // a few rows in the precision of the array, before they join the sum; without a condition among them, so that
+        // all are loaded at once
+        for (; row + (FEW - 1) * stride < rows; row += FEW * stride) {
             Real few[2 * N];
             for (int k = 0; k < 2 * N; k++) few[k] = 0;
 #pragma unroll
-            for (int next = 0; next < FEW; next++)
-                if (row + next * stride < rows) each(row + next * stride, column, few);
+            for (int next = 0; next < FEW; next++) each(row + next * stride, column, few);
             for (int k = 0; k < 2 * N; k++) sums[k] += (double)few[k];
+        }
+        for (; row < rows; row += stride) {
+            Real one[2 * N];
+            for (int k = 0; k < 2 * N; k++) one[k] = 0;
+            each(row, column, one);
+            for (int k = 0; k < 2 * N; k++) sums[k] += (double)one[k];
         }
     }
     add_up(sums);
