@@ -153,7 +153,7 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="mlp, layers, networks, population, gpu, messages, depth or parareal.")],
+    what: Annotated[str, typer.Argument(help="Such as mlp, networks, population, fleet, gpu, depth.")],
     full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Of gpu, fewer rounds.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="Of gpu, single kernels instead of steps.")] = False,
@@ -171,7 +171,7 @@ def bench(
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
     """
-    choose("bench", what, ("mlp", "layers", "networks", "population", "gpu", "messages", "depth", "parareal"))
+    choose("bench", what, ("mlp", "layers", "networks", "population", "fleet", "gpu", "messages", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -189,6 +189,10 @@ def bench(
 
         for work in population.ALL if full else population.SOME:
             population.print_rows(population.run((work,)))
+    elif what == "fleet":
+        from mpinn.bench import fleet
+
+        fleet.run()
     elif what == "gpu":
         from mpinn.bench import gpu
 

@@ -1,7 +1,6 @@
 """The update of a population: every member has a rate, a weight decay and a norm of its own."""
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -9,9 +8,9 @@ import numpy as np
 from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
 from mpinn.consensus.consensus import Consensus
-from mpinn.nn.layout import Entry
 from mpinn.nn.optimizer import Optimizer
 from mpinn.nn.part import Part
+from mpinn.nn.pieces import pieces
 from mpinn.schedules.members import population_of_part
 from mpinn.trace import SILENT, Trace
 from mpinn.update import OptimizerUpdate
@@ -35,7 +34,8 @@ class MemberUpdate(OptimizerUpdate):
 
     def prepare(self, part: Part, stopped: frozenset[int] = frozenset()) -> None:
         """Take up a part with other members, or with some ``stopped`` ones, by their numbers."""
-        self._pieces = np.array([*_pieces(part)], np.int64).reshape(-1, 3)
+        self._pieces = pieces(population_of_part(part), part.layout)
+        self._owned = part.ops.prepared_pieces(*self._pieces)
         members = population_of_part(part).members
         if stopped or any((member.rate, member.weight_decay) != (None, None) for member in members):
             self._segments[part.name] = part.ops.prepared(self._own(part, stopped))
@@ -48,7 +48,7 @@ class MemberUpdate(OptimizerUpdate):
         starts = np.array([entry.start for entry in part.layout])
         decaying = np.array([optimizer.decays(entry) for entry in part.layout])
         found = []
-        for start, stop, place in self._pieces.tolist():
+        for start, stop, place in self._pieces.T.tolist():
             member = members[place]
             decay = optimizer.weight_decay if member.weight_decay is None else member.weight_decay
             factor = 1.0 if member.rate is None else member.rate / optimizer.rate
@@ -60,27 +60,11 @@ class MemberUpdate(OptimizerUpdate):
         """Each member's gradient becomes no longer than the limit."""
         scale = 1 / samples
         if self._clip:
-            starts, stops, owners = self._pieces.T
-            squares = np.zeros(len(population_of_part(part).members))
+            starts, stops, owners = self._owned
+            squares = part.ops.LIBRARY.zeros(len(population_of_part(part).members))
             part.ops.packed_squares(part.grads, starts, stops, owners, squares)
             norms: Array = np.sqrt(squares) * scale
             long = (norms > self._clip) & (norms < inf)
             factors = np.where(long, self._clip / np.where(long, norms, 1), 1.0)
             part.ops.packed_scale(part.grads, starts, stops, factors[owners])
         return scale
-
-
-def _pieces(part: Part) -> list[tuple[int, int, int]]:
-    """(start, stop, place of the member) for each array of each member, in the order of the vector."""
-    layer, place = part.layout, 0
-    found = []
-    by_panel: dict[str, list[Entry]] = {}
-    for entry in layer:
-        by_panel.setdefault(entry.path[1], []).append(entry)
-    for name, panel in population_of_part(part).panels:
-        for entry in by_panel[name]:
-            bounds = panel.bounds(entry.path[2], entry.path[3], entry.shape)
-            for own, (start, stop) in enumerate(pairwise(bounds.tolist())):
-                found.append((entry.start + start, entry.start + stop, place + own))
-        place += len(panel.members)
-    return found

@@ -10,10 +10,11 @@ from mpinn.comm.channel import Channel
 from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.datasets.batches import Batches
 from mpinn.measure import EVALUATION_BATCH, RunMeasure
-from mpinn.nn.layer import EMPTY, Tree
+from mpinn.nn.layer import EMPTY
 from mpinn.nn.network import Network
 from mpinn.nn.packed import LAYER, Packed
 from mpinn.nn.part import Part, build_part
+from mpinn.nn.pieces import pieces
 from mpinn.ranking import Ranking
 from mpinn.schedules.members import Members, population_of_part
 
@@ -52,9 +53,9 @@ class MemberMeasure(RunMeasure):
         loss, right, samples = self._sums(split, number)[number].tolist()
         return Quality(loss / samples, right / samples) if samples else Quality(np.nan, np.nan)
 
-    def _best(self) -> Tree:
+    def _best(self) -> Array:
         part = self.members.part
-        return part.layout.views(part.slots[BEST]) if BEST in part.slots else part.weight_views
+        return part.slots.get(BEST, part.weights)
 
     def _sums(self, split: str, only: int | None) -> Array:
         """(M, 3) for all members of the population, by number."""
@@ -129,16 +130,18 @@ class Selection:
         return said
 
     def _keep_best(self) -> None:
-        part = self.schedule.part
-        if BEST not in part.slots:
+        part, improved = self.schedule.part, self.measure.improved
+        if BEST not in part.slots or not len(improved):
             return
-        improved = {*self.measure.improved.tolist()}
-        kept, now = (part.layout.views(vector).get(LAYER, EMPTY) for vector in (part.slots[BEST], part.weights))
-        for name, panel in self.schedule.population.panels:
-            for place, member in enumerate(panel.members):
-                if member.number in improved:
-                    for best, own in zip(panel.arrays(kept[name], place), panel.arrays(now[name], place), strict=True):
-                        best[...] = own
+        population = self.schedule.population
+        better = np.isin([member.number for member in population.members], improved)
+        starts, stops, owners = pieces(population, part.layout)
+        # +1 where a piece of such a member begins, -1 where it ends: their sum is 1 inside
+        edges = np.zeros(part.layout.size + 1, np.int8)
+        edges[starts[better[owners]]] += 1
+        edges[stops[better[owners]]] -= 1
+        inside = np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
+        np.copyto(part.slots[BEST], part.weights, where=part.ops.on_device(inside))
 
     def _repack(self, alive: Array) -> None:
         """Put the survivors into new panels, deal these to the shards, and send members to where they belong."""
@@ -158,48 +161,61 @@ class Selection:
 def move(shards: Channel, parts: tuple[Part, Part], owners: tuple[Mapping[int, int], Mapping[int, int]]) -> None:
     """Fill the second part with the members of the first one, on whatever rank they were.
 
-    ``owners``: the rank of each member by its number, before and after; who has none after is left behind.
+    ``owners``: the rank of each member by its number, before and after; who has none after is left behind. Members are
+    thousands of small pieces of a vector, so all of it is done in host memory.
     """
-    (old, new), (before, after) = parts, owners
+    (before, after), (old, new) = owners, map(_Held, parts)
     coming, going = [], []
     for rank in range(shards.size):
         if rank != shards.rank:
             leaving = [n for n, to in after.items() if (before[n], to) == (shards.rank, rank)]
             joining = [n for n, to in after.items() if (before[n], to) == (rank, shards.rank)]
             if leaving:
-                going.append(shards.send(_taken(old, leaving), rank, TAG))
+                going.append(shards.send(old.taken(leaving), rank, TAG))
             if joining:
-                vector = _taken(new, joining)
+                vector = new.taken(joining)
                 coming.append((joining, vector, shards.receive(vector, rank, TAG)))
     staying = [n for n, to in after.items() if before[n] == to == shards.rank]
-    _put(new, staying, _taken(old, staying))
+    new.put(staying, old.taken(staying))
     for joining, vector, pending in coming:
         pending.wait()
-        _put(new, joining, vector)
+        new.put(joining, vector)
     for pending in going:
         pending.wait()
+    new.give_back()
 
 
-def _values(part: Part, numbers: Iterable[int]) -> Iterator[Array]:
-    """Every array of these members: their weights, and what the optimizer remembers of them."""
-    wanted = {*numbers}
-    trees = [part.layout.views(vector).get(LAYER, EMPTY) for vector in (part.weights, *part.slots.values())]
-    found = {}
-    for name, panel in population_of_part(part).panels:
-        for place, member in enumerate(panel.members):
-            if member.number in wanted:
-                found[member.number] = [array for tree in trees for array in panel.arrays(tree[name], place)]
-    for number in numbers:
-        yield from found[number]
+class _Held:
+    """The weights of the members of a part, and what the optimizer remembers of them, in host memory."""
 
+    def __init__(self, part: Part):
+        self._part = part
+        self._given = (part.weights, *part.slots.values())
+        self._vectors = [part.ops.on_host(vector) for vector in self._given]
 
-def _taken(part: Part, numbers: Sequence[int]) -> Array:
-    arrays = [array.reshape(-1) for array in _values(part, numbers)]
-    return np.concatenate(arrays) if arrays else np.empty(0, part.layout.dtype)
+    def taken(self, numbers: Sequence[int]) -> Array:
+        """All that there is of some members, one after the other."""
+        arrays = [array.reshape(-1) for array in self._values(numbers)]
+        return np.concatenate(arrays) if arrays else np.empty(0, self._part.layout.dtype)
 
+    def put(self, numbers: Sequence[int], vector: Array) -> None:
+        """Write what `taken` gave."""
+        start = 0
+        for array in self._values(numbers):
+            array[...] = vector[start : start + array.size].reshape(array.shape)
+            start += array.size
 
-def _put(part: Part, numbers: Sequence[int], vector: Array) -> None:
-    start = 0
-    for array in _values(part, numbers):
-        array[...] = vector[start : start + array.size].reshape(array.shape)
-        start += array.size
+    def give_back(self) -> None:
+        """What was written is in the part."""
+        for into, vector in zip(self._given, self._vectors, strict=True):
+            self._part.ops.fill(into, vector)
+
+    def _values(self, numbers: Iterable[int]) -> Iterator[Array]:
+        wanted, found = {*numbers}, {}
+        trees = [self._part.layout.views(vector).get(LAYER, EMPTY) for vector in self._vectors]
+        for name, panel in population_of_part(self._part).panels:
+            for place, member in enumerate(panel.members):
+                if member.number in wanted:
+                    found[member.number] = [array for tree in trees for array in panel.arrays(tree[name], place)]
+        for number in numbers:
+            yield from found[number]

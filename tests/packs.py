@@ -86,11 +86,14 @@ class Plainly:
         self._optimizer = optimizer
         self._rate = rate
 
+    bucket = 0
+
     def ready(self, part: Part, span: slice) -> None:
         """Nobody waits for it."""
 
     def __call__(self, part: Part, batch: Batch) -> None:
-        self._optimizer.apply(part, self._optimizer.segments(part.layout), self._rate, 1 / batch.total)
+        segments = part.ops.prepared(self._optimizer.segments(part.layout))
+        self._optimizer.apply(part, segments, self._rate, 1 / batch.total)
 
 
 def train(part: Part, batches: Sequence[Batch], update: Any, loss: Any = None) -> list[float]:

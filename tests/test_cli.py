@@ -169,7 +169,10 @@ signal.signal = told
         ("xyz", "xyz is neither a command nor a file"),
         ("inspekt.toml", "inspekt.toml: there is no such file"),
         ("evaluate runs/x --split tset", "--split: 'tset' is not one of train, validation, test (did you mean test?)"),
-        ("bench foo", "bench: 'foo' is not one of mlp, layers, networks, population, gpu, messages, depth, parareal"),
+        (
+            "bench foo",
+            "bench: 'foo' is not one of mlp, layers, networks, population, fleet, gpu, messages, depth, parareal",
+        ),
     ],
 )
 def test_a_mistyped_command(line: str, said: str, tmp_path: Path) -> None:

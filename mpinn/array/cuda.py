@@ -15,6 +15,22 @@ from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.cuda_graph import recorder
 from mpinn.array.cuda_kernels import NULL, THREADS, launch, power_of_two, rows_at_once, spread_over, sum_columns
 from mpinn.array.cuda_memory import contiguous, empty_pinned, fill, on_device, on_host, synchronize, uploads
+from mpinn.array.cuda_packed import (
+    finite_sum,
+    packed_correct,
+    packed_cross_entropy,
+    packed_scale,
+    packed_squared_error,
+    packed_squares,
+    prepared_pieces,
+    ragged_backward,
+    ragged_gradient,
+    ragged_heads,
+    ragged_hidden,
+    ragged_output,
+    ragged_output_backward,
+    ragged_products,
+)
 from mpinn.array.cuda_vectors import (
     DOUBLE,
     adam,
@@ -29,6 +45,7 @@ from mpinn.array.cuda_vectors import (
     sum_of_squares,
 )
 from mpinn.array.im2col import Pair
+from mpinn.array.packed import packed_activate, packed_output, packed_output_backward, packed_slope
 from mpinn.array.pool import Pool
 from mpinn.array.pooling import output_shape, place_type
 from mpinn.array.typing import Array, Dtype, Shape
@@ -41,9 +58,27 @@ __all__ = [
     "cross_entropy",
     "empty_pinned",
     "fill",
+    "finite_sum",
     "on_device",
     "on_host",
+    "packed_activate",
+    "packed_correct",
+    "packed_cross_entropy",
+    "packed_output",
+    "packed_output_backward",
+    "packed_scale",
+    "packed_slope",
+    "packed_squared_error",
+    "packed_squares",
     "prepared",
+    "prepared_pieces",
+    "ragged_backward",
+    "ragged_gradient",
+    "ragged_heads",
+    "ragged_hidden",
+    "ragged_output",
+    "ragged_output_backward",
+    "ragged_products",
     "recorder",
     "sgd",
     "shortened",
@@ -55,6 +90,7 @@ __all__ = [
 ]
 
 LIBRARY = cupy
+TOGETHER = True
 STEP = 1 << 62
 """Elements of a vector that are worked on at once: all of them."""
 NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}

@@ -23,7 +23,7 @@ PIECES = 132
 """Partial sums of a column, at most: a block for each multiprocessor of a large GPU."""
 NULL = 0
 """In place of an array that a kernel can do without."""
-SOURCES = ("elementwise", "columns", "norms", "pooling", "conv", "vectors")
+SOURCES = ("elementwise", "columns", "norms", "pooling", "conv", "vectors", "ragged", "packed")
 SUMMED = 512
 """Threads of a block that sums columns up."""
 TILES = 1 << 14
@@ -44,7 +44,7 @@ def _texts() -> dict[str, str]:
 @cache
 def _homes() -> dict[str, str]:
     """The source in which each kernel stands."""
-    named = re.compile(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(")
+    named = re.compile(r"__global__ void (?:__launch_bounds__\(\w+\) |BOUNDS )?(\w+)\(")
     return {name: home for home, text in _texts().items() for name in named.findall(text)}
 
 

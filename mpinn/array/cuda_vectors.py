@@ -39,7 +39,7 @@ def squared_error(y: Array, target: Array, pool: Pool) -> tuple[Array, Array]:
     dy, losses = pool.empty(y.shape, y.dtype), pool.empty((rows,), DOUBLE)
     threads = power_of_two(outputs, 32, THREADS)
     if rows:
-        launch("squared_error", y.dtype, (rows_at_once(rows),), (threads,), y, *_wanted(target), dy, losses, rows,
+        launch("squared_error", y.dtype, (rows_at_once(rows),), (threads,), y, *wanted(target), dy, losses, rows,
                outputs, doubles=threads)  # fmt: skip
     return _total(losses), dy
 
@@ -48,11 +48,11 @@ def correct(y: Array, target: Array) -> Array:
     """The twin of `ops.correct`."""
     rows, outputs = y.shape
     right: Array = cupy.empty(rows, DOUBLE)
-    spread_over("right_rows", y.dtype, rows, y, *_wanted(target), right, rows, outputs, wide=1)
+    spread_over("right_rows", y.dtype, rows, y, *wanted(target), right, rows, outputs, wide=1)
     return _total(right)
 
 
-def _wanted(target: Array) -> tuple[Array | int, Array | int]:
+def wanted(target: Array) -> tuple[Array | int, Array | int]:
     """Numbers, or else classes."""
     return (NULL, target) if target.ndim == 1 and target.dtype.kind in "iu" else (target, NULL)
 

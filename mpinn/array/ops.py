@@ -31,6 +31,7 @@ from mpinn.array.packed import (
     packed_slope,
     packed_squared_error,
     packed_squares,
+    prepared_pieces,
 )
 from mpinn.array.pool import Pool
 from mpinn.array.pooling import (
@@ -41,6 +42,16 @@ from mpinn.array.pooling import (
     max_pool,
     max_pool_backward,
 )
+from mpinn.array.ragged import (
+    finite_sum,
+    ragged_backward,
+    ragged_gradient,
+    ragged_heads,
+    ragged_hidden,
+    ragged_output,
+    ragged_output_backward,
+    ragged_products,
+)
 from mpinn.array.steps import Segments, adam, sgd
 from mpinn.array.sums import BLOCK, column_moments, column_sums, spread
 from mpinn.array.typing import Array, Dtype, Shape
@@ -49,6 +60,8 @@ LIBRARY = np
 """The library of the arrays that the kernels work on."""
 STEP = steps.BLOCK
 """Elements of a vector that are worked on at once, where several passes over them follow."""
+TOGETHER = False
+"""Whether the members of a population are computed all at once, rather than some and then others in the cache."""
 
 __all__ = [
     "activate",
@@ -77,6 +90,7 @@ __all__ = [
     "dropout_mask",
     "empty_pinned",
     "fill",
+    "finite_sum",
     "followed",
     "known_statistics",
     "layer_norm",
@@ -96,6 +110,14 @@ __all__ = [
     "packed_squared_error",
     "packed_squares",
     "prepared",
+    "prepared_pieces",
+    "ragged_backward",
+    "ragged_gradient",
+    "ragged_heads",
+    "ragged_hidden",
+    "ragged_output",
+    "ragged_output_backward",
+    "ragged_products",
     "recorder",
     "sgd",
     "shortened",

@@ -104,6 +104,11 @@ def packed_correct(y: Array, target: Array) -> Array:
     return right
 
 
+def prepared_pieces(starts: Array, stops: Array, owners: Array) -> tuple[Array, Array, Array]:
+    """Pieces of a vector as `packed_squares` and `packed_scale` take them."""
+    return starts, stops, owners
+
+
 def packed_squares(vector: Array, starts: Array, stops: Array, owners: Array, squares: Array) -> None:
     """Add to squares (M,) the sums of squares of each member's pieces of a vector; ``owners``: whose each piece is."""
     for start, stop, owner in zip(starts, stops, owners, strict=True):

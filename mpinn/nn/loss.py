@@ -48,7 +48,7 @@ class CrossEntropy:
         return loss, dy
 
     def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        losses, rows = _of_members(y)
+        losses, rows = _of_members(y, context)
         context.ops.packed_cross_entropy(rows, target, self.smoothing, rows, losses)
         return losses, y
 
@@ -67,7 +67,7 @@ class SquaredError:
         return loss, dy
 
     def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
-        losses, rows = _of_members(y)
+        losses, rows = _of_members(y, context)
         context.ops.packed_squared_error(rows, target, rows, losses)
         return losses, y
 
@@ -76,10 +76,10 @@ class SquaredError:
         return (y + rng.normal(size=y.shape)).astype(y.dtype)
 
 
-def _of_members(y: Array) -> tuple[Array, Array]:
+def _of_members(y: Array, context: Pass) -> tuple[Array, Array]:
     """Losses to fill, and y as (M, O, B)."""
     rows = y.transpose(1, 2, 0)
-    return np.empty(len(rows)), rows
+    return context.pool.empty((len(rows),), np.dtype(np.float64)), rows
 
 
 def correct(y: Array, target: Array, context: Pass) -> Any:

@@ -314,7 +314,7 @@ class Packed:
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
         passes = [panel.forward(weights[name], {}, x, context) for name, panel in self.panels]
-        none = np.empty((len(x), 0, self.outputs), x.dtype)
+        none = np.empty_like(x, shape=(len(x), 0, self.outputs), order="C")
         return np.concatenate([none, *(y for y, _ in passes)], axis=1), [saved for _, saved in passes]
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:

@@ -1,12 +1,16 @@
-"""A population on one rank: panel after panel runs forward, loss and backward while it is in the cache."""
+"""A population on one rank: panel after panel runs forward, loss and backward while it is in the cache.
 
-from collections.abc import Callable, Iterable
+Where the kernels want many members at once, panels do not matter: a few fleets have all members of this rank.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
+from mpinn.nn.fleet import Fleet, fleets
 from mpinn.nn.layer import EMPTY, Pass, Tree
 from mpinn.nn.loss import MemberLoss
 from mpinn.nn.packed import LAYER, Packed, population_of
@@ -24,11 +28,10 @@ class Members(Serial):
 
     def __init__(self, part: Part, loss: MemberLoss, seed: int, share: float = 1.0, trace: Trace = SILENT):
         super().__init__(part, loss, seed, trace)
-        self._recorder = None
         self._member_loss = loss
         self.share = share
-        self.idle: frozenset[str] = frozenset()
-        """Panels in which nobody learns any more."""
+        self._idle: frozenset[str] = frozenset()
+        self._fleets: dict[frozenset[str], list[Fleet]] = {}
 
     @property
     def part(self) -> Part:
@@ -45,14 +48,43 @@ class Members(Serial):
         """The members of this rank."""
         return population_of_part(self._part)
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Panels in which nobody learns any more."""
+        return self._idle
+
+    @idle.setter
+    def idle(self, names: frozenset[str]) -> None:
+        if names != self._idle:
+            self._idle = names
+            self._begin()
+
     def replace(self, part: Part) -> None:
         """Go on with other members."""
         self._part = part
         self.parts = {part.name: part}
-        self.idle = frozenset()
+        self._idle = frozenset()
+        self._begin()
+
+    def _begin(self) -> None:
+        """What is known of a step holds no longer."""
+        self._fleets.clear()
+        self._recorder = None if self._trace.wanted else self._part.ops.recorder()
+
+    def _fleets_of(self, names: frozenset[str]) -> list[Fleet]:
+        if names not in self._fleets:
+            self._fleets[names] = fleets(self.population, self._part.layout, self._part.ops, names)
+        return self._fleets[names]
 
     def _backpropagate(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:
         part, begun, version = self._part, self._trace.now(), self.staleness.updates
+        total = self._together(batch, context) if part.ops.TOGETHER else self._one_by_one(batch, context)
+        ready(part, slice(0, part.layout.size))
+        self._trace.add("forward", begun, batch.index, version)
+        return total
+
+    def _one_by_one(self, batch: Batch, context: Pass) -> Array:
+        part = self._part
         weights, grads = part.weight_views.get(LAYER, EMPTY), part.grad_views.get(LAYER, EMPTY)
         total = 0.0
         for name, panel in self.population.panels:
@@ -62,37 +94,63 @@ class Members(Serial):
             losses, dy = self._member_loss.members(y, batch.target, context)
             _, finish = panel.backward(weights[name], saved, dy, context)
             finish(grads[name])
-            total += float(losses[np.isfinite(losses)].sum())
+            total += float(part.ops.finite_sum(losses))
             # so that the next panel has their buffers, which are in the cache
             del y, saved, dy, finish
-        ready(part, slice(0, part.layout.size))
-        self._trace.add("forward", begun, batch.index, version)
         return np.asarray(total * self.share)
 
-    def measure(self, batches: Iterable[Batch], panels: Iterable[str] | None = None, weights: Tree = EMPTY) -> Array:
+    def _together(self, batch: Batch, context: Pass) -> Array:
+        part = self._part
+        total: Array = part.ops.LIBRARY.zeros((), np.float64)
+        for fleet in self._fleets_of(self._names() - self.idle):
+            y, units = fleet.forward(part.weights, batch.x, context)
+            losses, dy = self._member_loss.members(y, batch.target, context)
+            fleet.backward(part.weights, batch.x, units, dy, part.grads, context)
+            total = total + part.ops.finite_sum(losses)
+            del y, units, dy
+        return total * self.share
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.population.panels)
+
+    def measure(
+        self, batches: Iterable[Batch], panels: Collection[str] | None = None, weights: Array | None = None
+    ) -> Array:
         """Sums over the samples, (M, 3): loss, right predictions, samples, of the members of this rank in their order.
 
-        Only those of ``panels``, if given, are measured; the sums of all others are 0. ``weights``: in place of their
-        own.
+        Only those of ``panels``, if given, are measured; the sums of all others are 0. ``weights``: a vector in place
+        of the part's own.
         """
-        part, population = self._part, self.population
-        tree = (weights or part.weight_views).get(LAYER, EMPTY)
-        wanted = {name for name, _ in population.panels} if panels is None else {*panels}
-        sums = np.zeros((len(population.members), 3))
-        context = Pass(part.pool, part.ops, training=False)
+        part, ops = self._part, self._part.ops
+        vector, tree = part.weights, part.weight_views
+        if weights is not None:
+            vector, tree = weights, part.layout.views(weights)
+        wanted = self._names() if panels is None else frozenset(panels)
+        sums = ops.LIBRARY.zeros((len(self.population.members), 3))
+        context = Pass(part.pool, ops, training=False)
         for batch in batches:
-            if not batch.count:
-                continue
-            place = 0
-            for name, panel in population.panels:
-                rows = slice(place, place + len(panel.members))
-                place = rows.stop
-                if name in wanted:
-                    y, _ = panel.forward(tree[name], {}, batch.x, context)
-                    sums[rows, 1] += part.ops.packed_correct(y.transpose(1, 2, 0), batch.target)
+            if batch.count:
+                for rows, y in self._outputs(batch, wanted, vector, tree, context):
+                    sums[rows, 1] += ops.packed_correct(y.transpose(1, 2, 0), batch.target)
                     sums[rows, 0] += self._member_loss.members(y, batch.target, context)[0]
                     sums[rows, 2] += batch.count
-        return sums
+        measured: Array = ops.on_host(sums)
+        return measured
+
+    def _outputs(
+        self, batch: Batch, names: frozenset[str], vector: Array, tree: Tree, context: Pass
+    ) -> Iterator[tuple[Array | slice, Array]]:
+        """Places of some members, and what these predict, (B, M, O)."""
+        if context.ops.TOGETHER:
+            for fleet in self._fleets_of(names):
+                yield fleet.places, fleet.forward(vector, batch.x, context)[0]
+            return
+        own, place = tree.get(LAYER, EMPTY), 0
+        for name, panel in self.population.panels:
+            rows = slice(place, place + len(panel.members))
+            place = rows.stop
+            if name in names:
+                yield rows, panel.forward(own[name], {}, batch.x, context)[0]
 
 
 def population_of_part(part: Part) -> Packed:

@@ -69,3 +69,27 @@ __device__ __forceinline__ Real slope(Real kept, int name) {
         default: return (Real)1;
     }
 }
+
+// Whether z is kept, rather than f(z).
+__device__ __forceinline__ bool keeps_input(int name) { return name == GELU || name == MISH; }
+
+// f(z) from what is kept.
+__device__ __forceinline__ Real value(Real kept, int name) {
+    return name == GELU ? activated(kept, GELU) : name == MISH ? activated(kept, MISH) : kept;
+}
+
+// Calls work.with<NAME>(), so that the activation is chosen once for many numbers.
+template <class Work> __device__ __forceinline__ void with_activation(int name, Work work) {
+    switch (name) {
+        case SIGMOID: return work.template with<SIGMOID>();
+        case TANH: return work.template with<TANH>();
+        case RELU: return work.template with<RELU>();
+        case LEAKY_RELU: return work.template with<LEAKY_RELU>();
+        case ELU: return work.template with<ELU>();
+        case SELU: return work.template with<SELU>();
+        case GELU: return work.template with<GELU>();
+        case HARDSHRINK: return work.template with<HARDSHRINK>();
+        case MISH: return work.template with<MISH>();
+        default: return work.template with<IDENTITY>();
+    }
+}

@@ -1,0 +1,142 @@
+"""Members of a population all at once, for a device that a panel would leave idle.
+
+A `Fleet` is tables: where each member's weights are in the part's flat vector, and which rows of one buffer are its
+hidden units. Panels do not matter here: they are where they are for checkpoints, and for CPUs. What a member computes
+does not depend on any other, to the last bit; see `mpinn.array.cuda_packed`.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from mpinn.array.ragged import NAMES, Heads, Products
+from mpinn.array.typing import Array
+from mpinn.nn.layer import Pass
+from mpinn.nn.layout import Entry, Layout
+from mpinn.nn.packed import LAYER, Packed, Panel
+
+MOST = 1 << 21
+"""Hidden units of a fleet, about: their buffer is 2 GiB for a batch of 256 in float32."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """``places``: of its members in the order of the population, (M,); ``units``: hidden units of all their layers."""
+
+    places: Array
+    """Where the kernels work."""
+    members: int
+    units: int
+    outputs: int
+    layers: tuple[Any, ...]
+    """Hidden layers, each of those members that have so many, as the kernels take them."""
+    heads: Any
+
+    def forward(self, weights: Array, x: Array, context: Pass) -> tuple[Array, Array]:
+        """From the part's vector and x: (B, ...) to y: (B, M, O), with the batch last in memory, and what is kept."""
+        ops, pool, x = context.ops, context.pool, x.reshape(len(x), -1)
+        units = pool.empty((self.units, len(x)), x.dtype)
+        for depth, layer in enumerate(self.layers):
+            ops.ragged_hidden(weights, layer, None if depth else x, units, pool)
+        y = pool.empty((self.members, self.outputs, len(x)), x.dtype)
+        ops.ragged_output(weights, self.heads, units, y, pool)
+        return y.transpose(2, 0, 1), units
+
+    def backward(self, weights: Array, x: Array, units: Array, dy: Array, grads: Array, context: Pass) -> None:
+        """Write all gradients to a vector that is laid out as the weights; what was kept is lost. dy: as y."""
+        ops, pool, x = context.ops, context.pool, x.reshape(len(x), -1)
+        ops.ragged_output_backward(weights, self.heads, units, dy.transpose(1, 2, 0), grads, pool)
+        for layer in self.layers[:0:-1]:
+            ops.ragged_gradient(layer, None, units, grads, pool)
+            ops.ragged_backward(weights, layer, units, pool)
+        ops.ragged_gradient(self.layers[0], x, units, grads, pool)
+
+
+def fleets(population: Packed, layout: Layout, ops: Any, names: Collection[str]) -> list[Fleet]:
+    """Those with the members of the panels with these names, each of about `MOST` units, in the layout of a part."""
+    entries = {entry.path[1:]: entry for entry in layout if entry.path[0] == LAYER}
+    found: list[_Draft] = []
+    draft, place = _Draft(), 0
+    for name, panel in population.panels:
+        if name in names:
+            if draft.units >= MOST:
+                found.append(draft)
+                draft = _Draft()
+            draft.add(name, panel, place, entries)
+        place += len(panel.members)
+    return [each.built(population.outputs, ops) for each in (*found, draft) if each.places]
+
+
+@dataclass
+class _Draft:
+    """A fleet to which panels are added."""
+
+    places: list[int] = field(default_factory=list)
+    units: int = 0
+    layers: list[list[Array]] = field(default_factory=list)
+    """For each hidden layer the columns of its tables, panel by panel."""
+    heads: list[Array] = field(default_factory=list)
+
+    def add(self, name: str, panel: Panel, place: int, entries: dict[tuple[str, ...], Entry]) -> None:
+        """Take up a panel, whose first member has this place, and whose arrays are there by their names."""
+        counts = [int(rows[-1]) for rows in panel.starts]
+        bases = [*accumulate(counts, initial=self.units)]
+        for depth in range(panel.depth):
+            weight, bias = (entries[name, f"hidden{depth + 1}", leaf] for leaf in ("weight", "bias"))
+            if depth == len(self.layers):
+                self.layers.append([])
+            self.layers[depth].append(
+                _later(panel, depth, bases, weight.start, bias.start)
+                if depth
+                else _first(panel, bases[0], weight.start, bias.start, weight.shape[1])
+            )
+        weight, bias = (entries[name, "output", leaf] for leaf in ("weight", "bias"))
+        self.heads.append(_last(panel, bases[panel.depth - 1], weight.start, bias.start))
+        self.places += range(place, place + len(panel.members))
+        self.units = bases[-1]
+
+    def built(self, outputs: int, ops: Any) -> Fleet:
+        layers = tuple(
+            ops.ragged_products(Products(*np.concatenate(columns, axis=1)), first=not depth)
+            for depth, columns in enumerate(self.layers)
+        )
+        heads = ops.ragged_heads(Heads(*np.concatenate(self.heads, axis=1)))
+        places = ops.on_device(np.array(self.places, np.int64))
+        return Fleet(places, len(self.places), self.units, outputs, layers, heads)
+
+
+def _first(panel: Panel, base: int, weight: int, bias: int, inputs: int) -> Array:
+    """Columns of `Products`: neighbours with one activation are one product."""
+    columns = [
+        (base + start, stop - start, weight + start * inputs, bias + start, 0, inputs, NAMES.index(name))
+        for name, start, stop in panel.runs[0]
+    ]
+    return np.array(columns, np.int64).T
+
+
+def _later(panel: Panel, depth: int, bases: list[int], weight: int, bias: int) -> Array:
+    after, before = panel.starts[depth], panel.starts[depth - 1]
+    matrices = panel.bounds(f"hidden{depth + 1}", "weight", ())
+    return np.stack(
+        [
+            bases[depth] + after[:-1], np.diff(after), weight + matrices[:-1], bias + after[:-1],
+            bases[depth - 1] + before[:-1], np.diff(before), _activations(panel),
+        ]
+    )  # fmt: skip
+
+
+def _last(panel: Panel, base: int, weight: int, bias: int) -> Array:
+    rows, places = panel.starts[-1], np.arange(len(panel.members))
+    return np.stack(
+        [
+            base + rows[:-1], np.diff(rows), weight + rows[:-1] * panel.outputs, bias + places * panel.outputs,
+            _activations(panel),
+        ]
+    )  # fmt: skip
+
+
+def _activations(panel: Panel) -> Array:
+    return np.array([NAMES.index(member.activation) for member in panel.members], np.int64)
