@@ -29,7 +29,7 @@ def work(shape: Any, outputs: int, size: int, *rest: Any) -> int:
     return int(np.prod(shape)) * outputs * size**2
 
 
-MOST = 2 * 10**5 if hasattr(cupy, "EMULATED") else 10**12
+MOST = 10**5 if hasattr(cupy, "EMULATED") else 10**12
 """Multiplications: without a device they take seconds."""
 
 
