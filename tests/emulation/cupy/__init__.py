@@ -44,7 +44,7 @@ from ._creation import (
     zeros_like,
 )
 from ._kernels import RawKernel, RawModule
-from ._memory import get_default_memory_pool
+from ._pools import get_default_memory_pool
 from .cuda import is_available
 
 __version__ = "14.2.0"

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ._indexing import get_item, set_item
-from ._memory import Memory, MemoryPointer, alloc, copy_bytes, pinned_at
+from ._memory import Memory, MemoryPointer, copy_bytes, pinned_at
 from ._operators import Operators
+from ._pools import alloc
 from ._streams import Device, Stream, get_current_stream
 
 

@@ -105,7 +105,7 @@ def _put_off(function: Any, args: Any, inputs: Any, options: dict[str, Any], key
     """Shapes and types come from a trial on zeros, the values later."""
     with np.errstate(all="ignore"):
         trial = function(*map(_zeros, inputs), **{key: _zeros(value) for key, value in keywords.items()})
-    result = lift(trial)
+    result = lift(trial, _room)
     targets = [part.host for part in (result if isinstance(result, (list, tuple)) else [result])]
 
     def fill() -> None:
@@ -126,16 +126,27 @@ def _zeros(value: Any) -> Any:
     return value
 
 
-def lift(result: Any) -> Any:
-    """The result of a function of NumPy's as arrays of the device."""
+def lift(result: Any, make: Callable[[Any], Any] | None = None) -> Any:
+    """The result of a function of NumPy's as arrays of the device, which ``make`` makes."""
     if isinstance(result, (list, tuple)):
-        return [*map(lift, result)] if type(result) is list else tuple(map(lift, result))
+        parts = [lift(part, make) for part in result]
+        return parts if type(result) is list else tuple(parts)
     if isinstance(result, bool):
         result = np.bool_(result)
     if not isinstance(result, (np.ndarray, np.generic)):
         return result
-    array = allocate(result.shape, result.dtype, getattr(result, "strides", ()) if _dense(result) else None)
-    np.copyto(array.host, result)
+    return (make or _held)(result)
+
+
+def _room(result: Any) -> ndarray:
+    """An array for such a result: whoever wrote to it before its turn might write over what others still read."""
+    return allocate(result.shape, result.dtype, getattr(result, "strides", ()) if _dense(result) else None)
+
+
+def _held(result: Any) -> ndarray:
+    array = _room(result)
+    target = array.host
+    submit(lambda: np.copyto(target, result), array)
     return array
 
 

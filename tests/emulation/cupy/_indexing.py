@@ -25,6 +25,7 @@ def get_item(array: Any, key: Any) -> Any:
     """A view, or with arrays of the device in the key, a copy."""
     from ._array import view_of
     from ._engine import apply, lift, wait
+    from ._streams import execute
 
     lowered, arrays, masks = _lowered(key)
     if not arrays:
@@ -32,7 +33,9 @@ def get_item(array: Any, key: Any) -> Any:
         return view_of(array, array.host[whole])
     if masks:
         wait()  # for the number of elements
-        return lift(array.host[lowered])
+        found: list[Any] = []
+        execute(lambda: found.append(array.host[lowered]))
+        return lift(found[0])
     places = [i for i, part in enumerate(lowered) if isinstance(part, np.ndarray)]
     keys = key if isinstance(key, tuple) else (key,)
 

@@ -17,7 +17,7 @@ from cuda_emulator import (
 
 from ._array import ndarray
 from ._errors import CompileException, CUDADriverError, CUDARuntimeError
-from ._memory import Memory, block_at, guards_whole, mend_guards, pinned_at
+from ._memory import Guards, Memory, block_at, pinned_at
 from ._streams import current_device, get_current_stream
 
 MOST_BLOCKS = ((1 << 31) - 1, 65535, 65535)
@@ -51,20 +51,22 @@ class RawKernel:
         kernel = self.kernel
         if len(args) != len(kernel.parameters):
             raise TypeError(f"kernel {self.name} has {len(kernel.parameters)} parameters, got {len(args)} arguments")
-        words, blocks = [], []
+        words, places, blocks = [], [], []
         for place, (value, kind) in enumerate(zip(args, kernel.parameters, strict=True)):
             where = f"argument {place} of kernel {self.name}"
             words.append(packed(value, kind, where))
             memory = value.data.mem if isinstance(value, ndarray) else None
-            blocks.append(memory or (_block_of(value, where) if kind[0] == "*" else None))
-        checks = [Check(memory, place, self.name) for place, memory in enumerate(blocks) if memory is not None]
+            memory = memory or (_block_of(value, where) if kind[0] == "*" else None)
+            if memory is not None:
+                places.append(f"argument {place}, a block of {memory.size} bytes")
+                blocks.append(memory)
+        guards = Guards(blocks)
 
         def run() -> None:
-            kernel.launch(grid, block, words, shared_mem)
-            for check in checks:
-                check.verify()
+            for which in guards.run(lambda: kernel.launch(grid, block, words, shared_mem)):
+                raise LaunchError(f"kernel {self.name} wrote out of bounds of {places[which]}")
 
-        get_current_stream().submit(run, [memory for memory in blocks if memory is not None])
+        get_current_stream().submit(run, blocks)
 
     def _check_launch(self, grid: Any, block: Any, shared_mem: int) -> None:
         sizes = (*grid, *block)
@@ -76,20 +78,6 @@ class RawKernel:
                 f"CUDA_ERROR_INVALID_VALUE: invalid argument (kernel {self.name}, grid {grid}, block {block}, "
                 f"{shared_mem} bytes of shared memory, {limit} allowed)"
             )
-
-
-class Check:
-    """Whether a kernel wrote beside an array. It keeps the bytes alive but not the block, as a captured graph would."""
-
-    def __init__(self, memory: Memory, place: int, kernel: str):
-        self._raw, self._start, self._size = memory.raw, memory.start, memory.size
-        self._message = f"kernel {kernel} wrote out of bounds of argument {place}, a block of {memory.size} bytes"
-
-    def verify(self) -> None:
-        """Raise LaunchError if it did, and mend the guards so that the next check finds the next culprit."""
-        if not guards_whole(self._raw, self._start, self._size):
-            mend_guards(self._raw, self._start, self._size)
-            raise LaunchError(self._message)
 
 
 def packed(value: Any, kind: str, where: str) -> bytes:

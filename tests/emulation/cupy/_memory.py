@@ -1,11 +1,11 @@
 """Memory of the emulated devices: blocks between guard bytes, poisoned where nobody has written yet."""
 
 import ctypes
+import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ LIVE: dict[int, "weakref.ref[Memory]"] = {}
 PINNED: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 USED: dict[int, int] = {}
 """Device -> bytes."""
+_numbers = itertools.count()
 
 
 def capacity() -> int:
@@ -31,22 +32,77 @@ def capacity() -> int:
     return int(os.environ.get("MPINN_EMULATED_MEMORY", str(16 << 30)))
 
 
+class Segment:
+    """Bytes that the device has given, from which blocks are cut, between guard bytes."""
+
+    def __init__(self, size: int):
+        self.size = -(-size // ALIGNMENT) * ALIGNMENT
+        self.device_id = _streams.current_device()
+        with LOCK:
+            used = USED.get(self.device_id, 0) + self.size
+            if used > capacity():
+                raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes ({used - self.size:,} are in use)")
+            USED[self.device_id] = used
+        self.raw = np.full(FRONT + ALIGNMENT + self.size + BACK, POISON, np.uint8)
+        self.start = -(-(self.raw.ctypes.data + FRONT) // ALIGNMENT) * ALIGNMENT - self.raw.ctypes.data
+        self._uses: dict[tuple[int, int, _streams.Queue], int] = {}
+        """First byte, bytes and queue -> how many works of the queue have to be done until it does not use them."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "raw"):
+            with LOCK:
+                USED[self.device_id] -= self.size
+
+    def note(self, start: int, size: int, queue: _streams.Queue) -> None:
+        """The last work of the queue uses these bytes."""
+        with LOCK:
+            self._uses[start, size, queue] = queue.given
+
+    def _waiting(self, start: int, size: int) -> dict[_streams.Queue, int]:
+        """Queue -> after how many of its works none uses these bytes."""
+        with LOCK:
+            self._uses = {use: until for use, until in self._uses.items() if use[2].done < until}
+            found: dict[_streams.Queue, int] = {}
+            for (first, length, queue), until in self._uses.items():
+                if first < start + size and start < first + length:
+                    found[queue] = max(until, found.get(queue, 0))
+            return found
+
+    def poison(self, start: int, size: int) -> None:
+        """Poison what the current stream gets, when its queue has done what it has for it.
+
+        Nothing is recorded. With other queues' work on it, it comes after all that the stream waits for by now.
+        """
+        target, queue = self.raw[start : start + size], _streams.get_current_stream().queue
+
+        def work() -> None:
+            target.fill(POISON)
+
+        with _streams.RUNNING:
+            waiting = self._waiting(start, size)
+            if not waiting:
+                work()
+            elif waiting.keys() == {queue}:
+                queue.follow(waiting[queue], work)
+            else:
+                queue.add(work)
+                self.note(start, size, queue)
+
+
 class Memory:
     """A block on a device; ``raw`` keeps its bytes alive, also for a graph that was captured with it."""
 
-    def __init__(self, size: int, pool: "MemoryPool | None" = None):
+    private = False
+    """Whether it is of a pool of somebody's own."""
+
+    def __init__(self, size: int, segment: Segment | None = None, start: int | None = None):
         self.size = size
-        self.pool = pool
-        self.device_id = _streams.current_device()
-        self.private = pool is not None and pool is not _default_pool
-        with LOCK:
-            used = USED.get(self.device_id, 0) + size
-            if used > capacity():
-                raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes ({used - size:,} are in use)")
-            USED[self.device_id] = used
-        self.raw = np.full(FRONT + ALIGNMENT + size + BACK, POISON, np.uint8)
-        self.start = -(-(self.raw.ctypes.data + FRONT) // ALIGNMENT) * ALIGNMENT - self.raw.ctypes.data
+        self.segment = segment or Segment(size)
+        self.number = next(_numbers)
+        self.device_id, self.raw = self.segment.device_id, self.segment.raw
+        self.start = self.segment.start if start is None else start
         self.ptr = self.raw.ctypes.data + self.start
+        self.give_back: Callable[[], None] = _nothing
         with LOCK:
             LIVE[self.ptr] = weakref.ref(self)
 
@@ -54,31 +110,61 @@ class Memory:
         if hasattr(self, "ptr"):
             with LOCK:
                 LIVE.pop(self.ptr, None)
-                USED[self.device_id] -= self.size
+            self.give_back()
+
+    def note(self, queue: _streams.Queue) -> None:
+        """The last work of the queue uses the block."""
+        self.segment.note(self.start, self.size, queue)
 
 
-def _guards(raw: Any, start: int, size: int) -> tuple[Any, Any]:
-    return raw[start - FRONT : start], raw[start + size : start + size + BACK]
+def _nothing() -> None:
+    """A block of no pool: it is the segment's only one."""
 
 
-def guards_whole(raw: Any, start: int, size: int) -> bool:
-    """Whether nobody wrote beside a block."""
-    return all(bool((guard == POISON).all()) for guard in _guards(raw, start, size))
+class Guards:
+    """The bytes around some blocks, without these. Others' may be among them, so they are poisoned only for a while.
+
+    They keep the bytes alive but not the blocks, as a captured graph would.
+    """
+
+    def __init__(self, blocks: Sequence[Memory]):
+        self._parts = [(place, part) for place, block in enumerate(blocks) for part in _around(block, blocks)]
+
+    def run(self, work: Callable[[], Any]) -> list[int]:
+        """Do the work; beside which blocks it wrote. Then all is as it was."""
+        before = []
+        for _, part in self._parts:
+            before.append(part.copy())
+            part.fill(POISON)
+        try:
+            work()
+            return [place for place, part in self._parts if not (part == POISON).all()]
+        finally:
+            while before:
+                np.copyto(self._parts[len(before) - 1][1], before.pop())
 
 
-def mend_guards(raw: Any, start: int, size: int) -> None:
-    for guard in _guards(raw, start, size):
-        guard.fill(POISON)
+def _around(block: Memory, others: Sequence[Memory]) -> Iterator[Any]:
+    """What is before and after a block, as far as the next of the others."""
+    end = block.start + block.size
+    beside = [other for other in others if other.raw is block.raw and other.size]
+    first = max((other.start + other.size for other in beside if other.start < block.start), default=0)
+    last = min((other.start for other in beside if other.start > block.start), default=block.raw.size)
+    yield block.raw[max(first, block.start - FRONT) : block.start]
+    yield block.raw[end : min(last, end + BACK)]
 
 
 def block_at(address: int) -> Memory | None:
     """The live block that an address lies in, or one beyond its end."""
+    behind = None
     with LOCK:
-        for start, reference in LIVE.items():
+        for start, reference in list(LIVE.items()):
             memory = reference()
             if memory is not None and start <= address <= start + memory.size:
-                return memory
-    return None
+                if address < start + memory.size:
+                    return memory
+                behind = memory
+    return behind
 
 
 def pinned_at(address: int) -> Any:
@@ -174,71 +260,6 @@ def copy_bytes(dst: int, src: int, size: int, stream: Any) -> None:
     stream.submit(lambda: np.copyto(target, source), blocks)
     if paged:
         stream.synchronize()
-
-
-class MemoryPool:
-    """Counts what it has given; memory goes back to the host at once."""
-
-    def __init__(self, allocator: Callable[[int], Any] | None = None):
-        self._given: weakref.WeakSet[Memory] = weakref.WeakSet()
-
-    def malloc(self, size: int) -> MemoryPointer:
-        memory = Memory(size, self)
-        self._given.add(memory)
-        return MemoryPointer(memory, 0)
-
-    def used_bytes(self) -> int:
-        return sum(memory.size for memory in self._given)
-
-    def total_bytes(self) -> int:
-        return self.used_bytes()
-
-    def free_bytes(self) -> int:
-        return 0
-
-    def n_free_blocks(self) -> int:
-        return 0
-
-    def free_all_blocks(self, stream: Any = None) -> None:
-        """Nothing is kept."""
-
-    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
-        """No limit but the device's."""
-
-    def get_limit(self) -> int:
-        return 0
-
-
-_default_pool = MemoryPool()
-_local = threading.local()
-_allocator: Callable[[int], MemoryPointer] = _default_pool.malloc
-
-
-def get_default_memory_pool() -> MemoryPool:
-    return _default_pool
-
-
-def set_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> None:
-    global _allocator
-    _allocator = allocator or _default_pool.malloc
-
-
-def get_allocator() -> Callable[[int], MemoryPointer]:
-    return getattr(_local, "allocator", None) or _allocator
-
-
-@contextmanager
-def using_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> Iterator[None]:
-    before = getattr(_local, "allocator", None)
-    _local.allocator = allocator or _default_pool.malloc
-    try:
-        yield
-    finally:
-        _local.allocator = before
-
-
-def alloc(size: int) -> MemoryPointer:
-    return get_allocator()(size)
 
 
 def alloc_pinned_memory(size: int) -> Any:

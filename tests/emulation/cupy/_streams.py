@@ -48,14 +48,20 @@ class Queue:
 
     def __init__(self) -> None:
         self.pending: deque[Work] = deque()
-        self.done = 0
+        self.done = self.given = 0
+        self._adding = threading.Lock()
 
     def add(self, work: Work) -> None:
-        self.pending.append(work)
+        with self._adding:
+            self.pending.append(work)
+            self.given += 1
 
-    @property
-    def given(self) -> int:
-        return self.done + len(self.pending)
+    def follow(self, number: int, work: Work) -> None:
+        """Add work to that of a number, the first being 1, which has to wait still."""
+        with RUNNING:
+            place = number - 1 - self.done
+            first = self.pending[place]
+            self.pending[place] = lambda: [first(), work()]
 
     def run(self, until: int | None = None) -> None:
         """Do all work, or the first so many."""
@@ -80,7 +86,7 @@ class Capture:
 
     def add(self, stream: "Stream", work: Work, blocks: Sequence[Any]) -> None:
         self.work.append(work)
-        self.blocks.update((id(block), _Use(block)) for block in blocks)
+        self.blocks.update((block.number, _Use(block)) for block in blocks)
         if stream is not self.origin:
             self.joined[stream] = False
 
@@ -89,12 +95,17 @@ class _Use:
     """A block that a graph uses. A pool of the graph's own may have got it back; another one may have given it away."""
 
     def __init__(self, block: Any):
-        self.block = weakref.ref(block)
-        self.pool = weakref.ref(block.pool) if block.private else None
-        self.size = block.size
+        self.block, self.segment = weakref.ref(block), weakref.ref(block.segment)
+        self.private, self.start, self.size = block.private, block.start, block.size
 
     def lost(self) -> bool:
-        return self.block() is None and (self.pool is None or self.pool() is None)
+        return self.block() is None and (not self.private or self.segment() is None)
+
+    def note(self, queue: Queue) -> None:
+        """The last work of the queue uses the block."""
+        segment = self.segment()
+        if segment is not None:
+            segment.note(self.start, self.size, queue)
 
 
 class Graph:
@@ -112,7 +123,7 @@ class Graph:
         stream = stream or get_current_stream()
         if stream.is_capturing():
             raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported", "nested graphs are not emulated")
-        stream.submit(lambda: [work() for work in self._work], [])
+        stream.submit(lambda: [work() for work in self._work], self._uses)
 
     def upload(self, stream: "Stream | None" = None) -> None:
         """Nothing to do."""
@@ -212,6 +223,8 @@ class Stream:
             raise CUDARuntimeError("cudaErrorStreamCaptureImplicit")
         if late():
             self.queue.add(work)
+            for block in blocks:
+                block.note(self.queue)
         else:
             execute(work)
 

@@ -1,16 +1,7 @@
 """Streams, memory and devices."""
 
-from .._memory import (
-    Memory,
-    MemoryPointer,
-    MemoryPool,
-    PinnedMemoryPool,
-    alloc,
-    alloc_pinned_memory,
-    get_allocator,
-    set_allocator,
-    using_allocator,
-)
+from .._memory import Memory, MemoryPointer, PinnedMemoryPool, alloc_pinned_memory
+from .._pools import MemoryPool, alloc, get_allocator, set_allocator, using_allocator
 from .._streams import Device, Event, Graph, Stream, get_current_stream, get_elapsed_time
 from . import compiler, driver, memory, runtime, stream
 
