@@ -2,16 +2,18 @@
 
 A graph reads and writes fixed addresses, so a batch is copied to arrays that stay, and what else changes from step to
 step is read from the device when the graph runs. Where the host has something to do in between, as sending a piece of
-the gradient, the graph is cut.
+the gradient, the graph is cut; the host does it while the device is at the next graph.
 """
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import cupy
 import numpy as np
 
+from mpinn.array.cuda_memory import as_of, recorded
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
 
@@ -68,12 +70,26 @@ class Tape:
         """Do the work with a batch."""
         for own, given in zip(self.inputs, inputs, strict=True):
             own[...] = given
+        stream, waiting = cupy.cuda.get_current_stream(), _nothing
         for item in self.items:
             if callable(item):
-                item()
+                waiting = partial(_between, item, recorded(stream))
             else:
-                item.launch(cupy.cuda.get_current_stream())
+                # the device has the next graph before the host turns to what comes before it
+                item.launch(stream)
+                waiting()
+                waiting = _nothing
+        waiting()
         return self.result.copy()
+
+
+def _between(work: Between, event: Any) -> None:
+    with as_of(event):
+        work()
+
+
+def _nothing() -> None:
+    """The host has nothing to do."""
 
 
 Cut: TypeAlias = Callable[[Between], None]

@@ -1,6 +1,8 @@
 """Moving arrays between the host and a CUDA device."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import cupy
@@ -47,6 +49,23 @@ def empty_pinned(shape: Shape, dtype: Dtype) -> Array:
     return pinned
 
 
+class _AsOf(threading.local):
+    event: Any = None
+
+
+_AS_OF = _AsOf()
+
+
+@contextmanager
+def as_of(event: Any) -> Iterator[None]:
+    """Let messages that begin in here wait for what was asked of the device before the event, and for nothing later."""
+    before, _AS_OF.event = _AS_OF.event, event
+    try:
+        yield
+    finally:
+        _AS_OF.event = before
+
+
 class CudaMemory:
     """What a transport must know of the device that holds the arrays; see `mpinn.comm.memory.Memory`.
 
@@ -62,8 +81,8 @@ class CudaMemory:
         return isinstance(array, cupy.ndarray)
 
     def now(self) -> Any:
-        """The event that comes when the current stream has done all that was asked of it until now."""
-        return _recorded(cupy.cuda.get_current_stream())
+        """The event that comes when the current stream has done all that was asked of it until now, or `as_of` when."""
+        return recorded(cupy.cuda.get_current_stream()) if _AS_OF.event is None else _AS_OF.event
 
     def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
         """A host array that the device copies to and from at full speed."""
@@ -92,10 +111,11 @@ def _beside(stream: Any, into: int, source: int, size: int, kind: int, after: Se
             stream.wait_event(event)
     if size:
         _copy(into, source, size, kind, stream)
-    return _recorded(stream)
+    return recorded(stream)
 
 
-def _recorded(stream: Any) -> Any:
+def recorded(stream: Any) -> Any:
+    """The event that comes when a stream has done all that was asked of it until now."""
     event = cupy.cuda.Event(disable_timing=True)
     event.record(stream)
     return event
@@ -127,7 +147,7 @@ class Uploads:
     def send(self, slot: int, hosts: tuple[Array, ...]) -> tuple[Array, ...]:
         """The values of the pinned ``hosts``, on the device for all that is asked of the current stream from now on."""
         stream, computing = self._stream, cupy.cuda.get_current_stream()
-        now = _recorded(computing)
+        now = recorded(computing)
         if self._before is not None:
             stream.wait_event(self._before)
         self._before = now
@@ -135,7 +155,7 @@ class Uploads:
         for device, host in zip(devices, hosts, strict=True):
             if host.size:
                 _copy(address(device), host.ctypes.data, host.nbytes, cupy.cuda.runtime.memcpyHostToDevice, stream)
-        copied = self._copied[slot] = _recorded(stream)
+        copied = self._copied[slot] = recorded(stream)
         computing.wait_event(copied)
         return devices
 

@@ -10,6 +10,7 @@ import pytest
 
 from mpinn.array import cuda
 from mpinn.array import ops as plain
+from mpinn.array.cuda_memory import CudaMemory, as_of
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -140,6 +141,43 @@ def test_pieces_of_the_gradient_are_told_from_its_end_and_complete(record: bool,
     last = update.seen[-1]
     np.testing.assert_array_equal(last, part.grads.get()[update.spans[-1]])
     assert record is False or (len(update.spans) == 5) == (bucket == 10**9)
+
+
+class Sent(Told):
+    """An update that copies each piece to the host beside the computing, as messages do."""
+
+    def ready(self, part: Part, span: slice) -> None:
+        memory, piece = CudaMemory(), part.grads[span]
+        into = memory.pinned_empty(piece.shape, piece.dtype)
+        self.sent.append((span, into, memory.now(), memory.copy_out(into, piece, (memory.now(),))))
+
+    sent: list[Any]
+
+
+def test_a_piece_leaves_when_it_is_there_and_not_when_the_step_ends() -> None:
+    model = MODELS["images"]()
+    part = build_part("network", model.network, model.shape, np.dtype("float32"), OPTIMIZER.slots, ops=cuda)
+    part.initialize(3)
+    schedule = Serial(part, CrossEntropy(), 5)
+    update = Sent(Independent(NullChannel("alone")), OPTIMIZER, lambda _: 0.01, 0.0, schedule.parts)
+    update.bucket = 4
+    for step in range(4):
+        update.sent = []
+        schedule.step(batch(model, step, 6, cuda, "float32"), update)
+        grads = part.grads.get()
+        assert len(update.sent) > 3
+        for span, into, now, copied in update.sent:
+            copied.synchronize()
+            assert now.done
+            np.testing.assert_array_equal(into, grads[span])
+
+
+def test_messages_may_begin_as_of_an_earlier_moment() -> None:
+    memory = CudaMemory()
+    earlier = memory.now()
+    with as_of(earlier):
+        assert memory.now() is earlier
+    assert memory.now() is not earlier
 
 
 def test_a_step_that_changes_nothing_leaves_the_gradient_of_its_own_batch() -> None:
