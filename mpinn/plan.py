@@ -9,7 +9,7 @@ from typing import Any
 
 from mpinn import abreast
 from mpinn.abreast import Abreast
-from mpinn.array.device import choose_kernels
+from mpinn.array.device import choose_device
 from mpinn.array.typing import Shape
 from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
@@ -105,7 +105,7 @@ def answer(question: Question) -> Plan:
     _check(question)
     config = read_config(question.file, question.overrides)
     check_kernels(config)
-    ops, _ = choose_kernels(config.run.kernels)
+    ops = choose_device(config.run.device, config.run.kernels, 0, config.run.tf32).kernels
     summary = open_source(config.data).summary()
     model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
     replicas = question.replicas or config.grid.replicas or 1
