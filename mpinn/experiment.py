@@ -11,6 +11,7 @@ import numpy as np
 from mpinn.agreement import Agreement
 from mpinn.array.device import Device, choose_device
 from mpinn.array.typing import Shape
+from mpinn.binding import numbers
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
 from mpinn.comm.channel import Channel
@@ -78,6 +79,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     """
     config, run = start.config, start.config.run
     device = everywhere(world, lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32))
+    _check_alike(world, device)
     ops = device.kernels
     found = findings(world, device.name)
     transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
@@ -149,6 +151,18 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
     notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
     return Experiment(config, grid, trainer, keeper, measure, transport, device, loaded.model, cuts, trace, notes)
+
+
+def _check_alike(world: World, device: Device) -> None:
+    """Kernels of a CPU and of a GPU round differently: replicas that are to stay equal would drift apart.
+
+    Called by all ranks; raises InputError on all of them.
+    """
+    names = world.gather_text(device.name)
+    without = [rank for rank, name in enumerate(names) if not name]
+    if 0 < len(without) < world.size:
+        who = f"rank{'s' * (len(without) > 1)} {numbers(without)}"
+        raise InputError("run.device", f"{who} found no GPU, and the others did: choose cpu, or gpu to hear why")
 
 
 def _schedule(config: Config, loaded: "_Loaded", place: Place, grid: Grid) -> Schedule:

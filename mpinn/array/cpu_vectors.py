@@ -19,6 +19,8 @@ def descend(
     number = weights.dtype.type
     scale_ = number(scale)
     for s in range(starts.size):
+        if factors[s] == 0:
+            continue
         decay_, rate_ = number(decays[s]), number(rate * factors[s])
         w, g = weights[starts[s] : stops[s]], grads[starts[s] : stops[s]]
         for i in range(w.size):
@@ -46,6 +48,8 @@ def descend_with_momentum(
     number = weights.dtype.type
     scale_, momentum_ = number(scale), number(momentum)
     for s in range(starts.size):
+        if factors[s] == 0:
+            continue
         decay_, rate_ = number(decays[s]), number(rate * factors[s])
         own = slice(starts[s], stops[s])
         w, g, moving = weights[own], grads[own], velocity[own]
@@ -84,6 +88,8 @@ def adapt(
     scale_, epsilon_ = number(scale), number(epsilon)
     b1, b2, rest1, rest2 = number(beta1), number(beta2), number(1 - beta1), number(1 - beta2)
     for s in range(starts.size):
+        if factors[s] == 0:
+            continue
         decay_ = number(0 if decoupled else decays[s])
         shrink_ = number(1 - rate * factors[s] * decays[s] if decoupled else 1.0)
         pace_ = number(pace * factors[s])

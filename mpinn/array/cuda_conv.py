@@ -28,6 +28,8 @@ INEXACT = ("TENSOR_CORE", "DOWN_CONVERT_INPUTS", "FFT", "WINOGRAD_TILE_6x6")
 """What one may do only where products may be TF32: all of it loses digits of float32."""
 ROUGH = "eng17_"
 """An engine that loses digits without saying so: its weight gradients were seen to err by 3e-5."""
+ALIGNMENT = 16
+"""Bytes on a multiple of which arrays begin that cuDNN is given, as its plans assume."""
 LEAST = 1 << 20
 """Workspaces are powers of two from here on, so that graphs can share them."""
 
@@ -155,6 +157,15 @@ def transposed(x: Array, rows: int, out: Array) -> None:
     launch("transpose", x.dtype, (-(-columns // 32), -(-rows // 32)), (32, 8), x, out, rows, columns)
 
 
+def _placed(x: Array, pool: Pool) -> Array:
+    """The array, or a copy that begins where cuDNN expects it: a micro-batch may begin anywhere in a batch."""
+    if address(x) % ALIGNMENT == 0:
+        return x
+    copy = pool.empty(x.shape, x.dtype)
+    np.copyto(copy, x)
+    return copy
+
+
 def _turned(weight: Array, pool: Pool) -> Array:
     """(KH, KW, C, O) as (O, KH, KW, C)."""
     out = pool.empty((weight.shape[3], *weight.shape[:3]), weight.dtype)
@@ -175,7 +186,7 @@ def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool, tf32:
         spread_over("conv", x.dtype, z.size, x, weight, z, z.size, *_sizes(x.shape, z.shape, weight.shape),
                     *stride, *padding, wide=1)  # fmt: skip
         return z
-    found.run({X: x, WEIGHT: _turned(weight, pool), Y: z}, pool)
+    found.run({X: _placed(x, pool), WEIGHT: _turned(weight, pool), Y: z}, pool)
     return z
 
 
@@ -190,7 +201,7 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
                doubles=THREADS)  # fmt: skip
         return
     turned = pool.empty((grad.shape[3], *grad.shape[:3]), grad.dtype)
-    found.run({X: x, Y: dz, WEIGHT: turned}, pool)
+    found.run({X: _placed(x, pool), Y: _placed(dz, pool), WEIGHT: turned}, pool)
     transposed(turned, grad.shape[3], grad)
 
 
@@ -204,5 +215,5 @@ def conv_backward_input(
         spread_over("conv_backward_input", dz.dtype, dx.size, dz, weight, dx, dx.size,
                     *_sizes(dx.shape, dz.shape, weight.shape), *stride, *padding, wide=1)  # fmt: skip
         return dx
-    found.run({Y: dz, WEIGHT: _turned(weight, pool), X: dx}, pool)
+    found.run({Y: _placed(dz, pool), WEIGHT: _turned(weight, pool), X: dx}, pool)
     return dx

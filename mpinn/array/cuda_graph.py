@@ -35,6 +35,13 @@ class Tape:
     words: dict[Path, Array] = field(default_factory=dict)
     result: Any = None
 
+    def close(self) -> None:
+        """Give the memory back: a pool of CuPy's that dies with free blocks in it keeps them for ever."""
+        self.items.clear()
+        self.words.clear()
+        self.result, self.inputs, self.pool = None, (), Pool(cupy)
+        self.memory.free_all_blocks()
+
     def cut(self, between: Between) -> None:
         """End a graph here; the host's turn."""
         self._end()
@@ -94,17 +101,18 @@ def _nothing() -> None:
 
 Cut: TypeAlias = Callable[[Between], None]
 Keys: TypeAlias = Callable[[Path], Array]
-Work: TypeAlias = Callable[[tuple[Array, ...], Pool | None, Keys | None, Cut], Any]
+Work: TypeAlias = Callable[[tuple[Array, ...], Pool, Keys | None, Cut], Any]
 """From inputs, a pool, where layers find their numbers, and how to let the host do something, to an array.
 
-Without a pool it is not recorded, and the host's own numbers serve.
+Where it is not recorded, the host's own numbers serve.
 """
 
 
 class Recorder:
     """Does the same work again and again, each time with other inputs of shapes that it knows from their ``key``.
 
-    The first time it is simply done, which prepares kernels; from the second time on it is recorded and played.
+    The first time it is simply done, which prepares kernels, with buffers that are given back; from the second time on
+    it is recorded and played.
     """
 
     def __init__(self) -> None:
@@ -116,9 +124,10 @@ class Recorder:
         """What ``work`` gives; ``numbers``: the four of the layer at a path, in this step."""
         if key not in self._tapes:
             self._tapes[key] = None
-            return work(inputs, None, None, lambda between: between())
+            return work(inputs, Pool(cupy), None, lambda between: between())
         tape = self._tapes[key]
         if tape is None:
+            cupy.get_default_memory_pool().free_all_blocks()
             tape = Tape(tuple(map(cupy.empty_like, inputs)), Pool(cupy), cupy.cuda.MemoryPool())
             tape.record(work)
             self._tapes[key] = tape
@@ -127,6 +136,13 @@ class Recorder:
         for path, place in tape.words.items():
             set_words(place, numbers(path))
         return tape.play(inputs)
+
+    def close(self) -> None:
+        """Forget what was recorded, and give its memory back."""
+        for tape in self._tapes.values():
+            if tape is not None:
+                tape.close()
+        self._tapes.clear()
 
 
 def recorder() -> Recorder:

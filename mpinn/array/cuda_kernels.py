@@ -26,8 +26,8 @@ NULL = 0
 SOURCES = ("elementwise", "columns", "norms", "pooling", "conv", "vectors", "ragged", "packed")
 SUMMED = 512
 """Threads of a block that sums columns up."""
-TILES = 1 << 14
-"""Tiles of columns, at most, that are summed up at once."""
+TILES = 1 << 20
+"""Tiles of columns, at most, that are summed up at once: 32 million columns."""
 
 Number: TypeAlias = int | float | bool
 Grid: TypeAlias = tuple[int, ...]
@@ -112,6 +112,8 @@ def sum_columns(name: str, matrix: Array, inputs: Arguments, outputs: Arguments,
     lanes = wide if columns % wide == 0 and not any(address(x) % 16 for x in inputs if not isinstance(x, int)) else 1
     width = power_of_two(columns // lanes, 1, 32)
     tiles, deep = -(-columns // (width * lanes)), SUMMED // width
+    if tiles > TILES:
+        raise OverflowError(f"{columns:,} columns are too many to be summed up")
     pieces = max(1, min(PIECES, -(-rows // (4 * deep))))
     partial = pool.empty((2, pieces, columns), np.dtype(np.float64))
     launch(

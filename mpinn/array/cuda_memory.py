@@ -133,6 +133,7 @@ class Uploads:
     """
 
     def __init__(self) -> None:
+        self._device = cupy.cuda.Device()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._arrays: dict[int, tuple[Array, ...]] = {}
         self._copied: dict[int, Any] = {}
@@ -142,7 +143,9 @@ class Uploads:
     def release(self, slot: int) -> None:
         """Return when the host arrays of a slot may be written: they have been copied. From any thread."""
         if (event := self._copied.get(slot)) is not None:
-            event.synchronize()
+            # a thread that has chosen no device would begin to use the first one
+            with self._device:
+                event.synchronize()
 
     def send(self, slot: int, hosts: tuple[Array, ...]) -> tuple[Array, ...]:
         """The values of the pinned ``hosts``, on the device for all that is asked of the current stream from now on."""

@@ -42,6 +42,10 @@ class Recording:
     graph: Any
     memory: Any
 
+    def close(self) -> None:
+        """Give the memory back, which a pool that dies with free blocks would not."""
+        self.memory.free_all_blocks()
+
     def __call__(self) -> None:
         """Ask for all of them."""
         self.graph.launch(cupy.cuda.get_current_stream())

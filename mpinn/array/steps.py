@@ -39,6 +39,9 @@ BLOCK = 1 << 13
 
 def _blocks(segments: Segments) -> Iterator[tuple[slice, float, float]]:
     for first, last, decay, factor in segments.pieces():
+        if factor == 0:
+            # it learns no more, whatever its gradient
+            continue
         for start in range(first, last, BLOCK):
             yield slice(start, min(start + BLOCK, last)), decay, factor
 

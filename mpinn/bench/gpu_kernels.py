@@ -94,6 +94,7 @@ def measure(bench: Bench, ops: Any, ceilings: Ceilings) -> Row:
     many()
     launches = max(1, round(SAMPLE / max(cuda_timing.seconds(many, 1), 1e-6)))
     samples = np.array([cuda_timing.seconds(many, launches) / calls for _ in range(ROUNDS)])
+    many.close()
     least = ceilings.seconds(bench.demand, bench.precision)
     return Row(
         bench.kernel,

@@ -197,7 +197,8 @@ def _start(loans: Sequence[Loan], start: Callable[[Array], MPI.Request]) -> list
         for _ in range(POKES if requests else 0):
             if loan.ready:
                 break
-            requests[-1].Test()
+            # moves it along; Test would take the status of a message that is complete, and who waits for it needs that
+            requests[-1].Get_status()
         requests.append(start(loan.begin()))
     return requests
 

@@ -58,6 +58,11 @@ class Members(Serial):
         if names != self._idle:
             self._idle = names
             self._begin()
+            # nobody writes their gradients any more, and a sum over replicas would let them grow from step to step
+            for name in names:
+                for values in self._part.grad_views[LAYER][name].values():
+                    for array in values.values():
+                        array.fill(0)
 
     def replace(self, part: Part) -> None:
         """Go on with other members."""
@@ -69,6 +74,8 @@ class Members(Serial):
     def _begin(self) -> None:
         """What is known of a step holds no longer."""
         self._fleets.clear()
+        if self._recorder is not None:
+            self._recorder.close()
         self._recorder = None if self._trace.wanted else self._part.ops.recorder()
 
     def _fleets_of(self, names: frozenset[str]) -> list[Fleet]:

@@ -32,7 +32,7 @@ class SerialOptions(ScheduleOptions):
 class _Pieces:
     """Gathers what is ready of a gradient, from its end, and tells the update between two graphs.
 
-    In pieces of at least ``least`` elements, or, if that is 0, when all of it is there.
+    In pieces of at least ``least`` elements; if that is 0, nobody is told in between.
     """
 
     def __init__(self, update: Update, cut: Cut, least: int):
@@ -44,12 +44,12 @@ class _Pieces:
         if self._stop < 0:
             self._stop = span.stop
         self._start = span.start
-        if self._least and self._stop - self._start >= self._least:
+        if self._stop - self._start >= self._least:
             self.finish(part)
 
     def finish(self, part: Part) -> None:
         """Tell of what was not told yet."""
-        if self._stop > self._start:
+        if self._least and self._stop > self._start:
             piece = slice(self._start, self._stop)
             self._cut(lambda: self._update.ready(part, piece))
             self._stop = self._start
@@ -97,15 +97,19 @@ class Serial:
         def numbers(path: tuple[int, ...]) -> tuple[int, ...]:
             return (*drawn_key(self._seed, batch.index, path), *batch.rows)
 
-        def work(inputs: tuple[Array, ...], pool: Pool | None, keys: Keys | None, cut: Cut) -> Array:
+        bucket = -(-update.bucket // self._part.layout.dtype.itemsize)
+
+        def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut) -> Array:
             x, target = inputs
-            pieces = _Pieces(update, cut, -(-update.bucket // self._part.layout.dtype.itemsize))
+            pieces = _Pieces(update, cut, bucket)
             loss = self._train(replace(batch, x=x, target=target), pieces.ready, pool, keys)
             pieces.finish(self._part)
             return loss
 
         key = (batch.x.shape, batch.target.shape)
         loss: Array = recorder(key, (batch.x, batch.target), numbers, work)
+        if not bucket:
+            update.ready(self._part, slice(0, self._part.layout.size))
         return loss
 
     def gradient(self, batch: Batch) -> None:

@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "array"))
 from rounding import Arguments, excess, terms_of, widened
 from test_cpu_kernels import CASES, IN_PLACE, SHAPES, numbers
 
-from mpinn.array import activations, cuda, steps
+from mpinn.array import activations, cuda, cuda_conv, steps
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS
+from mpinn.array.cuda_kernels import address
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 
@@ -224,6 +225,40 @@ def test_padding_stays_zero(name: str) -> None:
                 vector[len(vector) // 2 :] = 0
         after = on_device(name, given)[0]
         assert not after[len(after) // 2 :].any()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_what_learns_no_more_stays_whatever_its_gradient(name: str) -> None:
+    for kernels, put in ((plain, lambda x: x), (cuda, cuda.on_device)):
+        weights, *slots = (put(numbers((9,), "float32", seed)) for seed in range(3 if name == "adam" else 2))
+        grads = put(np.array([1, np.inf, np.nan, 1e30, 1, 1, 1, 1, 1], np.float32))
+        before = [cuda.on_host(array).copy() for array in (weights, *slots)]
+        pieces = kernels.prepared(Segments.of([(0, 5, 0.1, 0.0), (5, 9, 0.1, 1.0)]))
+        rest = (0.1, (0.9, 0.99), 1e-8, 1, False) if name == "adam" else (0.1, 0.9, False)
+        slots[-1][...] = abs(slots[-1])
+        before[-1] = abs(before[-1])
+        getattr(kernels, name)(weights, grads, *slots, pieces, 1.0, *rest, Pool(kernels.LIBRARY))
+        for array, was in zip((weights, *slots), before, strict=True):
+            now = cuda.on_host(array)
+            np.testing.assert_array_equal(now[:5], was[:5])
+            assert (now[5:] != was[5:]).all()
+
+
+def test_columns_that_are_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpinn.array.cuda_kernels.TILES", 2)
+    assert cuda.column_sums(cupy.ones((3, 64), np.float32)).get().tolist() == 64 * [3]
+    with pytest.raises(OverflowError, match="333 columns"):
+        cuda.column_sums(cupy.ones((3, 333), np.float32))
+
+
+def test_an_array_for_cudnn_begins_where_it_is_expected() -> None:
+    whole = cuda.on_device(numbers((4, 3, 3, 1), "float32"))
+    assert cuda_conv._placed(whole, Pool(cupy)) is whole
+    part = whole[1:3]
+    placed = cuda_conv._placed(part, Pool(cupy))
+    assert address(part) % 16
+    assert address(placed) % 16 == 0
+    np.testing.assert_array_equal(placed.get(), part.get())
 
 
 def test_equal_calls_give_equal_bits() -> None:

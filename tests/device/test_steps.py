@@ -11,6 +11,7 @@ import pytest
 from mpinn.array import cuda
 from mpinn.array import ops as plain
 from mpinn.array.cuda_memory import CudaMemory, as_of
+from mpinn.array.pool import Pool
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -170,6 +171,24 @@ def test_a_piece_leaves_when_it_is_there_and_not_when_the_step_ends() -> None:
             copied.synchronize()
             assert now.done
             np.testing.assert_array_equal(into, grads[span])
+
+
+def test_what_was_recorded_gives_its_memory_back() -> None:
+    pool = cupy.get_default_memory_pool()
+    recorder, free = cuda.recorder(), []
+    x = cupy.ones((1000, 1000), np.float32)
+    for _ in range(3):
+        for _ in range(3):
+            recorder("key", (x,), lambda path: (0, 0, 0, 0), lambda inputs, pool, keys, cut: doubled(inputs[0], pool))
+        recorder.close()
+        cuda.synchronize()
+        pool.free_all_blocks()
+        free.append(cupy.cuda.runtime.memGetInfo()[0])
+    assert free[0] == free[2]
+
+
+def doubled(x: Any, pool: Pool) -> Any:
+    return cuda.add(x, x, pool)
 
 
 def test_messages_may_begin_as_of_an_earlier_moment() -> None:

@@ -38,6 +38,29 @@ leave(0)
 """
 
 
+EARLY = """
+import sys, time
+import cupy, numpy as np
+from mpinn.array.device import choose_device
+from mpinn.comm.grid import connect
+from mpinn.comm.transport import Staged, same
+world = connect()
+memory = choose_device("gpu", "plain", world.local_rank).memory
+channel = world.channel("early", transports=same(Staged(memory, 2**16)))
+array = cupy.zeros(100_000, np.float32)
+for turn in range(8):
+    if channel.rank == 1:
+        array.fill(turn)
+        channel.send(array, 0).wait()
+    else:
+        # the sender is early, and what came before may still be on its way to the device
+        time.sleep(0.02)
+        channel.receive(array, 1).wait()
+if channel.rank == 0:
+    print("all", float(array[0]), float(array[-1]))
+"""
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "mpinn/transport.json"
@@ -196,3 +219,10 @@ def test_staged_messages_of_a_device(ranks: int, order: str, cache: Path) -> Non
     done = job(ranks, cache, *chosen, env=ORDERS[order])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "61 passed" in done.stdout
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_message_that_comes_early_is_received_whole(order: str, cache: Path) -> None:
+    done = job(2, cache, "-c", EARLY, env=ORDERS[order])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["all", "7.0", "7.0"]

@@ -98,3 +98,14 @@ def test_measures_every_member_or_some_panels() -> None:
     rows = slice(place, place + len(panel.members))
     np.testing.assert_array_equal(some[rows], sums[rows])
     assert np.count_nonzero(some[:, 2]) == len(panel.members)
+
+
+def test_gradients_of_idle_panels_are_zero_so_that_no_sum_makes_them_grow() -> None:
+    part = population(members([(3,), (6,), (4, 2)], ["relu"]), (5,), ops=cpu)
+    schedule = Members(part, CrossEntropy(), 0)
+    part.grads.fill(1)
+    name, *others = (name for name, _ in schedule.population.panels)
+    schedule.idle = frozenset([name])
+    views = part.grad_views[LAYER]
+    assert not any(array.any() for values in views[name].values() for array in values.values())
+    assert all(array.all() for other in others for values in views[other].values() for array in values.values())

@@ -31,8 +31,10 @@ template <int N> __device__ __forceinline__ void add_up(double (&numbers)[N]) {
 __device__ __forceinline__ bool last_of_tile(unsigned* counters) {
     __shared__ unsigned before;
     __threadfence();
+    __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) before = atomicAdd(counters + blockIdx.x, 1u);
     __syncthreads();
+    __threadfence();
     return before == gridDim.y - 1;
 }
 

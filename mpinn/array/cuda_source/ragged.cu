@@ -177,8 +177,8 @@ __device__ __forceinline__ void first_layer(
     int inner = (int)tile.inner, rows = (int)tile.rows, most = samples - first;
     const Real *weights = vector + tile.weight, *from = x + (Size)first * inner;
     multiply<TALL, COLUMNS, true, true>(
-        sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[r * inner + k] : (Real)0; },
-        [=](int c, int k) { return c < most && k < inner ? from[c * inner + k] : (Real)0; }, inner, [](int) {});
+        sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[(Size)r * inner + k] : (Real)0; },
+        [=](int c, int k) { return c < most && k < inner ? from[(Size)c * inner + k] : (Real)0; }, inner, [](int) {});
 }
 
 // The first hidden layer. x: (B, I).
@@ -202,8 +202,8 @@ __device__ __forceinline__ void later_layer(
     const Real *weights = vector + tile.weight, *from = units + tile.source * samples + first;
     int name = tile.name;
     multiply<LOW, COLUMNS, true, false>(
-        sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[r * inner + k] : (Real)0; },
-        [=](int c, int k) { return c < most && k < inner ? value(from[k * samples + c], name) : (Real)0; }, inner,
+        sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[(Size)r * inner + k] : (Real)0; },
+        [=](int c, int k) { return c < most && k < inner ? value(from[(Size)k * samples + c], name) : (Real)0; }, inner,
         [](int) {});
 }
 
@@ -233,7 +233,7 @@ __device__ __forceinline__ void gradient(
     int own = (int)threadIdx.x;
     bool biased = first == 0 && own < rows;
     multiply<ROWS, COLUMNS, true, RIGHT_ALONG>(
-        sum, scratch, [=](int r, int k) { return r < rows && k < samples ? dz[r * samples + k] : (Real)0; }, right,
+        sum, scratch, [=](int r, int k) { return r < rows && k < samples ? dz[(Size)r * samples + k] : (Real)0; }, right,
         samples, [&](int deep) {
             if (biased)
                 for (int k = 0; k < deep; k++) bias += scratch.left[k][own];
@@ -252,7 +252,7 @@ __device__ __forceinline__ void first_gradient(
     int inner = (int)tile.inner, most = inner - first;
     const Real* from = x + first;
     gradient<TALL, COLUMNS, false>(scratch, tile, units, grads, samples, first, [=](int c, int k) {
-        return c < most && k < samples ? from[k * inner + c] : (Real)0;
+        return c < most && k < samples ? from[(Size)k * inner + c] : (Real)0;
     });
 }
 
@@ -307,7 +307,7 @@ __device__ __forceinline__ void back(
     const Real *weights = vector + tile.weight, *from = units + tile.source * samples + first;
     multiply<LOW, COLUMNS, false, false>(
         sum, scratch, [=](int r, int k) { return r < rows && k < inner ? weights[k * pitch + r] : (Real)0; },
-        [=](int c, int k) { return c < most && k < inner ? from[k * samples + c] : (Real)0; }, inner, [](int) {});
+        [=](int c, int k) { return c < most && k < inner ? from[(Size)k * samples + c] : (Real)0; }, inner, [](int) {});
 }
 
 // What is kept of the layer before becomes its dz. In these tiles `bias` is the distance between rows of the weights,

@@ -21,7 +21,7 @@ extern "C" __global__ void sgd(
     Real mean = (Real)(shorten ? scale * *shorten : scale), keep = (Real)momentum;
     for (Size i = FIRST; i < count; i += STRIDE) {
         Size piece = piece_of(starts, pieces, i);
-        if (i < starts[piece] || i >= stops[piece]) continue;
+        if (i < starts[piece] || i >= stops[piece] || factors[piece] == 0) continue;
         Real w = weights[i], pace = (Real)(rate * factors[piece]), g = grads[i] * mean;
         if (decays[piece] != 0) g += w * (Real)decays[piece];
         if (velocity) {
@@ -43,7 +43,7 @@ extern "C" __global__ void adam(
     Real b1 = (Real)beta1, b2 = (Real)beta2, rest1 = (Real)(1 - beta1), rest2 = (Real)(1 - beta2);
     for (Size i = FIRST; i < count; i += STRIDE) {
         Size piece = piece_of(starts, pieces, i);
-        if (i < starts[piece] || i >= stops[piece]) continue;
+        if (i < starts[piece] || i >= stops[piece] || factors[piece] == 0) continue;
         Real w = weights[i], g = grads[i] * mean;
         if (!decoupled && decays[piece] != 0) g += w * (Real)decays[piece];
         Real shrink = (Real)(decoupled ? 1 - rate * factors[piece] * decays[piece] : 1.0);
