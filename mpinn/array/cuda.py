@@ -89,6 +89,9 @@ __all__ = [
     "uploads",
 ]
 
+POOLED = 1 << 31
+"""Images that are pooled have fewer numbers: kernels find their way among them with 32 bits."""
+
 LIBRARY = cupy
 TOGETHER = True
 STEP = 1 << 62
@@ -300,7 +303,13 @@ def average_pool_backward(dy: Array, shape: Shape, kernel: Pair, stride: Pair, p
 
 
 def _windows(x: Shape, y: Shape, kernel: Pair, stride: Pair, padding: Pair) -> tuple[int, ...]:
+    _check_size(x)
     return (*x[1:], *y[1:3], *kernel, *stride, *padding)
+
+
+def _check_size(images: Shape) -> None:
+    if prod(images) >= POOLED:
+        raise OverflowError(f"images {images} are too many to be pooled at once: fewer than {POOLED:,} numbers")
 
 
 def channel_means(x: Array, pool: Pool) -> Array:
@@ -313,6 +322,7 @@ def channel_means(x: Array, pool: Pool) -> Array:
 def channel_means_backward(dy: Array, shape: Shape, pool: Pool) -> Array:
     """The twin of `ops.channel_means_backward`."""
     dx = pool.empty((len(dy), *shape), dy.dtype)
+    _check_size(dx.shape)
     spread_over("channel_means_backward", dy.dtype, dx.size, dy, dx, dx.size, prod(shape[:2]), shape[2])
     return dx
 

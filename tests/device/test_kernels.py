@@ -251,6 +251,22 @@ def test_columns_that_are_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) 
         cuda.column_sums(cupy.ones((3, 333), np.float32))
 
 
+def test_images_that_are_too_many_to_be_pooled_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpinn.array.cuda.POOLED", 2 * 4 * 4 * 3 + 1)
+    windows, pool = ((2, 2), (2, 2), (0, 0)), Pool(cupy)
+    few, many = (cupy.ones((count, 4, 4, 3), np.float32) for count in (2, 3))
+    y, places = cuda.max_pool(few, *windows, pool)
+    for refused in (
+        lambda: cuda.max_pool(many, *windows, pool),
+        lambda: cuda.average_pool(many, *windows, pool),
+        lambda: cuda.max_pool_backward(places, y, (8, 8, 3), *windows, pool),
+        lambda: cuda.average_pool_backward(y, (8, 8, 3), *windows, pool),
+        lambda: cuda.channel_means_backward(cupy.ones((3, 3), np.float32), (4, 4, 3), pool),
+    ):
+        with pytest.raises(OverflowError, match="fewer than 97 numbers"):
+            refused()
+
+
 def test_an_array_for_cudnn_begins_where_it_is_expected() -> None:
     whole = cuda.on_device(numbers((4, 3, 3, 1), "float32"))
     assert cuda_conv._placed(whole, Pool(cupy)) is whole

@@ -1,5 +1,5 @@
 // Windows over images (B, H, W, C): a thread for each output forward, for each pixel backward, so nothing is added twice.
-// Images have fewer than 2^31 elements.
+// Images have fewer than 2^31 elements, which the caller checks.
 
 struct Sizes {
     int H, W, C, OH, OW, high, wide, down, across, top, left;
