@@ -11,3 +11,7 @@ class InputError(Exception):
 
 class FatalError(Exception):
     """The run can't go on, and all ranks know it: the program prints one message and leaves with code 1."""
+
+
+class LocalError(Exception):
+    """One rank can't go on, and only it knows: it prints one message, and ends the job with code 1."""

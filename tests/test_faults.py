@@ -6,10 +6,13 @@ import signal
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 from launch import alive, alone, finish, mpirun, ranks_of, start, start_alone
 from training import SMALL, arguments, datasets, here, records, train, wait_for
 
+from mpinn.config import Data
+from mpinn.datasets.hdf5 import digits
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
@@ -55,6 +58,31 @@ def test_a_killed_rank_ends_the_job_which_goes_on_from_its_last_checkpoint(tmp_p
     assert f"at step {step}\n" in again.stdout
     assert step_of(run) == step + 10
     whole(run, 7)
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_data_that_are_damaged_while_a_run_reads_them_end_it_with_one_message(ranks: int, tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "data.h5"
+    source = digits(Data(), 0)
+    with h5py.File(path, "w") as file:
+        for name, split in source.splits.items():
+            file.create_dataset(f"{name}/x", data=split.x[:], chunks=(1, *split.x.shape[1:]), fletcher32=True)
+            file[f"{name}/target"] = split.target
+        place = file["train/x"].id.get_chunk_info(500).byte_offset
+        file.attrs.update({"mean": source.mean, "std": source.std, "classes": source.classes})
+    settings = (*SMALL, "data.name=hdf5", f"data.path={path}", "data.memory=0", "checkpoint.every=6 steps")
+    assert train(ranks, run, *settings, "--stop-after", "6").returncode == STOPPED
+    sound = path.read_bytes()
+    path.write_bytes(sound[: place + 3] + bytes([sound[place + 3] ^ 1]) + sound[place + 4 :])
+    ended = train(ranks, run, *settings)
+    assert ended.returncode == 1
+    assert ended.stderr.count(f"mpinn: {path}:/train/x: sample ") == 1
+    assert "500, or one soon after it, cannot be read: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert step_of(run) in (6, 12)
+    path.write_bytes(sound)
+    assert train(ranks, run, *settings).returncode == 0
+    assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
 
 def test_a_signal_to_the_launcher_stops_the_job_with_its_state_saved(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from mpinn.comm.launch import read_launch
+from mpinn.errors import LocalError
 from mpinn.signals import stop_listening
 
 FAILURE = 1
@@ -20,7 +21,8 @@ INTERRUPTED = 130
 def install_abort_hook() -> None:
     """Let an exception that nobody catches, in any thread of any rank, end the whole job at once.
 
-    Without it the other ranks wait for the messages of the one that failed until their time runs out.
+    Without it the other ranks wait for the messages of the one that failed until their time runs out. Of a LocalError
+    its message is enough.
     """
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
@@ -60,6 +62,8 @@ def _flush() -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, LocalError):
+        end_job(f"mpinn: {error}\n", FAILURE)
     if read_launch() is None:
         sys.__excepthook__(kind, error, trace)
         return

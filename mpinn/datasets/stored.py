@@ -6,6 +6,11 @@ import h5py
 import numpy as np
 
 from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.errors import LocalError
+
+
+class ReadError(LocalError, OSError):
+    """A file that was sound when it was opened no longer is, or its disk fails."""
 
 
 class Stored:
@@ -63,7 +68,7 @@ class Stored:
 
     def _read(self, sources: list[int], targets: list[int], lengths: list[int], out: Array) -> None:
         if self._dataset is None:
-            self._dataset = h5py.File(self._path, "r", locking=False)[self._name]
+            self._dataset = self._open()
         # h5py's own indexing by a list takes ten times as long as one selection for each run of samples
         dataset, kind = self._dataset.id, h5py.h5t.py_create(self.dtype)
         file, memory = dataset.get_space(), h5py.h5s.create_simple(out.shape)
@@ -74,4 +79,11 @@ class Stored:
             try:
                 dataset.read(memory, file, out, kind)
             except OSError as error:
-                raise OSError(f"{self._path}:/{self._name}, sample {source} or one soon after it: {error}") from error
+                what = f"sample {source}, or one soon after it,"
+                raise ReadError(f"{self._path}:/{self._name}: {what} cannot be read: {error}") from error
+
+    def _open(self) -> h5py.Dataset:
+        try:
+            return h5py.File(self._path, "r", locking=False)[self._name]
+        except (OSError, KeyError) as error:
+            raise ReadError(f"{self._path}:/{self._name} cannot be read: {error}") from error

@@ -85,5 +85,5 @@ def test_damage_is_told_with_the_place(tmp_path):
     content[place + 100] ^= 1
     Path(data.path).write_bytes(content)
     batches = Batches(open_source(data), 0, 512, 1, 0, "redealt", "float32")
-    with pytest.raises(OSError, match=r"large\.h5:/train/x, sample \d+ or one soon after it: "):
+    with pytest.raises(OSError, match=r"large\.h5:/train/x: sample \d+, or one soon after it, cannot be read: "):
         batches.batch(0)
