@@ -11,6 +11,15 @@ ask() {
     [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
 }
 
+# Remove what a start of this job that was killed has left in the memory of its nodes: MPICH names it after job and step,
+# and trips over it. What a process still has open stays.
+sweep() {
+    srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c '
+        for file in $(find /dev/shm -maxdepth 1 -name "mpich_shm_*" -user "$(id -u)"); do
+            grep -qsF "$file" /proc/[0-9]*/maps || rm -f "$file"
+        done'
+}
+
 # train RANKS ARGUMENTS...: train on so many ranks; leaves the exit code in $code.
 train() {
     local ranks=$1 run done= argument arguments=()
@@ -18,6 +27,7 @@ train() {
     for argument; do  # a job that was requeued is not to start its run anew
         [ "$argument" = --fresh ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || arguments+=("$argument")
     done
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || [ "${launcher[0]}" != srun ] || sweep
     run=$(python -m mpinn train --where "${arguments[@]}")
     code=$?
     [ "$code" = 0 ] || return

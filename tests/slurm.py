@@ -42,6 +42,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
+FirstJobId={first}
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
@@ -163,6 +164,7 @@ def start(folder: Path) -> Slurm:
         user=getpass.getuser(),
         ports=_free_ports(2),
         cpus=CPUS,
+        first=1 + secrets.randbelow(10**7),  # MPICH names its shared memory after the job
     )
     (folder / "slurm.conf").write_text(text)
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}

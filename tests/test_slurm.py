@@ -6,8 +6,10 @@ All jobs are submitted at once, to a node that is said to have cores enough.
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +52,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @dataclass(frozen=True)
 class Jobs:
-    """What was submitted from the folder ``place``."""
+    """What was submitted from the folder ``place``; ``killed`` has lost a rank meanwhile."""
 
     place: Path
     limited: str
     sweep: str
     scaling: str
     submitted: str
+    killed: str
 
     def log(self, name: str) -> str:
         return (self.place / f"mpinn-{name}.log").read_text()
@@ -89,7 +92,25 @@ def jobs(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     found = re.match(r"job (\d+) is submitted", told.stdout)
     assert found, told.stderr
     scaling = submit("jobs/scaling.sbatch", "jobs/synchronous.toml", COUNTS="1 2", SLURM_RESTART_COUNT="")
-    return Jobs(place, limited, sweep, scaling, found[1])
+    killed = submit(
+        "--ntasks-per-node=2", *["jobs/train.sbatch", "jobs/digits.toml", "--set", "run.directory=runs/killed"]
+    )
+    saved = place / "runs/killed/checkpoint-00000010.h5"
+    until(saved.exists, lambda: f"there is no {saved}")
+    os.kill(process_of(killed, 1), signal.SIGKILL)
+    return Jobs(place, limited, sweep, scaling, found[1], killed)
+
+
+def process_of(job: str, rank: int) -> int:
+    """The process that is a rank of a job."""
+    wanted, found = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}, []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            named = wanted <= set((process / "environ").read_text(errors="replace").split("\0"))
+            if named and b"mpinn" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    assert len(found) == 1
+    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +186,8 @@ def test_the_time_limit_requeues_a_job_that_ends_as_one_that_was_not_stopped(
     cluster: Slurm, jobs: Jobs, uninterrupted: Path
 ) -> None:
     """It was submitted with --fresh, which counts once."""
+    cluster.wait(jobs.limited, "PENDING", Restarts="1")
+    cluster.call("scontrol", "update", f"JobId={jobs.limited}", "TimeLimit=9")
     cluster.hurry(jobs.limited)
     cluster.wait(jobs.limited, "COMPLETED", Restarts="1")
     equal(jobs.place / "runs/digits", uninterrupted)
@@ -186,3 +209,18 @@ def test_one_experiment_on_several_numbers_of_ranks(cluster: Slurm, jobs: Jobs) 
         assert speed == f"{run['samples_per_second']:,.0f}"
         assert (speedup, efficiency) == (f"{gain:.2f}", f"{gain / int(count):.0%}")
         assert loss == f"{run['test']['loss']:.4f}"
+
+
+def test_a_job_that_has_lost_a_rank_ends_and_goes_on_when_it_is_requeued(
+    cluster: Slurm, jobs: Jobs, uninterrupted: Path
+) -> None:
+    """What MPICH has left in shared memory under the number of the job must not keep it from starting again."""
+    run = jobs.place / "runs/killed"
+    cluster.wait(jobs.killed, "FAILED", Restarts="0")
+    assert said(jobs.log(jobs.killed)) == ["start 1: 2 ranks"]
+    assert not (run / "requeue").exists()
+    cluster.call("scontrol", "requeue", jobs.killed)
+    cluster.hurry(jobs.killed)
+    cluster.wait(jobs.killed, "COMPLETED", Restarts="1")
+    equal(run, uninterrupted)
+    assert said(jobs.log(jobs.killed)) == ["start 1: 2 ranks", "start 2: 2 ranks"]

@@ -99,7 +99,7 @@ def test_a_stopped_rank_is_named_and_the_others_say_where_they_are(which: int, t
     assert told.pop(which) == "no answer, dead or stopped"
     assert sorted(told) == sorted({0, 1, 2, 3} - {which})
     for what in told.values():
-        assert re.fullmatch(r"after step \d+ waits in \w+: (all_\w+|(receive from|send to) rank \d)", what)
+        assert re.fullmatch(r"after step \d+ waits in \w+: (all_\w+|broadcast|(receive from|send to) rank \d)", what)
     assert f"\nthe stacks are in {run}/stacks-1\n" in said
     assert {path.name for path in (run / "stacks-1").iterdir()} == {f"rank-{r}.txt" for r in {0, 1, 2, 3} - {which}}
     for path in (run / "stacks-1").iterdir():
