@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from math import prod, sqrt
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mpinn.array.cpu_vectors import (
     none_has,
     squares,
 )
+from mpinn.array.moments import bias_corrected
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
@@ -168,9 +169,8 @@ def adam(
     pool: Pool,
 ) -> None:
     """The twin of `ops.adam`: each number is read and written once."""
-    correction = sqrt(1 - betas[1] ** updates)
-    pace = rate / (1 - betas[0] ** updates) * correction
-    adapt(weights, grads, first, second, *segments, scale, rate, decoupled, *betas, epsilon * correction, pace)
+    pace, epsilon = bias_corrected(rate, betas, epsilon, updates)
+    adapt(weights, grads, first, second, *segments, scale, rate, decoupled, *betas, epsilon, pace)
 
 
 def sum_of_squares(vector: Array) -> float:

@@ -1,7 +1,6 @@
 """Losses, optimizer steps and sums of vectors on a CUDA device; see `mpinn.array.cuda`."""
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import cupy
@@ -10,6 +9,7 @@ import numpy as np
 from mpinn.array import ops as plain
 from mpinn.array.cuda_kernels import NULL, THREADS, launch, power_of_two, rows_at_once, spread_over
 from mpinn.array.cuda_memory import on_device
+from mpinn.array.moments import bias_corrected
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
@@ -114,12 +114,11 @@ def adam(
 ) -> None:
     """The twin of `ops.adam` in one pass; ``segments`` are `prepared`."""
     pieces, shorten, factor = len(segments.starts), *_scaled(scale)
-    correction = sqrt(1 - betas[1] ** updates)
-    pace = rate / (1 - betas[0] ** updates) * correction
+    pace, epsilon = bias_corrected(rate, betas, epsilon, updates)
     if pieces:
         spread_over(
             "adam", weights.dtype, weights.size, weights, grads, first, second, *segments, shorten, pieces,
-            weights.size, factor, float(rate), float(betas[0]), float(betas[1]), epsilon * correction, pace,
+            weights.size, factor, float(rate), float(betas[0]), float(betas[1]), epsilon, pace,
             int(decoupled),
         )  # fmt: skip
 

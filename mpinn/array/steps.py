@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Iterator
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 
+from mpinn.array.moments import bias_corrected
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
 
@@ -105,8 +105,7 @@ def adam(
     m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; w <- w - rate m' / (sqrt(v') + epsilon), with
     m' = m / (1 - b1^t), v' = v / (1 - b2^t) and t = ``updates``, this step included.
     """
-    correction = sqrt(1 - betas[1] ** updates)
-    pace = rate / (1 - betas[0] ** updates) * correction
+    pace, epsilon = bias_corrected(rate, betas, epsilon, updates)
     step, spare = (pool.empty((BLOCK,), weights.dtype) for _ in range(2))
     for block, decay, factor in _blocks(segments):
         w, m, v, size = weights[block], first[block], second[block], block.stop - block.start
@@ -120,7 +119,7 @@ def adam(
         np.multiply(g, 1 - betas[1], out=g)
         np.add(v, g, out=v)
         np.sqrt(v, out=t)
-        np.add(t, epsilon * correction, out=t)
+        np.add(t, epsilon, out=t)
         np.divide(m, t, out=t)
         np.multiply(t, pace * factor, out=t)
         if decoupled and decay:

@@ -47,6 +47,19 @@ def excess(found: np.ndarray, twin: np.ndarray, reference: np.ndarray, terms: np
     return float((error / bound).max())
 
 
+def check_rounding(
+    name: str, given: Arguments, found: Terms, twins: Terms, references: Terms, terms: Terms, dtype: str
+) -> None:
+    """Fails unless every array found is as exact as its twin, or as rounding lets it, and infinite where that is."""
+    for one, twin, reference, term in zip(found, twins, references, terms, strict=True):
+        odd = ~np.isfinite(twin)
+        np.testing.assert_array_equal(np.isfinite(one), ~odd)
+        np.testing.assert_array_equal(one[odd], twin[odd])
+        worst = excess(one, twin, reference, term, dtype)
+        what = [item if isinstance(item, str | float) else np.shape(item) for item in given]
+        assert worst <= 1, f"{name} of {what}, {dtype}: {worst:.2f} times the bound"
+
+
 def slope(name: str, z: np.ndarray, y: np.ndarray) -> np.ndarray:
     kept = z if ACTIVATIONS[name].keeps_input else y
     return plain.activation_backward(name, kept, np.ones_like(z), Pool())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rounding import Arguments, excess, terms_of, widened
+from rounding import Arguments, check_rounding, terms_of, widened
 
 from mpinn.array import cpu, steps
 from mpinn.array import ops as plain
@@ -190,13 +190,7 @@ def rounded(name: str, arguments: Arguments, found: list[np.ndarray], twins: lis
     wide = widened(arguments, dtype)
     references, _ = results(getattr(plain, name), name, wide)
     terms = terms_of(name, wide, references)
-    for one, twin, reference, term in zip(found, twins, references, terms, strict=True):
-        odd = ~np.isfinite(twin)
-        np.testing.assert_array_equal(np.isfinite(one), ~odd)
-        np.testing.assert_array_equal(one[odd], twin[odd])
-        worst = excess(one, twin, reference, term, dtype)
-        what = [given if isinstance(given, str | float) else np.shape(given) for given in arguments]
-        assert worst <= 1, f"{name} of {what}, {dtype}: {worst:.2f} times the bound"
+    check_rounding(name, arguments, found, twins, references, terms, dtype)
 
 
 def test_every_overridden_kernel_is_compared() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "array"))
 
-from rounding import Arguments, excess, terms_of, widened
+from rounding import Arguments, check_rounding, terms_of, widened
 from test_cpu_kernels import CASES, IN_PLACE, SHAPES, numbers
 
 from mpinn.array import activations, cuda, cuda_conv, steps
@@ -83,13 +83,7 @@ def same(name: str, given: Arguments, dtype: str) -> None:
         patch.setattr(activations, "_normal_distribution", exact_normal)
         references = on_host(name, wide)
         terms = terms_of(name, wide, references)
-    for one, twin, reference, term in zip(found, expected, references, terms, strict=True):
-        odd = ~np.isfinite(twin)
-        np.testing.assert_array_equal(np.isfinite(one), ~odd)
-        np.testing.assert_array_equal(one[odd], twin[odd])
-        worst = excess(one, twin, reference, term, dtype)
-        what = [item if isinstance(item, str | float) else np.shape(item) for item in given]
-        assert worst <= 1, f"{name} of {what}, {dtype}: {worst:.2f} times the bound"
+    check_rounding(name, given, found, expected, references, terms, dtype)
 
 
 def cases(name: str, dtype: str, odd: bool) -> Iterator[Arguments]:
