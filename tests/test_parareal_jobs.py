@@ -154,8 +154,10 @@ def test_layers_that_cannot_be_imitated_are_refused_at_the_door(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_convolutional_network_is_cut_too(tmp_path: Path) -> None:
-    images = (*SMALL[1:], "schedule.name=parareal", "schedule.cut=['hidden1']", "consensus.name=gradients")
+@pytest.mark.parametrize("augmented", [(), ("data.crop=1", "data.flip=true")], ids=["plain", "augmented"])
+def test_a_convolutional_network_is_cut_too(augmented: tuple[str, ...], tmp_path: Path) -> None:
+    """Every stage sees the same augmented samples."""
+    images = (*augmented, *SMALL[1:], "schedule.name=parareal", "schedule.cut=['hidden1']", "consensus.name=gradients")
     small = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.widths=[9,8]")
     assert train(2, tmp_path / "two", *images, *small, "grid.stages=2").returncode == 0
     assert here(tmp_path / "one", *images, *small, "schedule.blocks=2") == 0
