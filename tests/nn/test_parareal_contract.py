@@ -74,6 +74,20 @@ def test_an_evaluation_keeps_nothing():
     assert arrays([list(filter(None, _flat(saved)))]) == []
 
 
+def test_what_is_kept_grows_with_the_sweeps_and_no_faster():
+    """Between forward and backward; of four blocks those in the middle compute in each of two sweeps."""
+
+    def kept(iterations):
+        built = build(parareal(4, iterations=iterations), (3,))
+        _, saved, _ = built.forward(points((50, 3)))
+        own = (array for array in arrays([list(filter(None, _flat(saved)))]) if array.size >= 50)
+        return sum(array.nbytes for array in {id(array): array for array in own}.values())
+
+    one, two, three = (kept(iterations) for iterations in (1, 2, 3))
+    assert 1.25 * one < two <= 2 * one
+    assert three <= 3 * one
+
+
 def _flat(tree):
     if isinstance(tree, list):
         for item in tree:
