@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpinn.array import ops as plain
-from mpinn.array.device import choose_kernels, count_devices
+from mpinn.array.device import check_bf16, choose_kernels, count_devices
+from mpinn.array.precision import bfloat16
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
 from mpinn.comm.grid import World, shape_of
 from mpinn.config import MAY_CHANGE, Config, difference, load
@@ -151,6 +152,8 @@ def check_population(config: Config, model: Model, ranks: int) -> None:
     population, names, grid = population_of(model.network), config.names, config.grid
     if population is None:
         return
+    if config.run.bf16:
+        raise InputError("run.bf16", "a population is trained in float32 or float64: leave this false")
     replicas, _, shards = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
     if names["schedule"] != "serial":
         raise InputError("schedule.name", f"a population is trained by the schedule serial, not by {names['schedule']}")
@@ -180,10 +183,18 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
 
 def check_kernels(config: Config) -> None:
     """Kernels that were asked for must be there, and so must a GPU."""
-    if config.run.device == "gpu" and not (found := count_devices())[0]:
+    run = config.run
+    if run.device == "gpu" and not (found := count_devices())[0]:
         raise InputError("run.device", f"gpu: {found[1]}; choose cpu, or auto for a GPU where there is one")
+    if run.bf16:
+        count, why = (0, "") if run.device == "cpu" else count_devices()
+        check_bf16(not count, run.device, why)
+        try:
+            bfloat16()
+        except ImportError as error:
+            raise InputError("run.bf16", f"ml_dtypes can't be imported ({error}): it comes with mpinn[gpu]") from None
     try:
-        choose_kernels(config.run.kernels)
+        choose_kernels(run.kernels)
     except ImportError as error:
         raise InputError("run.kernels", f"numba can't be imported ({error}); auto goes on without") from None
 

@@ -48,7 +48,8 @@ class Run:
     """[run]: where the run is kept and how its arithmetic is done.
 
     ``device = "auto"`` is a GPU where there is one: that of the rank's number on its machine. With ``tf32`` a GPU
-    multiplies float32 in 10 bits of mantissa, which is several times as fast.
+    multiplies float32 in 10 bits of mantissa, which is several times as fast. With ``bf16`` it stores activations in
+    bfloat16 and multiplies them; weights, their gradients, statistics and the optimizer stay in float32.
     ``kernels``, of the CPU: ``auto`` is compiled where numba can be imported. All kinds round differently: a run keeps
     its own.
     After ``patience`` seconds in which training makes no progress the job is ended; 0 is never. Let it be longer than
@@ -62,12 +63,15 @@ class Run:
     deterministic: bool = False
     device: Literal["auto", "cpu", "gpu"] = "auto"
     tf32: bool = False
+    bf16: bool = False
     kernels: Literal["auto", "plain", "compiled"] = "auto"
     patience: Amount = 600.0
 
     def __post_init__(self) -> None:
         if not self.directory.strip():
             raise InputError("run.directory", "expected the path of a directory, got an empty string")
+        if self.bf16 and self.dtype != "float32":
+            raise InputError("run.bf16", f"beside bfloat16 stand weights in float32, got run.dtype = {self.dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mpinn.agreement import Agreement
 from mpinn.array.device import Device, choose_device
+from mpinn.array.precision import bfloat16
 from mpinn.array.typing import Shape
 from mpinn.binding import numbers
 from mpinn.checks import Start, everywhere, prepare
@@ -78,7 +79,7 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     The run directory is first written when all that can raise InputError is done.
     """
     config, run = start.config, start.config.run
-    device = everywhere(world, lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32))
+    device = everywhere(world, lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32, run.bf16))
     _check_alike(world, device)
     ops = device.kernels
     found = findings(world, device.name)
@@ -259,11 +260,12 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
+    compute = bfloat16() if config.run.bf16 else dtype
     spare = world.cores > world.local_size
     batches = Batches(
         source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare,
         held=config.schedule.held(grid.stages.size),
-        samples=grid.stage == 0 or config.schedule.sampled, ops=ops,
+        samples=grid.stage == 0 or config.schedule.sampled, ops=ops, compute=compute,
     )  # fmt: skip
     summary = source.summary()
     model = build_model(config, source.sample_shape, outputs_of(summary))
@@ -277,7 +279,7 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
     else:
         network, shape = shard_of(model, grid.shard, grid.shards.size), model.shape
         slots = (*slots, *((BEST,) if config.model.patience else ()))
-    part = build_part("network", network, shape, dtype, slots, ops=ops)
+    part = build_part("network", network, shape, dtype, slots, ops=ops, compute_dtype=compute)
     part.initialize(config.run.seed)
     if warmth is not None:
         warm_start(warmth, config, model, whole, part, source)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.array import ops as plain
+from mpinn.array.precision import BFLOAT16, bfloat16
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.config import Config
@@ -36,6 +37,8 @@ FREE = {"cut", "overlap"}
 """Keys of a schedule that do not change what a stage computes, once it is known which layers it has."""
 FACTS = "facts"
 """The name of what is known about a flight, among its arrays."""
+BITS = "bfloat16"
+"""Among the facts: which arrays are stored as the bits of numbers that HDF5 has no type for."""
 
 
 def model_vectors(parts: Mapping[str, Part], stage: int = 0) -> list[VectorSpec]:
@@ -65,10 +68,13 @@ def flight_vectors(flight: Flight | None, kind: str) -> list[VectorSpec]:
     """What is in flight on this rank, an array each, and what is known about it."""
     if flight is None:
         return []
-    facts = np.frombuffer(json.dumps(flight.facts).encode(), np.uint8)
+    # HDF5 has no bfloat16
+    short = [name for name, array in flight.arrays.items() if array.dtype.char == BFLOAT16]
+    arrays = {name: array.view(np.uint16) if name in short else array for name, array in flight.arrays.items()}
+    facts = np.frombuffer(json.dumps({**flight.facts, BITS: short} if short else flight.facts).encode(), np.uint8)
     return [
         VectorSpec(kind, Layout({name: array.shape}, array.dtype), array.reshape(-1))
-        for name, array in {FACTS: facts, **flight.arrays}.items()
+        for name, array in {FACTS: facts, **arrays}.items()
     ]
 
 
@@ -78,7 +84,10 @@ def read_flight(checkpoint: Checkpoint, kind: str) -> Flight | None:
     if FACTS not in names:
         return None
     arrays = {name: checkpoint.weights(name, kind) for name in names}
-    return Flight(json.loads(arrays.pop(FACTS).tobytes()), arrays)
+    facts = json.loads(arrays.pop(FACTS).tobytes())
+    for name in facts.pop(BITS, ()):
+        arrays[name] = arrays[name].view(bfloat16())
+    return Flight(facts, arrays)
 
 
 def flight_kind(replica: int, stage: int) -> str:

@@ -52,7 +52,7 @@ def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | Non
     zeros = part.ops.LIBRARY.zeros
     target = zeros((2, *(target_shape or ())), part.layout.dtype if target_shape else np.int64)
     loss: Loss = config.loss if target_shape is not None else _NoLoss()
-    x = zeros((2, *shape), part.layout.dtype)
+    x = zeros((2, *shape), part.compute_dtype)
     with np.errstate(all="ignore"):
         batch, schedule = Batch(0, 0, x, target, 2, 2, (0, 1), np.arange(2)), serial(actor, loss, config.run.seed)
         schedule.step(batch, _UpdateElsewhere(config, part))

@@ -134,14 +134,18 @@ REFUSED = [
     ("[loss]\nsmoothing = 0.1", "loss.smoothing: unknown key; [loss] cross_entropy has no options"),
     (
         '[run]\nname = "x"',
-        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, device, tf32, kernels, "
-        "patience",
+        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, device, tf32, bf16, "
+        "kernels, patience",
     ),
     (
         '[consensus]\nname = "average"',
         "consensus.name: 'average' is not one of averaging, none (did you mean averaging?)",
     ),
     ("[consensus]\nname = 1", "consensus.name: 1 is not one of averaging, none"),
+    (
+        '[run]\ndtype = "float64"\nbf16 = true',
+        "run.bf16: beside bfloat16 stand weights in float32, got run.dtype = 'float64'",
+    ),
     ("run = 1", "run: expected a table, got 1"),
     ("consensus = 1", "consensus: expected a table, got 1"),
     ("[[train]]\nepochs = 1", "train: expected a table, got [{'epochs': 1}]"),

@@ -48,6 +48,7 @@ from mpinn.array.im2col import Pair
 from mpinn.array.packed import packed_activate, packed_output, packed_output_backward, packed_slope
 from mpinn.array.pool import Pool
 from mpinn.array.pooling import output_shape, place_type
+from mpinn.array.precision import wide
 from mpinn.array.typing import Array, Dtype, Shape
 
 __all__ = [
@@ -186,8 +187,8 @@ def set_words(into: Array, words: Sequence[int]) -> None:
 
 
 def column_sums(x: Array) -> Array:
-    """The twin of `ops.column_sums`, in the type of x."""
-    sums: Array = cupy.empty(x.shape[-1], x.dtype)
+    """The twin of `ops.column_sums`, in the type of parameters."""
+    sums: Array = cupy.empty(x.shape[-1], wide(x.dtype))
     sum_columns("column_sums", x, (x,), (sums,), Pool(cupy))
     return sums
 
@@ -196,7 +197,7 @@ def batch_statistics(
     x: Array, running: tuple[Array, Array], momentum: float, epsilon: float, pool: Pool
 ) -> tuple[Array, Array]:
     """The twin of `ops.batch_statistics` in one pass."""
-    mean, inverse = (pool.empty((x.shape[-1],), x.dtype) for _ in range(2))
+    mean, inverse = (pool.empty((x.shape[-1],), wide(x.dtype)) for _ in range(2))
     sum_columns("batch_statistics", x, (x,), (mean, inverse, *running), pool, float(epsilon), float(momentum))
     return mean, inverse
 
@@ -204,8 +205,8 @@ def batch_statistics(
 def known_statistics(running: tuple[Array, Array], epsilon: float, dtype: Dtype, pool: Pool) -> tuple[Array, Array]:
     """The twin of `ops.known_statistics`."""
     mean, variance = running
-    inverse = pool.empty(variance.shape, dtype)
-    spread_over("inverse_deviation", dtype, variance.size, variance, inverse, variance.size, float(epsilon), wide=1)
+    inverse = pool.empty(variance.shape, wide(dtype))
+    spread_over("inverse_deviation", dtype, variance.size, variance, inverse, variance.size, float(epsilon), one=True)
     return mean, inverse
 
 
@@ -225,10 +226,10 @@ def batch_norm_backward(
     x: Array, mean: Array, inverse: Array, scale: Array, activation: str, kept: Array | None, dy: Array,
     of_batch: bool, pool: Pool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """The twin of `ops.batch_norm_backward` in two passes; dscale and dshift in the type of x."""
+    """The twin of `ops.batch_norm_backward` in two passes; dscale and dshift in the type of parameters."""
     columns, name = x.shape[-1], NUMBERS["identity" if kept is None else activation]
     kept = dy if kept is None else kept
-    dscale, dshift, numbers = (pool.empty((size,), x.dtype) for size in (columns, columns, 3 * columns))
+    dscale, dshift, numbers = (pool.empty((size,), wide(x.dtype)) for size in (columns, columns, 3 * columns))
     inputs, outputs = (x, mean, inverse, scale, kept, dy), (dscale, dshift, numbers)
     sum_columns("batch_norm_sums", x, inputs, outputs, pool, name, int(of_batch))
     dx = pool.empty(x.shape, x.dtype)
@@ -241,7 +242,7 @@ def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float, pool: Pool)
     columns = x.shape[-1]
     rows, threads = x.size // columns, power_of_two(columns, 32, THREADS)
     y = pool.empty(x.shape, x.dtype)
-    mean, inverse = (pool.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
+    mean, inverse = (pool.empty((*x.shape[:-1], 1), wide(x.dtype)) for _ in range(2))
     if rows:
         launch("layer_norm", x.dtype, (rows_at_once(rows),), (threads,), x, scale, shift, y, mean, inverse, rows,
                columns, float(epsilon), doubles=threads)  # fmt: skip
@@ -251,14 +252,14 @@ def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float, pool: Pool)
 def layer_norm_backward(
     x: Array, mean: Array, inverse: Array, scale: Array, dy: Array, pool: Pool
 ) -> tuple[Array, Array, Array]:
-    """The twin of `ops.layer_norm_backward`; dscale and dshift in the type of x."""
+    """The twin of `ops.layer_norm_backward`; dscale and dshift in the type of parameters."""
     columns = x.shape[-1]
     rows, threads = x.size // columns, power_of_two(columns, 32, THREADS)
     dx = pool.empty(x.shape, x.dtype)
     if rows:
         launch("layer_norm_backward", x.dtype, (rows_at_once(rows),), (threads,), x, mean, inverse, scale, dy, dx, rows,
                columns, doubles=threads)  # fmt: skip
-    dshift, dscale = (pool.empty((columns,), x.dtype) for _ in range(2))
+    dshift, dscale = (pool.empty((columns,), wide(x.dtype)) for _ in range(2))
     sum_columns("layer_norm_sums", x, (x, mean, inverse, dy), (dscale, dshift), pool)
     return dx, dscale, dshift
 
@@ -268,7 +269,7 @@ def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) ->
     shape = output_shape(x.shape, kernel, stride, padding)
     y, place = pool.empty(shape, x.dtype), pool.empty(shape, place_type(kernel))
     numbers = _windows(x.shape, shape, kernel, stride, padding)
-    spread_over("max_pool", x.dtype, y.size, x, y, place, y.size, *numbers, place.itemsize, wide=1)
+    spread_over("max_pool", x.dtype, y.size, x, y, place, y.size, *numbers, place.itemsize, one=True)
     return y, place
 
 
@@ -282,7 +283,7 @@ def max_pool_backward(
     if apart == shape[:2]:
         spread_over("max_pool_spread", dy.dtype, dy.size, place, dy, dx, dy.size, *numbers)
     else:
-        spread_over("max_pool_backward", dy.dtype, dx.size, place, dy, dx, dx.size, *numbers, wide=1)
+        spread_over("max_pool_backward", dy.dtype, dx.size, place, dy, dx, dx.size, *numbers, one=True)
     return dx
 
 
@@ -290,7 +291,7 @@ def average_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool
     """The twin of `ops.average_pool`."""
     y = pool.empty(output_shape(x.shape, kernel, stride, padding), x.dtype)
     numbers = _windows(x.shape, y.shape, kernel, stride, padding)
-    spread_over("average_pool", x.dtype, y.size, x, y, y.size, *numbers, wide=1)
+    spread_over("average_pool", x.dtype, y.size, x, y, y.size, *numbers, one=True)
     return y
 
 
@@ -298,7 +299,7 @@ def average_pool_backward(dy: Array, shape: Shape, kernel: Pair, stride: Pair, p
     """The twin of `ops.average_pool_backward`."""
     dx = pool.empty((len(dy), *shape), dy.dtype)
     numbers = _windows(dx.shape, dy.shape, kernel, stride, padding)
-    spread_over("average_pool_backward", dy.dtype, dx.size, dy, dx, dx.size, *numbers, wide=1)
+    spread_over("average_pool_backward", dy.dtype, dx.size, dy, dx, dx.size, *numbers, one=True)
     return dx
 
 
@@ -315,7 +316,7 @@ def _check_size(images: Shape) -> None:
 def channel_means(x: Array, pool: Pool) -> Array:
     """The twin of `ops.channel_means`."""
     y = pool.empty((len(x), x.shape[3]), x.dtype)
-    spread_over("channel_means", x.dtype, y.size, x, y, y.size, prod(x.shape[1:3]), x.shape[3], wide=1)
+    spread_over("channel_means", x.dtype, y.size, x, y, y.size, prod(x.shape[1:3]), x.shape[3], one=True)
     return y
 
 

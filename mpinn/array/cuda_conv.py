@@ -1,8 +1,9 @@
 """Convolutions by cuDNN: one graph for each shape, chosen by its heuristics, never by timing.
 
 Images are (B, H, W, C), as cuDNN likes them best. It wants the weight as (O, KH, KW, C), so ours, (KH, KW, C, O), is
-transposed on the way, and the gradient on its way back. Only engines that repeat bit for bit are chosen. Where cuDNN
-has none, as for float64, and where it is not installed, kernels of our own serve, which are slow and exact.
+transposed on the way, and the gradient on its way back; the weight of bfloat16 images is rounded to their type then.
+Only engines that repeat bit for bit are chosen. Where cuDNN has none, as for float64, and where it is not installed,
+kernels of our own serve, which are slow and exact.
 """
 
 import re
@@ -17,9 +18,13 @@ import numpy as np
 from mpinn.array.cuda_kernels import THREADS, address, launch, spread_over
 from mpinn.array.im2col import Pair, extent
 from mpinn.array.pool import Pool
-from mpinn.array.typing import Array, Shape
+from mpinn.array.precision import BFLOAT16
+from mpinn.array.typing import Array, Dtype, Shape
 
 Kind: TypeAlias = Literal["forward", "input", "weight"]
+Precision: TypeAlias = Literal["float32", "TF32", "bfloat16"]
+PRECISIONS: dict[str, Precision] = {"f": "float32", BFLOAT16: "bfloat16"}
+"""Of products, by the type of images."""
 X, WEIGHT, Y = 1, 2, 3
 """The names of tensors in a graph."""
 AVOIDED = ("NONDETERMINISTIC", "REDUCED_PRECISION_REDUCTION", "WINOGRAD_TILE_13x13")
@@ -70,16 +75,19 @@ class Plan:
 
 
 @cache
-def plan(kind: Kind, x: Shape, weight: Shape, stride: Pair, padding: Pair, tf32: bool, stream: int) -> Plan | None:
-    """The plan for x: (B, H, W, C) and the weight: (KH, KW, C, O), in float32; None where cuDNN has none."""
+def plan(
+    kind: Kind, x: Shape, weight: Shape, stride: Pair, padding: Pair, precision: Precision, stream: int
+) -> Plan | None:
+    """The plan for x: (B, H, W, C) and the weight: (KH, KW, C, O); None where cuDNN has none."""
     cudnn = frontend()
     if cudnn is None:
         return None
     handle, real = _handle(stream), cudnn.data_type.FLOAT
-    graph = cudnn.pygraph(io_data_type=real, intermediate_data_type=real, compute_data_type=real, handle=handle)
-    images = _images(x)
-    filters = _images((weight[3], weight[0], weight[1], weight[2]))
-    outputs = _images(output_shape(x, weight, stride, padding))
+    stored = cudnn.data_type.BFLOAT16 if precision == "bfloat16" else real
+    graph = cudnn.pygraph(io_data_type=stored, intermediate_data_type=real, compute_data_type=real, handle=handle)
+    images = _images(x, stored)
+    filters = _images((weight[3], weight[0], weight[1], weight[2]), stored)
+    outputs = _images(output_shape(x, weight, stride, padding), stored)
     steps = {"padding": [*padding], "stride": [*stride], "dilation": [1, 1]}
     if kind == "forward":
         ends = graph.tensor(name="x", uid=X, **images), graph.tensor(name="weight", uid=WEIGHT, **filters)
@@ -90,8 +98,9 @@ def plan(kind: Kind, x: Shape, weight: Shape, stride: Pair, padding: Pair, tf32:
     else:
         ends = graph.tensor(name="x", uid=X, **images), graph.tensor(name="y", uid=Y, **outputs)
         found, shape, name = graph.conv_wgrad(image=ends[0], loss=ends[1], **steps), filters, WEIGHT
-    found.set_output(True).set_dim(shape["dim"]).set_stride(shape["stride"]).set_data_type(real).set_uid(name)
-    notes = [getattr(cudnn.numerical_note, name) for name in (*AVOIDED, *(() if tf32 else INEXACT))]
+    found.set_output(True).set_dim(shape["dim"]).set_stride(shape["stride"]).set_data_type(stored).set_uid(name)
+    exact = precision == "float32"
+    notes = [getattr(cudnn.numerical_note, name) for name in (*AVOIDED, *(INEXACT if exact else ()))]
     try:
         graph.validate()
         graph.build_operation_graph()
@@ -100,9 +109,9 @@ def plan(kind: Kind, x: Shape, weight: Shape, stride: Pair, padding: Pair, tf32:
         graph.check_support()
     except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
         return None
-    wanted = better(weight) if kind == "weight" and tf32 else None
+    wanted = better(weight) if kind == "weight" and precision == "TF32" else None
     for number in _in_order(graph, wanted):
-        if not tf32 and graph.get_plan_name_at_index(number).startswith(ROUGH):
+        if exact and graph.get_plan_name_at_index(number).startswith(ROUGH):
             continue
         try:
             graph.build_plan_at_index(number)
@@ -132,11 +141,10 @@ def _in_order(graph: Any, wanted: str | None) -> list[int]:
     return numbers
 
 
-def _images(shape: Shape) -> dict[str, Any]:
+def _images(shape: Shape, stored: Any) -> dict[str, Any]:
     """cuDNN's (B, C, H, W), stored as (B, H, W, C)."""
     b, h, w, c = shape
-    real = frontend().data_type.FLOAT
-    return {"dim": [b, c, h, w], "stride": [h * w * c, 1, w * c, c], "data_type": real}
+    return {"dim": [b, c, h, w], "stride": [h * w * c, 1, w * c, c], "data_type": stored}
 
 
 def output_shape(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> Shape:
@@ -145,16 +153,21 @@ def output_shape(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> Shape:
     return x[0], high, wide, weight[3]
 
 
-def _planned(kind: Kind, x: Shape, weight: Array, stride: Pair, padding: Pair, tf32: bool) -> Plan | None:
-    if weight.dtype.char != "f" or not prod(x):
+def _planned(kind: Kind, x: Shape, weight: Shape, stride: Pair, padding: Pair, dtype: Dtype, tf32: bool) -> Plan | None:
+    if dtype.char not in PRECISIONS or not prod(x):
         return None
-    return plan(kind, tuple(x), weight.shape, stride, padding, tf32, cupy.cuda.get_current_stream().ptr)
+    precision = "TF32" if tf32 and dtype.char == "f" else PRECISIONS[dtype.char]
+    return plan(kind, tuple(x), weight, stride, padding, precision, cupy.cuda.get_current_stream().ptr)
 
 
-def transposed(x: Array, rows: int, out: Array) -> None:
-    """Write x, read as (rows, columns), to ``out`` as (columns, rows)."""
+def transposed(x: Array, rows: int, out: Array, gradient: bool = False) -> None:
+    """Write parameters x, read as (rows, columns), as (columns, rows) to ``out``, of the type of images.
+
+    Or, for a ``gradient``, the other way: x is of the type of images.
+    """
     columns = x.size // rows
-    launch("transpose", x.dtype, (-(-columns // 32), -(-rows // 32)), (32, 8), x, out, rows, columns)
+    name, dtype = ("transpose_gradient", x.dtype) if gradient else ("transpose", out.dtype)
+    launch(name, dtype, (-(-columns // 32), -(-rows // 32)), (32, 8), x, out, rows, columns)
 
 
 def _placed(x: Array, pool: Pool) -> Array:
@@ -166,9 +179,9 @@ def _placed(x: Array, pool: Pool) -> Array:
     return copy
 
 
-def _turned(weight: Array, pool: Pool) -> Array:
-    """(KH, KW, C, O) as (O, KH, KW, C)."""
-    out = pool.empty((weight.shape[3], *weight.shape[:3]), weight.dtype)
+def _turned(weight: Array, dtype: Dtype, pool: Pool) -> Array:
+    """(KH, KW, C, O) as (O, KH, KW, C), for images of ``dtype``."""
+    out = pool.empty((weight.shape[3], *weight.shape[:3]), dtype)
     transposed(weight, weight.size // weight.shape[3], out)
     return out
 
@@ -180,19 +193,19 @@ def _sizes(x: Shape, z: Shape, weight: Shape) -> Shape:
 
 def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool, tf32: bool) -> Array:
     """z: (B, OH, OW, O), the correlation of x with the weight."""
-    found = _planned("forward", x.shape, weight, stride, padding, tf32)
+    found = _planned("forward", x.shape, weight.shape, stride, padding, x.dtype, tf32)
     z = pool.empty(output_shape(x.shape, weight.shape, stride, padding), x.dtype)
     if found is None:
         spread_over("conv", x.dtype, z.size, x, weight, z, z.size, *_sizes(x.shape, z.shape, weight.shape),
-                    *stride, *padding, wide=1)  # fmt: skip
+                    *stride, *padding, one=True)  # fmt: skip
         return z
-    found.run({X: _placed(x, pool), WEIGHT: _turned(weight, pool), Y: z}, pool)
+    found.run({X: _placed(x, pool), WEIGHT: _turned(weight, x.dtype, pool), Y: z}, pool)
     return z
 
 
 def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool, tf32: bool) -> None:
     """Write the gradient by the weight to ``grad``: (KH, KW, C, O)."""
-    found = _planned("weight", x.shape, grad, stride, padding, tf32)
+    found = _planned("weight", x.shape, grad.shape, stride, padding, x.dtype, tf32)
     if found is None:
         high, wide, outputs = dz.shape[1:]
         sizes = (len(x), *x.shape[1:], high, wide, outputs, grad.shape[1])
@@ -200,20 +213,20 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
         launch("conv_backward_weight", x.dtype, (min(grad.size, 1 << 16),), (THREADS,), x, dz, grad, *numbers,
                doubles=THREADS)  # fmt: skip
         return
-    turned = pool.empty((grad.shape[3], *grad.shape[:3]), grad.dtype)
+    turned = pool.empty((grad.shape[3], *grad.shape[:3]), x.dtype)
     found.run({X: _placed(x, pool), Y: _placed(dz, pool), WEIGHT: turned}, pool)
-    transposed(turned, grad.shape[3], grad)
+    transposed(turned, grad.shape[3], grad, gradient=True)
 
 
 def conv_backward_input(
     dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool, tf32: bool
 ) -> Array:
     """dx: (B, H, W, C) for samples of ``shape`` (H, W, C)."""
-    found = _planned("input", (len(dz), *shape), weight, stride, padding, tf32)
+    found = _planned("input", (len(dz), *shape), weight.shape, stride, padding, dz.dtype, tf32)
     dx = pool.empty((len(dz), *shape), dz.dtype)
     if found is None:
         spread_over("conv_backward_input", dz.dtype, dx.size, dz, weight, dx, dx.size,
-                    *_sizes(dx.shape, dz.shape, weight.shape), *stride, *padding, wide=1)  # fmt: skip
+                    *_sizes(dx.shape, dz.shape, weight.shape), *stride, *padding, one=True)  # fmt: skip
         return dx
-    found.run({Y: _placed(dz, pool), WEIGHT: _turned(weight, pool), X: dx}, pool)
+    found.run({Y: _placed(dz, pool), WEIGHT: _turned(weight, dz.dtype, pool), X: dx}, pool)
     return dx

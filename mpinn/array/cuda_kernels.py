@@ -12,20 +12,29 @@ import cupy
 import numpy as np
 
 from mpinn.array.pool import Pool
+from mpinn.array.precision import BFLOAT16
 from mpinn.array.typing import Array, Dtype
 
 THREADS = 256
-WIDE = 4
-"""Elements that a thread of an element-wise kernel handles at once."""
+LOADED = 16
+"""Bytes that a thread of an element-wise kernel handles at once."""
 CROWD = 8
 """Blocks for each multiprocessor: more would only wait."""
 PIECES = 132
 """Partial sums of a column, at most: a block for each multiprocessor of a large GPU."""
 NULL = 0
 """In place of an array that a kernel can do without."""
+TYPES = {
+    "f": ("-DREAL=float", "-DWIDE=float"),
+    "d": ("-DREAL=double", "-DWIDE=double"),
+    BFLOAT16: ("-DREAL=bfloat16", "-DWIDE=float"),
+}
+"""Those of activations, and of parameters and arithmetic, by the letter of the former."""
 SOURCES = ("elementwise", "columns", "norms", "pooling", "conv", "vectors", "ragged", "packed")
 SUMMED = 512
 """Threads of a block that sums columns up."""
+ACROSS = 128
+"""Columns of such a block, at most: its partial sums stand in 35 KiB of shared memory."""
 TILES = 1 << 20
 """Tiles of columns, at most, that are summed up at once: 32 million columns."""
 
@@ -49,14 +58,14 @@ def _homes() -> dict[str, str]:
 
 
 @cache
-def _module(home: str, real: str) -> Any:
-    return cupy.RawModule(code=_texts()[home], options=("-std=c++17", "--fmad=false", f"-DREAL={real}"))
+def _module(home: str, char: str) -> Any:
+    return cupy.RawModule(code=_texts()[home], options=("-std=c++17", "--fmad=false", *TYPES[char]))
 
 
 @cache
 def kernel(name: str, dtype: Dtype) -> Any:
-    """The kernel for arrays of ``dtype``: called with grid, block, arguments and bytes of shared memory."""
-    return _module(_homes()[name], {"f": "float", "d": "double"}[dtype.char]).get_function(name)
+    """The kernel for activations of ``dtype``: called with grid, block, arguments and bytes of shared memory."""
+    return _module(_homes()[name], dtype.char).get_function(name)
 
 
 @cache
@@ -65,10 +74,10 @@ def multiprocessors() -> int:
     return int(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["multiProcessorCount"])
 
 
-def spread_over(name: str, dtype: Dtype, count: int, *arguments: Array | Number, wide: int = WIDE) -> None:
-    """Launch an element-wise kernel over ``count`` elements, of which a thread handles about ``wide`` at once."""
+def spread_over(name: str, dtype: Dtype, count: int, *arguments: Array | Number, one: bool = False) -> None:
+    """Launch an element-wise kernel over ``count`` elements, of which a thread handles ``one`` at once, or several."""
     if count:
-        blocks = min(-(-count // (THREADS * wide)), CROWD * multiprocessors())
+        blocks = min(-(-count // (THREADS * (1 if one else LOADED // dtype.itemsize))), CROWD * multiprocessors())
         kernel(name, dtype)((blocks,), (THREADS,), arguments)
 
 
@@ -108,9 +117,10 @@ def sum_columns(name: str, matrix: Array, inputs: Arguments, outputs: Arguments,
     """
     columns = matrix.shape[-1]
     rows = matrix.size // columns
-    wide = 16 // matrix.itemsize
-    lanes = wide if columns % wide == 0 and not any(address(x) % 16 for x in inputs if not isinstance(x, int)) else 1
-    width = power_of_two(columns // lanes, 1, 32)
+    wide = LOADED // matrix.itemsize
+    loose = columns % wide or any(address(x) % LOADED for x in inputs if not isinstance(x, int))
+    lanes = 1 if loose else wide
+    width = power_of_two(columns // lanes, 1, min(32, ACROSS // lanes))
     tiles, deep = -(-columns // (width * lanes)), SUMMED // width
     if tiles > TILES:
         raise OverflowError(f"{columns:,} columns are too many to be summed up")

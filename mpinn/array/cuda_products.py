@@ -8,13 +8,14 @@ import cupy
 import numpy as np
 
 from mpinn.array.cuda_kernels import address
+from mpinn.array.precision import BFLOAT16, wide
 from mpinn.array.typing import Array
 
 WORKSPACE = 32 << 20
 """Bytes, as many as cuBLAS asks for on Hopper: with less it would take slower ways, or allocate in a capture."""
 NOT_TRANSPOSED, TRANSPOSED = 0, 1
-TYPES = {"f": (0, 68, ctypes.c_float), "d": (1, 70, ctypes.c_double)}
-"""CUDA_R_32F and CUDA_R_64F, CUBLAS_COMPUTE_32F and _64F, and what alpha and beta are."""
+TYPES = {"f": (0, 68, ctypes.c_float), "d": (1, 70, ctypes.c_double), BFLOAT16: (14, 68, ctypes.c_float)}
+"""CUDA_R_32F, CUDA_R_64F and CUDA_R_16BF, CUBLAS_COMPUTE_32F and _64F, and what alpha and beta are."""
 FAST_TF32 = 77
 """CUBLAS_COMPUTE_32F_FAST_TF32."""
 DEFAULT = -1
@@ -55,8 +56,8 @@ class Blas:
             raise ProductError(f"cuBLAS gives status {status}")
 
     def multiply(self, a: Operand, b: Operand, out: Array) -> None:
-        """out = a b, of matrices (M, K) and (K, N), or of batches of them."""
-        char = out.dtype.char
+        """out = a b, of matrices (M, K) and (K, N), or of batches of them; a and b are of one type."""
+        char = a.array.dtype.char
         number, compute, _ = TYPES[char]
         if self._tf32 and char == "f":
             compute = FAST_TF32
@@ -68,7 +69,7 @@ class Blas:
         tail: list[Any] = [ctypes.c_int(compute), ctypes.c_int(DEFAULT)]
         left = [ctypes.c_void_p(address(b.array)), number, b.pitch]
         right = [ctypes.c_void_p(address(a.array)), number, a.pitch]
-        result = [ctypes.c_void_p(address(out)), number, columns]
+        result = [ctypes.c_void_p(address(out)), TYPES[out.dtype.char][0], columns]
         if out.ndim == 2:
             call = self._library.cublasGemmEx
             self._check(call(*numbers, *left, *right, ctypes.byref(zero), *result, *tail))
@@ -110,15 +111,20 @@ def _blas(stream: int, tf32: bool) -> Blas | None:
 
 
 def matmul(a: Array, b: Array, out: Array, tf32: bool) -> None:
-    """out = a b; a: (..., M, K), b: (..., K, N), out: (..., M, N) in C order, with one batch axis or none."""
+    """out = a b; a: (..., M, K), b: (..., K, N), out: (..., M, N) in C order, with one batch axis or none.
+
+    Parameters b are rounded to the type of activations a. Numbers are summed up in float32 at least, and rounded once.
+    """
     if not out.size:
         return
     if not a.shape[-1]:
         out.fill(0)
         return
+    if b.dtype != a.dtype:
+        b = b.astype(a.dtype)
     blas = _blas(cupy.cuda.get_current_stream().ptr, tf32)
     if blas is None:
-        np.matmul(a, b, out=out)
+        np.copyto(out, np.matmul(a.astype(wide(a.dtype), copy=False), b.astype(wide(a.dtype), copy=False)))
     else:
         blas.multiply(_operand(a), _operand(b), out)
 

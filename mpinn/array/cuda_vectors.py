@@ -48,7 +48,7 @@ def correct(y: Array, target: Array) -> Array:
     """The twin of `ops.correct`."""
     rows, outputs = y.shape
     right: Array = cupy.empty(rows, DOUBLE)
-    spread_over("right_rows", y.dtype, rows, y, *wanted(target), right, rows, outputs, wide=1)
+    spread_over("right_rows", y.dtype, rows, y, *wanted(target), right, rows, outputs, one=True)
     return _total(right)
 
 

@@ -10,6 +10,7 @@ from mpinn.errors import InputError
 Setting: TypeAlias = Literal["auto", "plain", "compiled"]
 Where: TypeAlias = Literal["auto", "cpu", "gpu"]
 TF32_SAID = {True: "float32 is multiplied as TF32", False: "float32 is multiplied as float32"}
+BF16_SAID = "activations are stored and multiplied as bfloat16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,24 +28,32 @@ class Device:
     memory: Any = None
 
 
-def choose_device(where: Where, kernels: Setting, local_rank: int, tf32: bool = False) -> Device:
+def choose_device(where: Where, kernels: Setting, local_rank: int, tf32: bool = False, bf16: bool = False) -> Device:
     """The device of a rank, which is the ``local_rank``-th on its machine, made the current one of this thread.
 
-    Never by timing, so that equal settings give equal numbers. Raises InputError if a GPU is wanted and there is none,
-    or if kernels are to be compiled and cannot be.
+    Never by timing, so that equal settings give equal numbers. Raises InputError if a GPU is wanted, or needed for
+    ``bf16``, and there is none, or if kernels are to be compiled and cannot be.
     """
     why = "chosen"
     if where != "cpu":
         count, why = count_devices()
         if count:
-            return _gpu(local_rank % count, count, tf32)
+            return _gpu(local_rank % count, count, BF16_SAID if bf16 else TF32_SAID[tf32], tf32)
         if where == "gpu":
             raise InputError("run.device", f"gpu: {why}; choose cpu, or auto for a GPU where there is one")
+    check_bf16(bf16, where, why)
     try:
         module, said = choose_kernels(kernels)
     except ImportError as error:
         raise InputError("run.kernels", f"compiled: {error}") from None
     return Device(module, f"cpu: {why}; kernels {said}")
+
+
+def check_bf16(wanted: bool, where: Where, why: str) -> None:
+    """Raise InputError if bfloat16 is wanted of the host; ``why`` it computes."""
+    if wanted:
+        said = "run.device is cpu" if where == "cpu" else why
+        raise InputError("run.bf16", f"only a GPU computes in bfloat16: {said}")
 
 
 def count_devices() -> tuple[int, str]:
@@ -62,7 +71,7 @@ def count_devices() -> tuple[int, str]:
     return count, "" if count else "no GPU is visible"
 
 
-def _gpu(index: int, count: int, tf32: bool) -> Device:
+def _gpu(index: int, count: int, precision: str, tf32: bool) -> Device:
     import cupy
 
     from mpinn.array import cuda, cuda_conv
@@ -78,7 +87,7 @@ def _gpu(index: int, count: int, tf32: bool) -> Device:
     name = properties["name"].decode()
     bus = f"{properties['pciDomainID']:x}:{properties['pciBusID']:x}:{properties['pciDeviceID']:x}"
     convolutions = "by cuDNN" if cuda_conv.frontend() else "by kernels of our own, which are slow: cuDNN is missing"
-    said = f"gpu {index} of {count}, {name}; {TF32_SAID[tf32]}; convolutions {convolutions}"
+    said = f"gpu {index} of {count}, {name}; {precision}; convolutions {convolutions}"
     return Device(cuda, said, name, bus, CudaMemory())
 
 

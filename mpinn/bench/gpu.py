@@ -18,7 +18,7 @@ from mpinn.array.device import choose_device
 from mpinn.array.typing import Array
 from mpinn.bench import gpu_kernels
 from mpinn.bench.gpu_programs import CLASSES, Peer, Program, apart, batches, find_peer, initial, our_gradient, ours
-from mpinn.bench.gpu_roofline import TF32, Ceilings, demand, measure
+from mpinn.bench.gpu_roofline import PRECISIONS, Ceilings, Precision, demand, measure
 from mpinn.bench.timing import Spread, ratio_text, seconds_text
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
@@ -106,38 +106,42 @@ def run(
         for work in works:
             start = initial(work.model)
             exact = _exact(work, start, ops) if work.compared else None
-            for precision, tf32 in TF32.items():
-                ops.Choices.tf32 = tf32
-                errors = {} if exact is None else _errors(work, start, ops, peer, tf32, exact)
-                programs = _programs(work, start, ops, peer, tf32, effort)
-                yield _rows(work, precision, programs, ceilings, effort, errors)
+            for name, precision in PRECISIONS.items():
+                ops.Choices.tf32 = precision.tf32
+                errors = {} if exact is None else _errors(work, start, ops, peer, precision, exact)
+                programs = _programs(work, start, ops, peer, precision, effort)
+                yield _rows(work, name, programs, ceilings, effort, errors)
                 del programs
     finally:
         ops.Choices.tf32 = before
 
 
 def _exact(work: Work, start: Part, ops: Any) -> Array:
-    return our_gradient(work.model, start, batches(work.model, work.batch, 1)[0], ops, DOUBLE, steps=1)
+    return our_gradient(work.model, start, batches(work.model, work.batch, 1)[0], ops, (DOUBLE, DOUBLE), steps=1)
 
 
-def _errors(work: Work, start: Part, ops: Any, peer: Peer | None, tf32: bool, exact: Array) -> dict[str, float]:
+def _errors(
+    work: Work, start: Part, ops: Any, peer: Peer | None, precision: Precision, exact: Array
+) -> dict[str, float]:
     batch = batches(work.model, work.batch, 1)[0]
-    found = {OURS: our_gradient(work.model, start, batch, ops, SINGLE, steps=3)}
+    found = {OURS: our_gradient(work.model, start, batch, ops, (SINGLE, precision.dtype), steps=3)}
     if peer is not None:
-        found[PEER] = peer.gradient(work.model, start, batch, tf32)
+        found[PEER] = peer.gradient(work.model, start, batch, precision)
     return apart(found, exact)
 
 
-def _programs(work: Work, start: Part, ops: Any, peer: Peer | None, tf32: bool, effort: Effort) -> dict[str, Program]:
+def _programs(
+    work: Work, start: Part, ops: Any, peer: Peer | None, precision: Precision, effort: Effort
+) -> dict[str, Program]:
     given = batches(work.model, work.batch)
-    programs = {OURS: ours(work.model, start, given, ops)}
+    programs = {OURS: ours(work.model, start, given, ops, precision.dtype)}
     if peer is None:
         return programs
-    programs[PEER] = peer.program(work.model, start, given, tf32)
+    programs[PEER] = peer.program(work.model, start, given, precision)
     if effort.tuned:
-        programs[f"{PEER}, tuned"] = peer.program(work.model, start, given, tf32, tuned=True)
+        programs[f"{PEER}, tuned"] = peer.program(work.model, start, given, precision, tuned=True)
     if effort.compiled:
-        programs[f"{PEER}, compiled"] = peer.program(work.model, start, given, tf32, compiled=True)
+        programs[f"{PEER}, compiled"] = peer.program(work.model, start, given, precision, compiled=True)
     return programs
 
 
@@ -188,7 +192,9 @@ def print_head(said: str, ceilings: Ceilings, peer: Peer | None) -> None:
     products = ", ".join(f"{rate / 1e12:.1f} TFLOP/s in {name}" for name, rate in ceilings.products.items())
     print(f"ceilings: a large copy {ceilings.bandwidth / 1e9:,.0f} GB/s, a large product {products}")
     if peer is not None:
-        print(f"PyTorch {peer.torch.__version__}: eager, channels last, fused optimizer; tuned: cudnn.benchmark")
+        print(
+            f"PyTorch {peer.torch.__version__}: eager, channels last, fused optimizer, autocast; tuned: cudnn.benchmark"
+        )
     print(
         f"{'median (25-75 %)':24}  {'a step':>24}  {'samples/s':>10}  {'x as fast':>17}  {'roof':>5}  {'host':>8}  "
         f"{'memory':>9}  {'error':>7}",

@@ -11,11 +11,10 @@ import numpy as np
 from mpinn.array.im2col import Pair
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
-from mpinn.array.typing import Array, Shape
-from mpinn.bench.gpu_roofline import TF32, Demand, random
+from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.bench.gpu_roofline import PRECISIONS, Demand, random
 
-FLOAT = 4
-"""Bytes."""
+SINGLE = np.dtype(np.float32)
 VGG: tuple[Shape, ...] = ((32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (2, 2, 512))
 RESNET: tuple[Shape, ...] = ((32, 32, 16), (16, 16, 32), (8, 8, 64))
 PERCEPTRON = ((784, 512), (512, 512), (512, 10))
@@ -28,18 +27,23 @@ Call: TypeAlias = Callable[[], object]
 
 @dataclass(frozen=True, eq=False)
 class Maker:
-    """Makes arrays on the device, and lends the kernels its buffers."""
+    """Makes arrays on the device, and lends the kernels its buffers; activations are of a type of their own."""
 
     ops: Any
     pool: Pool
+    dtype: Dtype
 
-    def random(self, *shape: int) -> Array:
+    def activations(self, *shape: int) -> Array:
         """Normal numbers."""
-        return random(shape, self.ops)
+        return random(shape, self.ops, self.dtype)
+
+    def parameters(self, *shape: int) -> Array:
+        """Normal numbers."""
+        return random(shape, self.ops, SINGLE)
 
     def zeros(self, *shape: int) -> Array:
-        """Zeros."""
-        found: Array = self.ops.LIBRARY.zeros(shape, np.float32)
+        """Zeros in the place of parameters."""
+        found: Array = self.ops.LIBRARY.zeros(shape, SINGLE)
         return found
 
 
@@ -87,8 +91,17 @@ ALL = (
 
 def benches(batch: int, quick: bool = False) -> Iterator[Bench]:
     """All of them; ``quick``: convolutions of a few shapes only."""
-    for bench in _products(batch):
-        yield from _both(bench)
+    for bench in _all(batch, quick):
+        for precision in PRECISIONS:
+            # products are done in each, and what only moves numbers is no faster with TF32
+            if (bench.demand.operations or precision != "TF32") and (
+                bench.demand.activations or precision == "float32"
+            ):
+                yield replace(bench, precision=precision)
+
+
+def _all(batch: int, quick: bool) -> Iterator[Bench]:
+    yield from _products(batch)
     yield from _dense(batch)
     images = [(batch, *shape) for shape in (*VGG, *RESNET)]
     for shape in images:
@@ -102,17 +115,11 @@ def benches(batch: int, quick: bool = False) -> Iterator[Bench]:
     chosen = TYPICAL if quick else ALL
     yield from map(_transpose, dict.fromkeys((own.kernel**2 * own.inputs, own.outputs) for own in chosen))
     for own in chosen:
-        for bench in _convolutions(batch, own):
-            yield from _both(bench)
+        yield from _convolutions(batch, own)
 
 
-def _both(bench: Bench) -> Iterator[Bench]:
-    """A product in both precisions."""
-    yield from (replace(bench, precision=precision) for precision in TF32)
-
-
-def _moved(elements: float) -> Demand:
-    return Demand(0.0, FLOAT * elements)
+def _moved(activations: float) -> Demand:
+    return Demand(0.0, activations)
 
 
 def _name(shape: Shape) -> str:
@@ -121,19 +128,19 @@ def _name(shape: Shape) -> str:
 
 def _products(batch: int) -> Iterator[Bench]:
     for inputs, outputs in PERCEPTRON:
-        demand = Demand(2.0 * batch * inputs * outputs, FLOAT * (batch * inputs + inputs * outputs + batch * outputs))
+        demand = Demand(2.0 * batch * inputs * outputs, batch * (inputs + outputs), inputs * outputs)
         size = f"{batch}x{inputs}x{outputs}"
 
         def forward(m: Maker, inputs: int = inputs, outputs: int = outputs) -> Call:
-            x, weight, z = m.random(batch, inputs), m.random(inputs, outputs), m.zeros(batch, outputs)
+            x, weight, z = m.activations(batch, inputs), m.parameters(inputs, outputs), m.activations(batch, outputs)
             return lambda: m.ops.matmul(x, weight, z)
 
         def backward(m: Maker, inputs: int = inputs, outputs: int = outputs) -> Call:
-            dz, weight, dx = m.random(batch, outputs), m.random(inputs, outputs), m.zeros(batch, inputs)
+            dz, weight, dx = m.activations(batch, outputs), m.parameters(inputs, outputs), m.activations(batch, inputs)
             return lambda: m.ops.matmul(dz, weight.T, dx)
 
         def gradient(m: Maker, inputs: int = inputs, outputs: int = outputs) -> Call:
-            x, dz, grad = m.random(batch, inputs), m.random(batch, outputs), m.zeros(inputs, outputs)
+            x, dz, grad = m.activations(batch, inputs), m.activations(batch, outputs), m.zeros(inputs, outputs)
             return lambda: m.ops.matmul(x.T, dz, grad)
 
         yield Bench("product", size, demand, forward)
@@ -147,18 +154,18 @@ def _dense(batch: int) -> Iterator[Bench]:
     yield from _elementwise(shape)
 
     def cross_entropy(m: Maker) -> Call:
-        logits, target = m.random(batch, 10), m.ops.on_device(np.arange(batch) % 10)
+        logits, target = m.activations(batch, 10), m.ops.on_device(np.arange(batch) % 10)
         return lambda: m.ops.cross_entropy(logits, target, 0.0, m.pool)
 
     yield Bench("cross entropy", f"{batch}x10", _moved(2 * batch * 10), cross_entropy)
     wide = (ROWS, HIDDEN)
 
     def normed(m: Maker) -> Call:
-        x, scale, shift = m.random(*wide), m.random(HIDDEN), m.random(HIDDEN)
+        x, scale, shift = m.activations(*wide), m.parameters(HIDDEN), m.parameters(HIDDEN)
         return lambda: m.ops.layer_norm(x, scale, shift, 1e-5, m.pool)
 
     def backward(m: Maker) -> Call:
-        x, scale, dy = m.random(*wide), m.random(HIDDEN), m.random(*wide)
+        x, scale, dy = m.activations(*wide), m.parameters(HIDDEN), m.activations(*wide)
         _, mean, inverse = m.ops.layer_norm(x, scale, scale, 1e-5, m.pool)
         return lambda: m.ops.layer_norm_backward(x, mean, inverse, scale, dy, m.pool)
 
@@ -170,30 +177,30 @@ def _elementwise(shape: Shape) -> Iterator[Bench]:
     n, size, columns = prod(shape), _name(shape), shape[-1]
 
     def bias(m: Maker) -> Call:
-        z, own = m.random(*shape), m.random(columns)
+        z, own = m.activations(*shape), m.parameters(columns)
         return lambda: m.ops.bias_activation(z, own, "relu", m.pool)
 
     def activated(name: str) -> Callable[[Maker], Call]:
         def make(m: Maker) -> Call:
-            x = m.random(*shape)
+            x = m.activations(*shape)
             return lambda: m.ops.activate(name, x, m.pool)
 
         return make
 
     def backward(m: Maker) -> Call:
-        kept, dy = m.random(*shape), m.random(*shape)
+        kept, dy = m.activations(*shape), m.activations(*shape)
         return lambda: m.ops.activation_backward("relu", kept, dy, m.pool)
 
     def added(m: Maker) -> Call:
-        a, b = m.random(*shape), m.random(*shape)
+        a, b = m.activations(*shape), m.activations(*shape)
         return lambda: m.ops.add(a, b, m.pool)
 
     def summed(m: Maker) -> Call:
-        x = m.random(*shape)
+        x = m.activations(*shape)
         return lambda: m.ops.column_sums(x)
 
     def dropped(m: Maker) -> Call:
-        x, keep = m.random(*shape), m.ops.LIBRARY.ones(shape, np.bool_)
+        x, keep = m.activations(*shape), m.ops.LIBRARY.ones(shape, np.bool_)
         return lambda: m.ops.dropout(x, keep, 0.5, m.pool)
 
     def mask(m: Maker) -> Call:
@@ -206,8 +213,8 @@ def _elementwise(shape: Shape) -> Iterator[Bench]:
     yield Bench("relu, backward", size, _moved(3 * n), backward)
     yield Bench("add", size, _moved(3 * n), added)
     yield Bench("column sums", size, _moved(n), summed)
-    yield Bench("dropout", size, Demand(0.0, (2 * FLOAT + 1) * n), dropped)
-    yield Bench("dropout mask", size, Demand(0.0, n), mask)
+    yield Bench("dropout", size, Demand(0.0, 2 * n, other=n), dropped)
+    yield Bench("dropout mask", size, Demand(0.0, other=n), mask)
 
 
 def _norms(shape: Shape) -> Iterator[Bench]:
@@ -215,16 +222,16 @@ def _norms(shape: Shape) -> Iterator[Bench]:
     n, size, columns = prod(shape), _name(shape), shape[-1]
 
     def statistics(m: Maker) -> Call:
-        x, running = m.random(*shape), (m.zeros(columns), m.random(columns))
+        x, running = m.activations(*shape), (m.zeros(columns), m.parameters(columns))
         return lambda: m.ops.batch_statistics(x, running, 0.1, 1e-5, m.pool)
 
     def normed(m: Maker) -> Call:
-        x, numbers = m.random(*shape), [m.random(columns) for _ in range(4)]
+        x, numbers = m.activations(*shape), [m.parameters(columns) for _ in range(4)]
         return lambda: m.ops.batch_norm(x, *numbers, "relu", m.pool)
 
     def backward(m: Maker) -> Call:
-        x, y, dy = (m.random(*shape) for _ in range(3))
-        numbers = [m.random(columns) for _ in range(3)]
+        x, y, dy = (m.activations(*shape) for _ in range(3))
+        numbers = [m.parameters(columns) for _ in range(3)]
         return lambda: m.ops.batch_norm_backward(x, *numbers, "relu", y, dy, True, m.pool)
 
     yield Bench("batch norm, statistics", size, _moved(n), statistics)
@@ -236,24 +243,24 @@ def _pools(shape: Shape) -> Iterator[Bench]:
     n, size, none, two = prod(shape), _name(shape), (0, 0), (2, 2)
 
     def largest(m: Maker) -> Call:
-        x = m.random(*shape)
+        x = m.activations(*shape)
         return lambda: m.ops.max_pool(x, two, two, none, m.pool)
 
     def backward(m: Maker) -> Call:
-        y, place = m.ops.max_pool(m.random(*shape), two, two, none, m.pool)
+        y, place = m.ops.max_pool(m.activations(*shape), two, two, none, m.pool)
         return lambda: m.ops.max_pool_backward(place, y, shape[1:], two, two, none, m.pool)
 
     def means(m: Maker) -> Call:
-        x = m.random(*shape)
+        x = m.activations(*shape)
         return lambda: m.ops.channel_means(x, m.pool)
 
     def spread(m: Maker) -> Call:
-        dy = m.random(shape[0], shape[-1])
+        dy = m.activations(shape[0], shape[-1])
         return lambda: m.ops.channel_means_backward(dy, shape[1:], m.pool)
 
     if shape[1:] in VGG:
-        yield Bench("max pool", size, Demand(0.0, FLOAT * 1.25 * n + n / 4), largest)
-        yield Bench("max pool, backward", size, Demand(0.0, FLOAT * 1.25 * n + n / 4), backward)
+        yield Bench("max pool", size, Demand(0.0, 1.25 * n, other=n / 4), largest)
+        yield Bench("max pool, backward", size, Demand(0.0, 1.25 * n, other=n / 4), backward)
     if shape[1:] == RESNET[-1]:
         yield Bench("channel means", size, _moved(n), means)
         yield Bench("channel means, backward", size, _moved(n), spread)
@@ -269,39 +276,38 @@ def _vectors(size: int) -> Iterator[Bench]:
         return m.ops.prepared(Segments.of([(*own, 1e-4 * (i % 2), 1.0) for i, own in enumerate(ends)]))
 
     def sgd(m: Maker) -> Call:
-        w, g, v, cut = m.random(size), m.random(size), m.zeros(size), pieces(m)
+        w, g, v, cut = m.parameters(size), m.parameters(size), m.zeros(size), pieces(m)
         return lambda: m.ops.sgd(w, g, v, cut, 0.01, 1e-3, 0.9, False, pool=m.pool)
 
     def adam(m: Maker) -> Call:
-        w, g, first, second, cut = m.random(size), m.random(size), m.zeros(size), m.zeros(size), pieces(m)
+        w, g, first, second, cut = m.parameters(size), m.parameters(size), m.zeros(size), m.zeros(size), pieces(m)
         return lambda: m.ops.adam(w, g, first, second, cut, 0.01, 1e-3, (0.9, 0.999), 1e-8, 10, True, pool=m.pool)
 
     def squares(m: Maker) -> Call:
-        g = m.random(size)
+        g = m.parameters(size)
         return lambda: m.ops.sum_of_squares(g)
 
-    yield Bench("sgd, momentum", name, _moved(5 * size), sgd)
-    yield Bench("adamw", name, _moved(7 * size), adam)
-    yield Bench("sum of squares", name, _moved(size), squares)
+    yield Bench("sgd, momentum", name, Demand(0.0, parameters=5 * size), sgd)
+    yield Bench("adamw", name, Demand(0.0, parameters=7 * size), adam)
+    yield Bench("sum of squares", name, Demand(0.0, parameters=size), squares)
 
 
 def _convolutions(batch: int, own: Filter) -> Iterator[Bench]:
     x, weight = (batch, own.side, own.side, own.inputs), (own.kernel, own.kernel, own.inputs, own.outputs)
     side = -(-own.side // own.stride)
     z = (batch, side, side, own.outputs)
-    moved = FLOAT * (prod(x) + prod(weight) + prod(z))
-    demand = Demand(2.0 * prod(z) * prod(weight[:3]), moved)
+    demand = Demand(2.0 * prod(z) * prod(weight[:3]), prod(x) + prod(z), prod(weight))
 
     def forward(m: Maker) -> Call:
-        image, kernel = m.random(*x), m.random(*weight)
+        image, kernel = m.activations(*x), m.parameters(*weight)
         return lambda: m.ops.conv(image, kernel, *own.steps, m.pool)
 
     def backward(m: Maker) -> Call:
-        dz, kernel = m.random(*z), m.random(*weight)
+        dz, kernel = m.activations(*z), m.parameters(*weight)
         return lambda: m.ops.conv_backward_input(dz, kernel, x[1:], *own.steps, m.pool)
 
     def gradient(m: Maker) -> Call:
-        image, dz, grad = m.random(*x), m.random(*z), m.zeros(*weight)
+        image, dz, grad = m.activations(*x), m.activations(*z), m.zeros(*weight)
         return lambda: m.ops.conv_backward_weight(image, dz, grad, *own.steps, m.pool)
 
     yield Bench("conv", own.name, demand, forward)
@@ -317,7 +323,7 @@ def _transpose(shape: tuple[int, int]) -> Bench:
     def make(m: Maker) -> Call:
         from mpinn.array.cuda_conv import transposed
 
-        source, target = m.random(rows, columns), m.zeros(columns, rows)
+        source, target = m.parameters(rows, columns), m.activations(columns, rows)
         return lambda: transposed(source, rows, target)
 
-    return Bench("transpose", f"{rows}x{columns}", _moved(2 * rows * columns), make)
+    return Bench("transpose", f"{rows}x{columns}", Demand(0.0, rows * columns, rows * columns), make)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mpinn.array.pool import Pool
 from mpinn.bench.gpu_kernel_list import Bench, Call, Maker, benches
-from mpinn.bench.gpu_roofline import TF32, Ceilings
+from mpinn.bench.gpu_roofline import PRECISIONS, Ceilings
 from mpinn.bench.timing import Spread, seconds_text
 
 ROUNDS = 5
@@ -74,7 +74,7 @@ def run(ops: Any, ceilings: Ceilings, quick: bool = False, batch: int = 128) -> 
     before = ops.Choices.tf32
     try:
         for bench in benches(batch, quick):
-            ops.Choices.tf32 = TF32[bench.precision]
+            ops.Choices.tf32 = PRECISIONS[bench.precision].tf32
             yield measure(bench, ops, ceilings)
     finally:
         ops.Choices.tf32 = before
@@ -84,9 +84,9 @@ def measure(bench: Bench, ops: Any, ceilings: Ceilings) -> Row:
     """One kernel at one size."""
     from mpinn.array import cuda_timing
 
-    pool = Pool(ops.LIBRARY)
-    sets = min(MOST, max(1, ceil(CACHES * cuda_timing.cache_bytes() / bench.demand.bytes)))
-    rotation = Rotation([bench.make(Maker(ops, pool)) for _ in range(sets)])
+    maker, moved = Maker(ops, Pool(ops.LIBRARY), PRECISIONS[bench.precision].dtype), bench.demand.bytes(bench.precision)
+    sets = min(MOST, max(1, ceil(CACHES * cuda_timing.cache_bytes() / moved)))
+    rotation = Rotation([bench.make(maker) for _ in range(sets)])
     for _ in range(2 * sets):
         rotation()
     calls = max(sets, min(MOST, ceil(SAMPLE / max(cuda_timing.seconds(rotation, 2), 1e-6))))
@@ -101,7 +101,7 @@ def measure(bench: Bench, ops: Any, ceilings: Ceilings) -> Row:
         bench.size,
         bench.precision,
         Spread.of(samples),
-        bench.demand.bytes,
+        moved,
         bench.demand.operations,
         least,
     )
@@ -124,7 +124,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         rate = row.operations / row.seconds.median / 1e12
         print(
-            f"{row.kernel:24}  {row.size:26}  {row.precision if rate else '':9}  {seconds_text(row.seconds):>22}  "
+            f"{row.kernel:24}  {row.size:26}  {row.precision:9}  {seconds_text(row.seconds):>22}  "
             f"{row.bytes / row.seconds.median / 1e9:>6,.0f}  {f'{rate:.1f}' if rate else '':>7}  {row.share:>6.0%}  "
             f"{row.mark}".rstrip(),
             flush=True,

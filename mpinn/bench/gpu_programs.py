@@ -13,6 +13,7 @@ import numpy as np
 
 from mpinn.array import ops as plain
 from mpinn.array.typing import Array, Dtype
+from mpinn.bench.gpu_roofline import Precision
 from mpinn.bench.peer import gradient, images, import_torch, stored, translate
 from mpinn.bench.timing import Operation
 from mpinn.comm.channel import NullChannel
@@ -32,6 +33,7 @@ BATCHES = 4
 WARM = 4
 """Steps before anything is measured: the first prepares, the second is recorded."""
 LAYOUT = "channels last"
+SINGLE = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +59,18 @@ def batches(model: Model, count: int, samples: int = BATCHES) -> list[Batch]:
 
 def initial(model: Model) -> Part:
     """The model on the host, with the weights from which all programs start."""
-    part = _part(model, plain, np.dtype(np.float32))
+    part = _part(model, plain, SINGLE, SINGLE)
     part.initialize(0)
     return part
 
 
-def _part(model: Model, ops: Any, dtype: Dtype) -> Part:
-    return build_part("network", model.network, model.shape, dtype, OPTIMIZER.slots, ops=ops)
+def _part(model: Model, ops: Any, dtype: Dtype, compute: Dtype) -> Part:
+    return build_part("network", model.network, model.shape, dtype, OPTIMIZER.slots, ops=ops, compute_dtype=compute)
 
 
-def _started(model: Model, start: Part, ops: Any, dtype: Dtype) -> Part:
-    """A part on the device with the weights and statistics of ``start``."""
-    part = _part(model, ops, dtype)
+def _started(model: Model, start: Part, ops: Any, dtype: Dtype, compute: Dtype) -> Part:
+    """A part on the device with the weights and statistics of ``start``, and activations of the type ``compute``."""
+    part = _part(model, ops, dtype, compute)
     pairs = ((part.layout, part.weights, start.layout, start.weights),
              (part.state_layout, part.state, start.state_layout, start.state))  # fmt: skip
     for own, into, given, values in pairs:
@@ -92,17 +94,17 @@ def free_bytes() -> int:
     return cuda_timing.free_bytes()
 
 
-def ours(model: Model, start: Part, given: list[Batch], ops: Any) -> Program:
+def ours(model: Model, start: Part, given: list[Batch], ops: Any, compute: Dtype) -> Program:
     """Our step, recorded and played."""
     from mpinn.array import cuda_timing
 
     before = free_bytes()
-    part = _started(model, start, ops, np.dtype(np.float32))
+    part = _started(model, start, ops, SINGLE, compute)
     schedule = Serial(part, CrossEntropy(), 0)
     update = OptimizerUpdate(
         Independent(NullChannel("bench")), OPTIMIZER, lambda step: OPTIMIZER.rate, 0.0, schedule.parts
     )
-    queue = cycle([on_device(batch, ops, np.dtype(np.float32)) for batch in given])
+    queue = cycle([on_device(batch, ops, compute) for batch in given])
 
     def step() -> object:
         return schedule.step(next(queue), update)
@@ -124,10 +126,13 @@ class Still:
         """Nothing to do."""
 
 
-def our_gradient(model: Model, start: Part, batch: Batch, ops: Any, dtype: Dtype, steps: int) -> Array:
-    """That of the summed loss by matrices and kernels, after steps without an update: from the second on played."""
-    part = _started(model, start, ops, dtype)
-    schedule, moved = Serial(part, CrossEntropy(), 0), on_device(batch, ops, dtype)
+def our_gradient(model: Model, start: Part, batch: Batch, ops: Any, dtypes: tuple[Dtype, Dtype], steps: int) -> Array:
+    """That of the summed loss by matrices and kernels, after steps without an update: from the second on played.
+
+    ``dtypes``: of weights and of activations.
+    """
+    part = _started(model, start, ops, *dtypes)
+    schedule, moved = Serial(part, CrossEntropy(), 0), on_device(batch, ops, dtypes[1])
     for _ in range(steps):
         schedule.step(moved, Still())
     grads = ops.on_host(part.grads)
@@ -142,20 +147,31 @@ class Peer:
     device: str
 
     @contextmanager
-    def precision(self, tf32: bool, tuned: bool = False) -> Iterator[None]:
-        """Products as TF32 or not; ``tuned``: convolutions are chosen by timing."""
+    def at(self, precision: Precision, tuned: bool = False) -> Iterator[None]:
+        """Products and activations in a precision; ``tuned``: convolutions are chosen by timing."""
         matmul, cudnn = self.torch.backends.cuda.matmul, self.torch.backends.cudnn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of newer names for these
             before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, tf32, tuned
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = precision.tf32, precision.tf32, tuned
             try:
                 yield
             finally:
                 matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
+    def loss(self, network: Any, x: Any, target: Any, precision: Precision) -> Any:
+        """The mean cross-entropy; with activations in bfloat16 where that is wanted, as autocast chooses them."""
+        with self.torch.autocast(self.device, dtype=self.torch.bfloat16, enabled=precision.bf16):
+            return self.torch.nn.functional.cross_entropy(network(x), target)
+
     def program(
-        self, model: Model, start: Part, given: list[Batch], tf32: bool, tuned: bool = False, compiled: bool = False
+        self,
+        model: Model,
+        start: Part,
+        given: list[Batch],
+        precision: Precision,
+        tuned: bool = False,
+        compiled: bool = False,
     ) -> Program:
         """Its step, with channels last and the fused optimizer."""
         torch, before = self.torch, self._free_bytes()
@@ -164,30 +180,30 @@ class Peer:
         fused = {"fused": True} if self.device != "cpu" else {}
         rates = {"lr": OPTIMIZER.rate, "momentum": OPTIMIZER.momentum}
         optimizer = torch.optim.SGD(module.parameters(), **rates, **fused)
-        loss, queue = torch.nn.CrossEntropyLoss(), cycle([self._moved(batch) for batch in given])
+        queue = cycle([self._moved(batch) for batch in given])
 
         def step() -> None:
             x, target = next(queue)
             optimizer.zero_grad(set_to_none=True)
-            loss(network(x), target).backward()
+            self.loss(network, x, target, precision).backward()
             optimizer.step()
 
-        def at(measured: Callable[[Operation, int], float]) -> Callable[[Operation, int], float]:
+        def timed(measured: Callable[[Operation, int], float]) -> Callable[[Operation, int], float]:
             def run(operation: Operation, calls: int) -> float:
-                with self.precision(tf32, tuned):
+                with self.at(precision, tuned):
                     return measured(operation, calls)
 
             return run
 
-        at(self._seconds)(step, WARM)
-        return Program(step, at(self._seconds), at(self._launch_seconds), before - self._free_bytes())
+        timed(self._seconds)(step, WARM)
+        return Program(step, timed(self._seconds), timed(self._launch_seconds), before - self._free_bytes())
 
-    def gradient(self, model: Model, start: Part, batch: Batch, tf32: bool) -> Array:
+    def gradient(self, model: Model, start: Part, batch: Batch, precision: Precision) -> Array:
         """As `our_gradient`."""
         module = self._module(model, start)
         x, target = self._moved(batch)
-        with self.precision(tf32):
-            self.torch.nn.CrossEntropyLoss()(module(x), target).backward()
+        with self.at(precision):
+            self.loss(module, x, target, precision).backward()
         return gradient(module.cpu()) * batch.count
 
     def _module(self, model: Model, start: Part) -> Any:

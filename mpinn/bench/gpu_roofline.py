@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpinn.array.typing import Array, Shape
+from mpinn.array.precision import bfloat16
+from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.bench.timing import Operation
 from mpinn.nn.activation import Activation
 from mpinn.nn.bounds import pair
@@ -19,8 +20,26 @@ from mpinn.nn.layout import Layout
 from mpinn.nn.network import Network
 from mpinn.nn.residual import Residual
 
-TF32 = {"float32": False, "TF32": True}
-"""The precisions of products, and whether float32 is multiplied as TF32 in them."""
+
+class Precision(NamedTuple):
+    """Whether float32 is multiplied as TF32, and whether activations are bfloat16."""
+
+    tf32: bool
+    bf16: bool
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of activations."""
+        return bfloat16() if self.bf16 else np.dtype(np.float32)
+
+
+PRECISIONS = {
+    "float32": Precision(tf32=False, bf16=False),
+    "TF32": Precision(tf32=True, bf16=False),
+    "bfloat16": Precision(tf32=False, bf16=True),
+}
+PARAMETER = 4
+"""Bytes of a weight, and of all that belongs to it."""
 COPIED = 1 << 30
 """Bytes of the array that is copied to know the bandwidth."""
 SIDE = 8192
@@ -43,28 +62,42 @@ class Ceilings:
 
     def seconds(self, demand: "Demand", precision: str) -> float:
         """The least that so much takes."""
-        return max(demand.operations / self.products[precision], demand.bytes / self.bandwidth)
+        return max(demand.operations / self.products[precision], demand.bytes(precision) / self.bandwidth)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Operations, where a multiplication and an addition are two, and bytes of the device's memory."""
+    """Operations, where a multiplication and an addition are two; numbers that are moved in the device's memory.
+
+    ``activations`` are of the type of the precision, ``parameters`` in float32; ``other`` are bytes.
+    """
 
     operations: float
-    bytes: float
+    activations: float = 0.0
+    parameters: float = 0.0
+    other: float = 0.0
+
+    def bytes(self, precision: str) -> float:
+        """Bytes that are moved."""
+        size = 2 if PRECISIONS[precision].bf16 else PARAMETER
+        return size * self.activations + PARAMETER * self.parameters + self.other
 
 
 def measure(kernels: Any, copied: int = COPIED, side: int = SIDE, rounds: int = 5) -> Ceilings:
     """Of the current device, by its ``kernels``; the fastest of some rounds, as these are to be limits."""
 
     bandwidth = _bandwidth(kernels, copied, rounds)
-    a, b, out = (random((side, side), kernels) for _ in range(3))
     before, products = kernels.Choices.tf32, {}
-    for precision, tf32 in TF32.items():
-        kernels.Choices.tf32 = tf32
-        products[precision] = 2 * side**3 / _fastest(lambda: kernels.matmul(a, b, out), rounds, 2)
+    for name, precision in PRECISIONS.items():
+        kernels.Choices.tf32 = precision.tf32
+        products[name] = 2 * side**3 / _product_seconds(kernels, side, precision.dtype, rounds)
     kernels.Choices.tf32 = before
     return Ceilings(bandwidth, products)
+
+
+def _product_seconds(kernels: Any, side: int, dtype: Dtype, rounds: int) -> float:
+    a, b, out = (random((side, side), kernels, dtype) for _ in range(3))
+    return _fastest(lambda: kernels.matmul(a, b, out), rounds, 2)
 
 
 def _bandwidth(kernels: Any, copied: int, rounds: int) -> float:
@@ -85,10 +118,10 @@ def _fastest(operation: Operation, rounds: int, calls: int) -> float:
 BLOCK = 1 << 20
 
 
-def random(shape: Shape, kernels: Any) -> Array:
+def random(shape: Shape, kernels: Any, dtype: Dtype) -> Array:
     """Normal numbers on the device, those of a block over and over: zeros would be multiplied faster."""
-    block = kernels.on_device(np.random.default_rng(0).standard_normal(BLOCK, np.float32))
-    found: Array = kernels.LIBRARY.empty(shape, np.float32)
+    block = kernels.on_device(np.random.default_rng(0).standard_normal(BLOCK, np.float32).astype(dtype))
+    found: Array = kernels.LIBRARY.empty(shape, dtype)
     flat = found.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         piece = flat[start : start + BLOCK]
@@ -97,7 +130,7 @@ def random(shape: Shape, kernels: Any) -> Array:
 
 
 def demand(network: Network, shape: Shape, batch: int) -> Demand:
-    """The least of a training step with SGD and momentum in float32.
+    """The least of a training step with SGD and momentum.
 
     The first matrix or kernel has no input gradient to make. What an activation function makes costs nothing: it may be
     made where its input is.
@@ -107,7 +140,7 @@ def demand(network: Network, shape: Shape, batch: int) -> Demand:
     operations = 2.0 * batch * (3 * sum(products) - products[0])
     activations = PASSES * sum(elements for _, elements in found) + 2 * prod(shape)
     weights = Layout(network.parameters(shape), np.dtype(np.float32)).count
-    return Demand(operations, 4.0 * (batch * activations + VECTORS * weights))
+    return Demand(operations, float(batch * activations), float(VECTORS * weights))
 
 
 def _layers(layer: Layer, shape: Shape) -> Iterator[tuple[int, int]]:

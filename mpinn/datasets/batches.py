@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.array import ops as plain
-from mpinn.array.typing import Array
+from mpinn.array.typing import Array, Dtype
 from mpinn.config import Deal, InputError
 from mpinn.datasets.ahead import Ahead
 from mpinn.datasets.deal import Order, share
@@ -46,7 +46,7 @@ class Batches:
     ``batch`` is the global batch. Arrays are used again: a `Batch` is valid until the second next is asked for, and for
     ``held`` more. With ``ahead`` a batch that is costly to prepare is prepared in a thread while another is in use.
     Without ``samples`` every x is (count, 0): a stage of the depth that no sample enters reads none. ``x`` and
-    ``target`` are where the kernels ``ops`` work.
+    ``target`` are where the kernels ``ops`` work, and there x is turned into the type ``compute``, if one is given.
     """
 
     def __init__(
@@ -57,15 +57,17 @@ class Batches:
         replicas: int,
         replica: int,
         deal: Deal,
-        dtype: str | np.dtype[Any],
+        dtype: str | Dtype,
         ahead: bool = False,
         held: int = 0,
         samples: bool = True,
         ops: Any = plain,
+        compute: Dtype | None = None,
     ):
         if deal == "same" and batch % replicas:
             raise InputError("data.batch", f"{batch} cannot be divided by {replicas} replicas, as deal = 'same' needs")
         self._source, self._dtype, self._deal, self._ops = source, np.dtype(dtype), deal, ops
+        self._compute = compute or self._dtype
         self._replicas, self._replica = replicas, replica
         self._seed = seed
         train = source.splits["train"]
@@ -77,7 +79,7 @@ class Batches:
         self._shard = np.sort(self._order.shard) if len(self._order.shard) < train.size else None
         self._wanted = samples
         x = self._all("train") if self._shard is None or not samples else source.held("train", self._shard)
-        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS + held, ops)
+        self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS + held, ops, self._compute)
         self._evaluation: dict[tuple[str, int], _Ring] = {}
         self.steps_per_epoch = -(-self._n // self._size)
         costly = samples and (self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored))
@@ -114,7 +116,9 @@ class Batches:
         n = chosen.size
         key = (split, -(-min(batch, n) // replicas))
         if key not in self._evaluation:
-            self._evaluation[key] = _Ring(self._source, chosen, self._all(split), key[1], self._dtype, 2, self._ops)
+            self._evaluation[key] = _Ring(
+                self._source, chosen, self._all(split), key[1], self._dtype, 2, self._ops, self._compute
+            )
         for index in range(-(-n // batch)):
             low, high = index * batch, min((index + 1) * batch, n)
             samples = np.arange(low + replica, high, replicas)
@@ -141,7 +145,15 @@ class _Ring:
     """Sets of arrays for the batches of one split, used in turn."""
 
     def __init__(
-        self, source: Source, split: Split, x: Samples | None, size: int, dtype: np.dtype[Any], slots: int, ops: Any
+        self,
+        source: Source,
+        split: Split,
+        x: Samples | None,
+        size: int,
+        dtype: Dtype,
+        slots: int,
+        ops: Any,
+        compute: Dtype,
     ):
         self._gather = None if x is None else Gather(source, x, size, dtype)
         shape = (0,) if x is None else source.sample_shape
@@ -157,6 +169,8 @@ class _Ring:
         self.bytes = self._slots[0][0].nbytes
         self._turn = 0
         self._uploads = ops.uploads()
+        self._compute = compute
+        self._turned: dict[int, Array] = {}
 
     def fill(
         self,
@@ -188,4 +202,12 @@ class _Ring:
         if not self._uploads:
             return batch
         x, target = self._uploads.send(filled.slot, (batch.x, batch.target))
-        return replace(batch, x=x, target=target)
+        return replace(batch, x=x if x.dtype == self._compute else self._as_computed(filled.slot, x), target=target)
+
+    def _as_computed(self, slot: int, x: Array) -> Array:
+        if slot not in self._turned:
+            shape = self._slots[slot][0].shape
+            self._turned[slot] = np.empty_like(x, self._compute, shape=shape)
+        turned = self._turned[slot][: len(x)]
+        turned[...] = x
+        return turned

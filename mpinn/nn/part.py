@@ -41,6 +41,8 @@ class Part:
     """The kernels that the network and the optimizer compute with."""
     auxiliary: bool = False
     """Whether it only helps to train the model, of which it is no part."""
+    compute_dtype: Dtype = field(kw_only=True)
+    """Of activations and their gradients, which may be narrower than the vectors."""
     weight_views: Tree = field(init=False)
     grad_views: Tree = field(init=False)
     state_views: Tree = field(init=False)
@@ -94,8 +96,12 @@ def build_part(
     pool: Pool | None = None,
     ops: Any = plain,
     auxiliary: bool = False,
+    compute_dtype: Dtype | None = None,
 ) -> Part:
-    """A part with zero vectors for a network whose input samples have ``shape``; one slot vector for each name."""
+    """A part with zero vectors for a network whose input samples have ``shape``; one slot vector for each name.
+
+    Activations are of the ``dtype`` of the vectors, unless they are given another one.
+    """
     layout = Layout(network.parameters(shape), dtype)
     state_layout = Layout(network.state(shape), dtype)
     zeros = ops.LIBRARY.zeros
@@ -112,4 +118,5 @@ def build_part(
         pool=pool or Pool(ops.LIBRARY),
         ops=ops,
         auxiliary=auxiliary,
+        compute_dtype=compute_dtype or layout.dtype,
     )

@@ -80,7 +80,7 @@ class Auxiliary:
         own, network = stage.part, auxiliary_network(place.outputs, place.final[0], width)
         self.part = build_part(
             f"auxiliary{stage.number}", network, place.outputs, own.layout.dtype, tuple(own.slots), own.pool, own.ops,
-            auxiliary=True,
+            auxiliary=True, compute_dtype=own.compute_dtype,
         )  # fmt: skip
         self._stage, self._loss = stage, loss
         self._spans = {name: self.part.layout.span((name,)) for name in self.part.weight_views}

@@ -50,7 +50,7 @@ class Mail:
         """Begin a pass with a batch, and to receive what will come in it."""
         self._batch, self._doing = batch, "forward"
         for letter in letters:
-            array = self._part.pool.empty((samples, *letter.shape), self._part.layout.dtype)
+            array = self._part.pool.empty((samples, *letter.shape), self._part.compute_dtype)
             pending = self.channel.receive(array, letter.rank, self._tag(letter.kind, letter.sweep))
             self._coming[letter.kind, letter.sweep, letter.rank] = array, pending
         self._begun = self._trace.now()

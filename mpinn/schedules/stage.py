@@ -96,7 +96,7 @@ class Stage:
         if alone or not batch.count:
             return None
         shape, source, tag = self._route(way, batch)
-        array = self.part.pool.empty((batch.count, *shape), self.part.layout.dtype)
+        array = self.part.pool.empty((batch.count, *shape), self.part.compute_dtype)
         pending = self._place.channel.receive(array, source, tag)
         self._open.append(pending)
         return Message(array, pending, way, batch.index)
@@ -273,7 +273,7 @@ class Stage:
         return [float(x) for row, length in zip(rows, self._lengths, strict=True) for x in row[:length]]
 
     def _from(self, like: Array, step: int, shape: Shape) -> Array:
-        into = self.part.pool.empty((len(like), *shape), self.part.layout.dtype)
+        into = self.part.pool.empty((len(like), *shape), self.part.compute_dtype)
         if len(like):
             self._place.aside.receive(into, self.number + step).wait()
         return into

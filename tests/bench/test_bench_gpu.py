@@ -14,7 +14,7 @@ from mpinn.bench.timing import Spread
 from mpinn.models.resnet import ResNet
 from mpinn.nn.layout import Layout
 
-CEILINGS = Ceilings(2e9, {"float32": 1e12, "TF32": 8e12})
+CEILINGS = Ceilings(2e9, {"float32": 1e12, "TF32": 8e12, "bfloat16": 16e12})
 STEPS = """
 from pathlib import Path
 from mpinn.array.device import choose_device
@@ -51,7 +51,7 @@ gpu_kernel_list.VGG, gpu_kernel_list.RESNET = ((2, 2, 8),), ((2, 2, 3),)
 gpu_kernel_list.VECTORS, gpu_kernel_list.PERCEPTRON = (100,), ((5, 4),)
 gpu_kernel_list.TYPICAL = (gpu_kernel_list.Filter(2, 4, 3), gpu_kernel_list.Filter(3, 4, 2, 1, 2))
 gpu_kernel_list.HIDDEN, gpu_kernel_list.ROWS = 8, 3
-ceilings = Ceilings(1e9, {"float32": 1e9, "TF32": 1e9})
+ceilings = Ceilings(1e9, {"float32": 1e9, "TF32": 1e9, "bfloat16": 1e9})
 ops = choose_device("gpu", "auto", 0).kernels
 rows = [*gpu_kernels.run(ops, ceilings, quick=True, batch=2)]
 gpu_kernels.print_rows(rows)
@@ -68,7 +68,9 @@ def test_a_perceptron_demands_what_its_matrices_have() -> None:
     assert weights == 9 * 7 + 7 + 7 * 10 + 10
     # the first matrix has no input gradient
     assert found.operations == 2 * 5 * (2 * 9 * 7 + 3 * 7 * 10)
-    assert found.bytes == 4 * (5 * (PASSES * (7 + 10) + 2 * 9) + VECTORS * weights)
+    activations = 5 * (PASSES * (7 + 10) + 2 * 9)
+    assert found.bytes("float32") == found.bytes("TF32") == 4 * (activations + VECTORS * weights)
+    assert found.bytes("bfloat16") == 2 * activations + 4 * VECTORS * weights
 
 
 def test_a_residual_network_demands_what_its_convolutions_have() -> None:
@@ -84,7 +86,9 @@ def test_a_residual_network_demands_what_its_convolutions_have() -> None:
 def test_the_least_time_is_that_of_the_slower_ceiling() -> None:
     model = gpu.perceptron(100, 100)
     found = demand(model.network, model.shape, 1000)
-    assert CEILINGS.seconds(found, "float32") == pytest.approx(max(found.operations / 1e12, found.bytes / 2e9))
+    for precision, rate in CEILINGS.products.items():
+        least = max(found.operations / rate, found.bytes(precision) / 2e9)
+        assert CEILINGS.seconds(found, precision) == pytest.approx(least)
 
 
 def test_what_is_far_from_the_ceiling_is_marked_unless_it_is_small(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,9 +117,13 @@ def test_rows_of_steps_fit_a_log(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_bench_has_something_to_do() -> None:
     found = [*gpu_kernel_list.benches(128)]
-    assert all(bench.demand.bytes > 0 for bench in found)
+    assert all(bench.demand.bytes(bench.precision) > 0 for bench in found)
+    assert {(bench.kernel, bench.precision) for bench in found} >= {
+        ("conv", "bfloat16"), ("conv", "TF32"), ("max pool", "bfloat16"), ("max pool", "float32"), ("adamw", "float32"),
+    }  # fmt: skip
+    assert not {("max pool", "TF32"), ("adamw", "bfloat16")} & {(bench.kernel, bench.precision) for bench in found}
     assert len({(bench.kernel, bench.size, bench.precision) for bench in found}) == len(found)
-    assert prod(gpu_kernel_list.VGG[0]) * 4 in {bench.demand.bytes / 128 for bench in found}
+    assert prod(gpu_kernel_list.VGG[0]) * 4 in {bench.demand.bytes("float32") / 128 for bench in found}
 
 
 @on_stand_in
@@ -125,11 +133,12 @@ def test_steps_on_the_stand_in(tmp_path: Path) -> None:
     assert job.returncode == 0, job.stderr
     rows = [row for row in json.loads(file.read_text())["rows"] if row["program"] == gpu.OURS]
     assert [(row["work"], row["precision"]) for row in rows] == [
-        (work, precision) for work in ("small", "other") for precision in ("float32", "TF32")
+        (work, precision) for work in ("small", "other") for precision in ("float32", "TF32", "bfloat16")
     ]
     # a recorded step gives the gradient that float64 gives
     assert all(1e-9 < row["error"] < 1e-5 for row in rows[:2])
-    assert [row["error"] for row in rows[2:]] == [None, None]
+    assert 1e-4 < rows[2]["error"] < 5 * 2**-8
+    assert [row["error"] for row in rows[3:]] == [None] * 3
     assert "small, batch 5, TF32" in job.stdout
 
 

@@ -12,6 +12,7 @@ from mpinn.array import cuda
 from mpinn.array import ops as plain
 from mpinn.array.cuda_memory import CudaMemory, as_of
 from mpinn.array.pool import Pool
+from mpinn.array.precision import bfloat16
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -70,7 +71,7 @@ class Told(OptimizerUpdate):
         self.seen.append(part.ops.on_host(part.grads[span]).copy())
 
 
-def batch(model: Model, index: int, count: int, ops: Any, dtype: str) -> Batch:
+def batch(model: Model, index: int, count: int, ops: Any, dtype: Any) -> Batch:
     rng = np.random.default_rng(index)
     x = ops.on_device(rng.standard_normal((count, *model.shape)).astype(dtype))
     target = ops.on_device(rng.integers(0, 5, count))
@@ -81,7 +82,9 @@ def trained(
     model: Model, ops: Any, dtype: str, *, record: bool = True, clip: float = 0.0, optimizer: Optimizer = OPTIMIZER,
     bucket: int = 0, steps: int = 7,
 ) -> tuple[Part, list[float], Told]:  # fmt: skip
-    part = build_part("network", model.network, model.shape, np.dtype(dtype), optimizer.slots, ops=ops)
+    short = dtype == "bfloat16"
+    whole, compute = np.dtype("float32" if short else dtype), bfloat16() if short else None
+    part = build_part("network", model.network, model.shape, whole, optimizer.slots, ops=ops, compute_dtype=compute)
     part.initialize(3)
     schedule = Serial(part, CrossEntropy(0.1), 5)
     if not record:
@@ -91,7 +94,7 @@ def trained(
     update.bucket = bucket
     losses: list[Measured] = []
     for step in range(steps):
-        losses += schedule.step(batch(model, step, 6 if step % 3 else 4, ops, dtype), update)
+        losses += schedule.step(batch(model, step, 6 if step % 3 else 4, ops, part.compute_dtype), update)
     return part, [float(measured.loss) for measured in losses], update
 
 
@@ -99,7 +102,7 @@ def vectors(part: Part) -> list[np.ndarray]:
     return [part.ops.on_host(vector) for vector in (part.weights, part.state, part.grads, *part.slots.values())]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_recorded_step_is_the_step_to_the_last_bit(name: str, dtype: str) -> None:
     model = MODELS[name]()
@@ -120,6 +123,19 @@ def test_the_device_trains_as_the_host_does(name: str, optimizer: Optimizer, cli
     np.testing.assert_allclose(losses, found, rtol=1e-10)
     for left, right in zip(vectors(one), vectors(other), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_activations_in_bfloat16_change_a_gradient_by_a_few_roundings(name: str) -> None:
+    model, gradients = MODELS[name](), []
+    for dtype in ("float64", "bfloat16"):
+        part, _, _ = trained(model, cuda, dtype, steps=1, optimizer=replace(OPTIMIZER, rate=1e-300))
+        assert {vector.dtype for vector in vectors(part)} == {part.layout.dtype}
+        grads = part.grads.get()
+        gradients.append(np.concatenate([grads[entry.slice] for entry in part.layout]))
+    exact, found = gradients
+    apart = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 2.0**-10 < apart < 5 * 2.0**-8
 
 
 @pytest.mark.parametrize("bucket", [1, 400, 10**9])

@@ -4,7 +4,7 @@ namespace emulated {
 template <class T, class = void> struct Element { using type = T; };
 template <class T> struct Element<T, std::void_t<decltype(T::x)>> { using type = decltype(T::x); };
 
-// "f4" for float, "i8" for long long, "*f4" for a pointer to floats, "*?" for one to something else.
+// "f4" for float, "i8" for long long, "V2" for a bfloat16, "*f4" for a pointer to floats, "*?" for one to something else.
 template <class T> static void describe(char*& text) {
     if constexpr (std::is_pointer_v<T>) {
         *text++ = '*';
@@ -16,6 +16,8 @@ template <class T> static void describe(char*& text) {
     } else if constexpr (std::is_arithmetic_v<T>) {
         *text++ = std::is_floating_point_v<T> ? 'f' : std::is_signed_v<T> ? 'i' : 'u';
         *text++ = '0' + sizeof(T);
+    } else if constexpr (sizeof(T) == 2) {
+        *text++ = 'V', *text++ = '2';
     } else {
         *text++ = '?';
     }

@@ -7,16 +7,18 @@ import pytest
 from emulation.child import emulated
 
 COMPILE = """
-from mpinn.array.cuda_kernels import SOURCES, _texts
+from mpinn.array.cuda_kernels import SOURCES, TYPES, _texts
 import sys
 sys.path.insert(0, "tests/emulation")
 import nvrtc
 assert nvrtc.available()
 for name in SOURCES:
-    for real in ("float", "double"):
-        options = ("-std=c++17", "--fmad=false", "-ftz=true", f"-DREAL={real}")
+    for char, types in TYPES.items():
+        if char == "E" and name in ("ragged", "packed"):
+            continue  # populations are not trained in bfloat16
+        options = ("-std=c++17", "--fmad=false", "-ftz=true", *types)
         if said := nvrtc.complaints(_texts()[name], options, "sm_80"):
-            print(name, real, said)
+            print(name, types, said)
 broken = _texts()["vectors"].replace("w - g * pace", "w - g * pacee")
 print("end", bool(nvrtc.complaints(broken, options, "sm_80")))
 """

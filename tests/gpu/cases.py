@@ -1,6 +1,7 @@
 """Which programs are trained on the device and compared: every schedule, every consensus, on 1, 2 and 4 ranks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 EXACT = 1e-9
 """How far float64 weights may be apart, as a share of their norm: other orders of sums, no more."""
@@ -11,6 +12,8 @@ BASE = (
 """Eight steps of a perceptron on the digits that come with the program."""
 STOP = "5"
 """The step after which a run is stopped to go on later."""
+SHORT = ("run.dtype=float32", "run.bf16=true")
+ROUGH: dict[str, Any] = {"apart": 0.1, "cpu_only": ("run.bf16=false",)}
 CNN = ("model.name=cnn", "model.channels=[4,6]", "model.kernel=3", "model.widths=[16]")
 STAGES = ("schedule.cut=estimated", "consensus.name=gradients")
 
@@ -46,6 +49,7 @@ def _alone() -> tuple[Case, ...]:
         Case("cnn without norm, squared error", 1, (*CNN, "model.norm=none", "loss.name=squared_error"), quick=False),
         Case("resnet", 1, (*_without_widths(resnet),)),
         Case("resnet, float32", 1, _without_widths((*resnet, "run.dtype=float32")), twice=True, apart=1e-3),
+        Case("cnn, bfloat16", 1, (*CNN, *SHORT), twice=True, **ROUGH),
         Case("cnn, TF32", 1, (*CNN, "run.dtype=float32", "run.tf32=true"), apart=2e-2, cpu_only=("run.tf32=false",)),
     )
 
@@ -96,7 +100,13 @@ def _stages() -> tuple[Case, ...]:
         for name in ("1f1b", "fdg", "fr", "parareal")
     )
     images = ("grid.stages=2", "schedule.name=fdg", *STAGES, *CNN)
-    return (*two, *four, Case("2 stages, fdg, cnn", 2, images, mail=True, quick=False))
+    short = (*images, *SHORT)
+    return (
+        *two, *four, Case("2 stages, fdg, cnn", 2, images, mail=True, quick=False),
+        Case("2 stages, fdg, cnn, bfloat16", 2, short, mail=True, twice=True, **ROUGH),
+        Case("2 stages, parareal, bfloat16", 2, (*STAGES, "grid.stages=2", "schedule.name=parareal", *SHORT), mail=True,
+             **ROUGH),
+    )  # fmt: skip
 
 
 def _both() -> tuple[Case, ...]:

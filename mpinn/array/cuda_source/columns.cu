@@ -51,14 +51,14 @@ __device__ __forceinline__ void sum_columns(
         // a few rows in the precision of the array, before they join the sum; without a condition among them, so that
         // all are loaded at once
         for (; row + (FEW - 1) * stride < rows; row += FEW * stride) {
-            Real few[2 * N];
+            Wide few[2 * N];
             for (int k = 0; k < 2 * N; k++) few[k] = 0;
 #pragma unroll
             for (int next = 0; next < FEW; next++) each(row + next * stride, column, few);
             for (int k = 0; k < 2 * N; k++) sums[k] += (double)few[k];
         }
         for (; row < rows; row += stride) {
-            Real one[2 * N];
+            Wide one[2 * N];
             for (int k = 0; k < 2 * N; k++) one[k] = 0;
             each(row, column, one);
             for (int k = 0; k < 2 * N; k++) sums[k] += (double)one[k];
@@ -86,12 +86,12 @@ __device__ __forceinline__ void sum_columns(
     if (threadIdx.x == 0 && threadIdx.y == 0) counters[blockIdx.x] = 0;
 }
 
-template <int N> __device__ __forceinline__ void load(const Real* from, Size i, Real (&into)[N]) {
+template <int N, class Number> __device__ __forceinline__ void load(const Number* from, Size i, Wide (&into)[N]) {
     if (N == WIDTH) {
-        Lanes own = ((const Lanes*)(from + i))[0];
+        Lanes own = lanes_of(from + i, 0);
         for (int k = 0; k < N; k++) into[k] = own.at[k];
     } else {
-        for (int k = 0; k < N; k++) into[k] = from[i + k];
+        for (int k = 0; k < N; k++) into[k] = (Wide)from[i + k];
     }
 }
 
@@ -105,11 +105,11 @@ template <int N> __device__ __forceinline__ void load(const Real* from, Size i, 
     }
 
 extern "C" __global__ void __launch_bounds__(THREADS) column_sums(
-    const Real* x, double* partial, unsigned* counters, Real* total, Size rows, Size columns, Size lanes
+    const Real* x, double* partial, unsigned* counters, Wide* total, Size rows, Size columns, Size lanes
 ) {
-    auto done = [&](Size j, double first, double second) { total[j] = (Real)first; };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
-        Real own[N];
+    auto done = [&](Size j, double first, double second) { total[j] = (Wide)first; };
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Wide* sums) {
+        Wide own[N];
         load<N>(x, row * columns + j, own);
         for (int k = 0; k < N; k++) sums[k] += own[k];
     }, done))
@@ -118,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) column_sums(
 // Mean and 1 / deviation of each column; running statistics follow by the momentum, unless it is 0. Sums are of x - x[0]
 // and of its square: the first row is near the mean, so that little is lost when it is taken away.
 extern "C" __global__ void __launch_bounds__(THREADS) batch_statistics(
-    const Real* x, double* partial, unsigned* counters, Real* mean, Real* inverse, Real* running_mean,
-    Real* running_variance, Size rows, Size columns, Size lanes, double epsilon, double momentum
+    const Real* x, double* partial, unsigned* counters, Wide* mean, Wide* inverse, Wide* running_mean,
+    Wide* running_variance, Size rows, Size columns, Size lanes, double epsilon, double momentum
 ) {
     auto done = [&](Size j, double apart, double squares) {
         double count = rows > 0 ? (double)rows : 1.0;
@@ -127,20 +127,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_statistics(
         double variance = squares / count - apart * apart;
         if (variance < 0) variance = 0;
         double middle = rows > 0 ? (double)x[j] + apart : 0.0;
-        mean[j] = (Real)middle;
-        inverse[j] = (Real)(1 / sqrt(variance + epsilon));
+        mean[j] = (Wide)middle;
+        inverse[j] = (Wide)(1 / sqrt(variance + epsilon));
         if (momentum > 0 && rows > 0) {
             double unbiased = variance * ((double)rows / (rows > 1 ? (double)(rows - 1) : 1.0));
-            running_mean[j] = (Real)((double)running_mean[j] + momentum * (middle - (double)running_mean[j]));
-            running_variance[j] = (Real)((double)running_variance[j] + momentum * (unbiased - (double)running_variance[j]));
+            running_mean[j] = (Wide)((double)running_mean[j] + momentum * (middle - (double)running_mean[j]));
+            running_variance[j] = (Wide)((double)running_variance[j] + momentum * (unbiased - (double)running_variance[j]));
         }
     };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
-        Real own[N], pivot[N];
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Wide* sums) {
+        Wide own[N], pivot[N];
         load<N>(x, j, pivot);
         load<N>(x, row * columns + j, own);
         for (int k = 0; k < N; k++) {
-            Real apart = own[k] - pivot[k];
+            Wide apart = own[k] - pivot[k];
             sums[k] += apart;
             sums[N + k] += apart * apart;
         }
@@ -150,21 +150,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_statistics(
 // dshift, dscale, and the numbers of each column that `batch_norm_backward` needs: pull, push and factor. Sums are of dz
 // and of dz (x - mean), where dz = dy f'.
 extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_sums(
-    const Real* x, const Real* mean, const Real* inverse, const Real* scale, const Real* kept, const Real* dy,
-    double* partial, unsigned* counters, Real* dscale, Real* dshift, Real* numbers, Size rows, Size columns, Size lanes,
+    const Real* x, const Wide* mean, const Wide* inverse, const Wide* scale, const Real* kept, const Real* dy,
+    double* partial, unsigned* counters, Wide* dscale, Wide* dshift, Wide* numbers, Size rows, Size columns, Size lanes,
     Size name, Size of_batch
 ) {
     auto done = [&](Size j, double sum, double own) {
         double count = rows > 0 ? (double)rows : 1.0;
         own *= (double)inverse[j];
-        dshift[j] = (Real)sum;
-        dscale[j] = (Real)own;
-        numbers[j] = of_batch ? (Real)((double)inverse[j] * own / count) : (Real)0;
-        numbers[columns + j] = of_batch ? (Real)(sum / count) : (Real)0;
+        dshift[j] = (Wide)sum;
+        dscale[j] = (Wide)own;
+        numbers[j] = of_batch ? (Wide)((double)inverse[j] * own / count) : (Wide)0;
+        numbers[columns + j] = of_batch ? (Wide)(sum / count) : (Wide)0;
         numbers[2 * columns + j] = scale[j] * inverse[j];
     };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
-        Real own[N], middle[N], dz[N], y[N];
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Wide* sums) {
+        Wide own[N], middle[N], dz[N], y[N];
         load<N>(x, row * columns + j, own);
         load<N>(dy, row * columns + j, dz);
         load<N>(mean, j, middle);
@@ -181,15 +181,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) batch_norm_sums(
 
 // dshift and dscale of a layer norm: sums over the rows of dy and of dy xhat.
 extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_sums(
-    const Real* x, const Real* mean, const Real* inverse, const Real* dy, double* partial, unsigned* counters, Real* dscale,
-    Real* dshift, Size rows, Size columns, Size lanes
+    const Real* x, const Wide* mean, const Wide* inverse, const Real* dy, double* partial, unsigned* counters, Wide* dscale,
+    Wide* dshift, Size rows, Size columns, Size lanes
 ) {
     auto done = [&](Size j, double first, double second) {
-        dshift[j] = (Real)first;
-        dscale[j] = (Real)second;
+        dshift[j] = (Wide)first;
+        dscale[j] = (Wide)second;
     };
-    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Real* sums) {
-        Real own[N], back[N];
+    EITHER(sum_columns<N>(rows, columns, partial, counters, [&](Size row, Size j, Wide* sums) {
+        Wide own[N], back[N];
         load<N>(x, row * columns + j, own);
         load<N>(dy, row * columns + j, back);
         for (int k = 0; k < N; k++) {

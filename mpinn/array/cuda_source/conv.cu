@@ -2,7 +2,7 @@
 
 // A thread for each output.
 extern "C" __global__ void conv(
-    const Real* x, const Real* weight, Real* z, Size count, Size H, Size W, Size C, Size OH, Size OW, Size O, Size R, Size S,
+    const Real* x, const Wide* weight, Real* z, Size count, Size H, Size W, Size C, Size OH, Size OW, Size O, Size R, Size S,
     Size down, Size across, Size top, Size left
 ) {
     for (Size i = FIRST; i < count; i += STRIDE) {
@@ -12,7 +12,8 @@ extern "C" __global__ void conv(
             for (Size s = 0; s < S; s++) {
                 Size h = oh * down - top + r, w = ow * across - left + s;
                 if (h < 0 || h >= H || w < 0 || w >= W) continue;
-                const Real *pixel = x + ((b * H + h) * W + w) * C, *own = weight + (r * S + s) * C * O + o;
+                const Real* pixel = x + ((b * H + h) * W + w) * C;
+                const Wide* own = weight + (r * S + s) * C * O + o;
                 for (Size c = 0; c < C; c++) total += (double)pixel[c] * (double)own[c * O];
             }
         z[i] = (Real)total;
@@ -21,7 +22,7 @@ extern "C" __global__ void conv(
 
 // A thread for each pixel and channel.
 extern "C" __global__ void conv_backward_input(
-    const Real* dz, const Real* weight, Real* dx, Size count, Size H, Size W, Size C, Size OH, Size OW, Size O, Size R,
+    const Real* dz, const Wide* weight, Real* dx, Size count, Size H, Size W, Size C, Size OH, Size OW, Size O, Size R,
     Size S, Size down, Size across, Size top, Size left
 ) {
     for (Size i = FIRST; i < count; i += STRIDE) {
@@ -33,7 +34,8 @@ extern "C" __global__ void conv_backward_input(
                 if (from < 0 || aside < 0 || from % down || aside % across) continue;
                 Size oh = from / down, ow = aside / across;
                 if (oh >= OH || ow >= OW) continue;
-                const Real *own = dz + ((b * OH + oh) * OW + ow) * O, *row = weight + ((r * S + s) * C + c) * O;
+                const Real* own = dz + ((b * OH + oh) * OW + ow) * O;
+                const Wide* row = weight + ((r * S + s) * C + c) * O;
                 for (Size o = 0; o < O; o++) total += (double)own[o] * (double)row[o];
             }
         dx[i] = (Real)total;
@@ -44,7 +46,7 @@ extern __shared__ double scratch[];
 
 // A block for each weight in turn.
 extern "C" __global__ void conv_backward_weight(
-    const Real* x, const Real* dz, Real* grad, Size count, Size B, Size H, Size W, Size C, Size OH, Size OW, Size O, Size S,
+    const Real* x, const Real* dz, Wide* grad, Size count, Size B, Size H, Size W, Size C, Size OH, Size OW, Size O, Size S,
     Size down, Size across, Size top, Size left
 ) {
     for (Size i = blockIdx.x; i < count; i += gridDim.x) {
@@ -57,6 +59,6 @@ extern "C" __global__ void conv_backward_weight(
             total += (double)x[((b * H + h) * W + w) * C + c] * (double)dz[n * O + o];
         }
         total = block_sum(total, scratch);
-        if (threadIdx.x == 0) grad[i] = (Real)total;
+        if (threadIdx.x == 0) grad[i] = (Wide)total;
     }
 }

@@ -34,17 +34,17 @@ __device__ __forceinline__ unsigned get_place(const void* places, Size i, Size b
 }
 
 template <int N> struct Group {
-    Real at[N];
+    Wide at[N];
 };
 
 // N neighbouring channels from element i on.
 template <int N> __device__ __forceinline__ Group<N> group(const Real* from, Size i) {
     Group<N> own;
     if (N == WIDTH) {
-        Lanes lanes = ((const Lanes*)(from + i))[0];
+        Lanes lanes = lanes_of(from + i, 0);
         for (int k = 0; k < N; k++) own.at[k] = lanes.at[k];
     } else {
-        for (int k = 0; k < N; k++) own.at[k] = from[i + k];
+        for (int k = 0; k < N; k++) own.at[k] = (Wide)from[i + k];
     }
     return own;
 }
@@ -53,9 +53,9 @@ template <int N> __device__ __forceinline__ void put(Real* into, Size i, const G
     if (N == WIDTH) {
         Lanes lanes;
         for (int k = 0; k < N; k++) lanes.at[k] = own.at[k];
-        ((Lanes*)(into + i))[0] = lanes;
+        put_lanes(into + i, 0, lanes);
     } else {
-        for (int k = 0; k < N; k++) into[i + k] = own.at[k];
+        for (int k = 0; k < N; k++) into[i + k] = (Real)own.at[k];
     }
 }
 
@@ -101,7 +101,7 @@ extern "C" __global__ void max_pool_backward(
     Sizes s = OF_SIZES;
     for (Size i = FIRST; i < count; i += STRIDE) {
         Place at(i, s.H, s.W, s.C);
-        Real total = 0;
+        Wide total = 0;
         for (int r = 0; r < s.high; r++) {
             int from = at.h + s.top - r, oh = from / s.down;
             if (from < 0 || from - oh * s.down || oh >= s.OH) continue;
@@ -109,10 +109,10 @@ extern "C" __global__ void max_pool_backward(
                 int aside = at.w + s.left - q, ow = aside / s.across;
                 if (aside < 0 || aside - ow * s.across || ow >= s.OW) continue;
                 Size o = (((Size)at.b * s.OH + oh) * s.OW + ow) * s.C + at.c;
-                if (get_place(places, o, bytes) == (unsigned)(r * s.wide + q)) total += dy[o];
+                if (get_place(places, o, bytes) == (unsigned)(r * s.wide + q)) total += (Wide)dy[o];
             }
         }
-        dx[i] = total;
+        dx[i] = (Real)total;
     }
 }
 
@@ -127,7 +127,7 @@ template <int N> __device__ __forceinline__ void scatter(
         for (int r = 0; r < s.high; r++)
             for (int q = 0; q < s.wide; q++) {
                 Group<N> share;
-                for (int k = 0; k < N; k++) share.at[k] = place[k] == (unsigned)(r * s.wide + q) ? own.at[k] : (Real)0;
+                for (int k = 0; k < N; k++) share.at[k] = place[k] == (unsigned)(r * s.wide + q) ? own.at[k] : (Wide)0;
                 int h = at.h * s.high + r, w = at.w * s.wide + q;
                 put<N>(dx, (((Size)at.b * s.H + h) * s.W + w) * s.C + at.c * N, share);
             }
@@ -147,13 +147,13 @@ extern "C" __global__ void average_pool(const Real* x, Real* y, Size count, SIZE
     Sizes s = OF_SIZES;
     for (Size i = FIRST; i < count; i += STRIDE) {
         Place at(i, s.OH, s.OW, s.C);
-        Real total = 0;
+        Wide total = 0;
         for (int r = 0; r < s.high; r++)
             for (int q = 0; q < s.wide; q++) {
                 int h = at.h * s.down - s.top + r, w = at.w * s.across - s.left + q;
-                if (h >= 0 && h < s.H && w >= 0 && w < s.W) total += x[(((Size)at.b * s.H + h) * s.W + w) * s.C + at.c];
+                if (h >= 0 && h < s.H && w >= 0 && w < s.W) total += (Wide)x[(((Size)at.b * s.H + h) * s.W + w) * s.C + at.c];
             }
-        y[i] = total / (Real)(s.high * s.wide);
+        y[i] = (Real)(total / (Wide)(s.high * s.wide));
     }
 }
 
@@ -161,17 +161,17 @@ extern "C" __global__ void average_pool_backward(const Real* dy, Real* dx, Size 
     Sizes s = OF_SIZES;
     for (Size i = FIRST; i < count; i += STRIDE) {
         Place at(i, s.H, s.W, s.C);
-        Real total = 0;
+        Wide total = 0;
         for (int r = 0; r < s.high; r++) {
             int from = at.h + s.top - r, oh = from / s.down;
             if (from < 0 || from - oh * s.down || oh >= s.OH) continue;
             for (int q = 0; q < s.wide; q++) {
                 int aside = at.w + s.left - q, ow = aside / s.across;
                 if (aside < 0 || aside - ow * s.across || ow >= s.OW) continue;
-                total += dy[(((Size)at.b * s.OH + oh) * s.OW + ow) * s.C + at.c];
+                total += (Wide)dy[(((Size)at.b * s.OH + oh) * s.OW + ow) * s.C + at.c];
             }
         }
-        dx[i] = total / (Real)(s.high * s.wide);
+        dx[i] = (Real)(total / (Wide)(s.high * s.wide));
     }
 }
 
@@ -188,5 +188,5 @@ extern "C" __global__ void channel_means(const Real* x, Real* y, Size count, Siz
 extern "C" __global__ void channel_means_backward(const Real* dy, Real* dx, Size count, Size pixels, Size C) {
     unsigned channels = (unsigned)C, image = (unsigned)(pixels * C);
     for (Size i = FIRST; i < count; i += STRIDE)
-        dx[i] = dy[(Size)((unsigned)i / image) * C + (unsigned)i % channels] / (Real)pixels;
+        dx[i] = (Real)((Wide)dy[(Size)((unsigned)i / image) * C + (unsigned)i % channels] / (Wide)pixels);
 }

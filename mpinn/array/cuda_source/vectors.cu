@@ -14,18 +14,18 @@ __device__ __forceinline__ Size piece_of(const Size* starts, Size pieces, Size i
 // v <- momentum v + g; w <- w - rate v, or w - rate (g + momentum v). factors: a device number that multiplies the scale,
 // or null. velocity may be null.
 extern "C" __global__ void sgd(
-    Real* weights, const Real* grads, Real* velocity, const Size* starts, const Size* stops, const double* decays,
+    Wide* weights, const Wide* grads, Wide* velocity, const Size* starts, const Size* stops, const double* decays,
     const double* factors, const double* shorten, Size pieces, Size count, double scale, double rate, double momentum,
     Size nesterov
 ) {
-    Real mean = (Real)(shorten ? scale * *shorten : scale), keep = (Real)momentum;
+    Wide mean = (Wide)(shorten ? scale * *shorten : scale), keep = (Wide)momentum;
     for (Size i = FIRST; i < count; i += STRIDE) {
         Size piece = piece_of(starts, pieces, i);
         if (i < starts[piece] || i >= stops[piece] || factors[piece] == 0) continue;
-        Real w = weights[i], pace = (Real)(rate * factors[piece]), g = grads[i] * mean;
-        if (decays[piece] != 0) g += w * (Real)decays[piece];
+        Wide w = weights[i], pace = (Wide)(rate * factors[piece]), g = grads[i] * mean;
+        if (decays[piece] != 0) g += w * (Wide)decays[piece];
         if (velocity) {
-            Real v = velocity[i] * keep + g;
+            Wide v = velocity[i] * keep + g;
             velocity[i] = v;
             g = nesterov ? g + v * keep : v;
         }
@@ -35,29 +35,29 @@ extern "C" __global__ void sgd(
 
 // m and v follow g and g^2; w <- w - pace m / (sqrt(v) + epsilon); see `mpinn.array.steps.adam`.
 extern "C" __global__ void adam(
-    Real* weights, const Real* grads, Real* first, Real* second, const Size* starts, const Size* stops, const double* decays,
+    Wide* weights, const Wide* grads, Wide* first, Wide* second, const Size* starts, const Size* stops, const double* decays,
     const double* factors, const double* shorten, Size pieces, Size count, double scale, double rate, double beta1,
     double beta2, double epsilon, double pace, Size decoupled
 ) {
-    Real mean = (Real)(shorten ? scale * *shorten : scale);
-    Real b1 = (Real)beta1, b2 = (Real)beta2, rest1 = (Real)(1 - beta1), rest2 = (Real)(1 - beta2);
+    Wide mean = (Wide)(shorten ? scale * *shorten : scale);
+    Wide b1 = (Wide)beta1, b2 = (Wide)beta2, rest1 = (Wide)(1 - beta1), rest2 = (Wide)(1 - beta2);
     for (Size i = FIRST; i < count; i += STRIDE) {
         Size piece = piece_of(starts, pieces, i);
         if (i < starts[piece] || i >= stops[piece] || factors[piece] == 0) continue;
-        Real w = weights[i], g = grads[i] * mean;
-        if (!decoupled && decays[piece] != 0) g += w * (Real)decays[piece];
-        Real shrink = (Real)(decoupled ? 1 - rate * factors[piece] * decays[piece] : 1.0);
-        Real m = first[i] * b1 + g * rest1, v = second[i] * b2 + g * g * rest2;
+        Wide w = weights[i], g = grads[i] * mean;
+        if (!decoupled && decays[piece] != 0) g += w * (Wide)decays[piece];
+        Wide shrink = (Wide)(decoupled ? 1 - rate * factors[piece] * decays[piece] : 1.0);
+        Wide m = first[i] * b1 + g * rest1, v = second[i] * b2 + g * g * rest2;
         first[i] = m;
         second[i] = v;
-        weights[i] = w * shrink - m / (sqrt_(v) + (Real)epsilon) * (Real)(pace * factors[piece]);
+        weights[i] = w * shrink - m / (sqrt_(v) + (Wide)epsilon) * (Wide)(pace * factors[piece]);
     }
 }
 
 extern __shared__ double scratch[];
 
 // One partial sum of squares of each block, of the elements from start to stop.
-extern "C" __global__ void squares_partial(const Real* vector, double* partial, Size start, Size stop) {
+extern "C" __global__ void squares_partial(const Wide* vector, double* partial, Size start, Size stop) {
     double total = 0;
     for (Size i = start + FIRST; i < stop; i += STRIDE) total += (double)vector[i] * (double)vector[i];
     total = block_sum(total, scratch);
@@ -83,7 +83,7 @@ extern "C" __global__ void shortening(const double* sums, double* factor, Size c
 }
 
 // Raises the flag if an element is infinite or not a number.
-extern "C" __global__ void not_finite(const Real* vector, int* flag, Size count) {
+extern "C" __global__ void not_finite(const Wide* vector, int* flag, Size count) {
     for (Size i = FIRST; i < count; i += STRIDE)
         if (!(vector[i] - vector[i] == 0)) *flag = 1;
 }
@@ -111,17 +111,15 @@ extern "C" __global__ void cross_entropy(
         double sum = 0, apart = 0;
         for (Size j = threadIdx.x; j < classes; j += blockDim.x) {
             double below = (double)own[j] - most;
-            Real value = exp_((Real)below);
-            out[j] = value;
-            sum += (double)value;
+            sum += (double)exp_((Wide)below);
             apart += below;
         }
         sum = block_sum(sum, scratch);
         apart = block_sum(apart, scratch);
         for (Size j = threadIdx.x; j < classes; j += blockDim.x) {
-            Real share = out[j] / (Real)sum;
-            if (smoothing != 0) share -= (Real)(smoothing / (double)classes);
-            out[j] = j == wanted ? share - (Real)(1 - smoothing) : share;
+            Wide share = exp_((Wide)((double)own[j] - most)) / (Wide)sum;
+            if (smoothing != 0) share -= (Wide)(smoothing / (double)classes);
+            out[j] = (Real)(j == wanted ? share - (Wide)(1 - smoothing) : share);
         }
         if (threadIdx.x == 0) {
             double chosen = known ? ((double)own[wanted] - most) * (1 - smoothing) : NAN;
@@ -132,14 +130,14 @@ extern "C" __global__ void cross_entropy(
 
 // Half the squared error of each row, by a block. target: (B, O), or null, and classes: (B,) stand for one-hot rows.
 extern "C" __global__ void squared_error(
-    const Real* y, const Real* target, const Size* classes, Real* dy, double* losses, Size rows, Size outputs
+    const Real* y, const Wide* target, const Size* classes, Real* dy, double* losses, Size rows, Size outputs
 ) {
     for (Size row = blockIdx.x; row < rows; row += gridDim.x) {
         double sum = 0;
         for (Size j = threadIdx.x; j < outputs; j += blockDim.x) {
             Size i = row * outputs + j;
-            Real apart = y[i] - (target ? target[i] : (Real)(classes[row] == j));
-            dy[i] = apart;
+            Wide apart = (Wide)y[i] - (target ? target[i] : (Wide)(classes[row] == j));
+            dy[i] = (Real)apart;
             sum += (double)apart * (double)apart;
         }
         sum = block_sum(sum, scratch);
@@ -150,12 +148,12 @@ extern "C" __global__ void squared_error(
 
 // 1 where a row has its first maximum where the target has it; NaN counts as a maximum, as NumPy counts it.
 extern "C" __global__ void right_rows(
-    const Real* y, const Real* target, const Size* classes, double* right, Size rows, Size outputs
+    const Real* y, const Wide* target, const Size* classes, double* right, Size rows, Size outputs
 ) {
     for (Size row = FIRST; row < rows; row += STRIDE) {
         Size best = 0, wanted = target ? 0 : classes[row];
         for (Size j = 1; j < outputs; j++) {
-            Real value = y[row * outputs + j], most = y[row * outputs + best];
+            Wide value = y[row * outputs + j], most = y[row * outputs + best];
             if (most == most && (value > most || value != value)) best = j;
             if (target && target[row * outputs + j] > target[row * outputs + wanted]) wanted = j;
         }

@@ -91,7 +91,7 @@ def array(
         return apply(np.stack, [list(obj)], {})
     refuse_in_capture(get_current_stream())
     values = np.array(obj, dtype, order="F" if order == "F" else "C", ndmin=ndmin)
-    if values.dtype.char not in "?bhilqBHILQefdFD":
+    if values.dtype.char not in "?bhilqBHILQefdFDE":
         raise ValueError(f"Unsupported dtype {values.dtype}")
     made = allocate(values.shape, values.dtype, values.strides)
     target = made.host
