@@ -103,16 +103,30 @@ class Sums:
 
 
 class Scattered:
-    """The authors' formulation in PyTorch."""
+    """The authors' formulation in PyTorch, on one of its devices; ``compiled`` if that is wanted."""
 
-    def __init__(self, weights: Arrays, members: Sequence[Member], x: Array, target: Array, torch: Any):
+    def __init__(
+        self,
+        weights: Arrays,
+        members: Sequence[Member],
+        x: Array,
+        target: Array,
+        torch: Any,
+        device: str = "cpu",
+        compiled: bool = False,
+    ):
         self._torch = torch
+
+        def there(values: Array) -> Any:
+            return torch.from_numpy(values).to(device)
+
         values = (weights.weight, weights.bias, np.ascontiguousarray(weights.head.T), weights.head_bias)
-        self._parameters = [torch.nn.Parameter(torch.from_numpy(value)) for value in values]
+        self._parameters = [torch.nn.Parameter(there(value)) for value in values]
         self._optimizer = torch.optim.SGD(self._parameters, lr=RATE)
-        self._x, self._target = torch.from_numpy(x), torch.from_numpy(target)
+        self._x, self._target = there(x), there(target)
         owners = np.repeat(np.arange(len(members)), [member.widths[0] for member in members])
-        self._owners = torch.from_numpy(owners)[None, :, None]
+        self._owners = there(owners)[None, :, None]
+        self._all_losses = torch.compile(self._computed) if compiled else self._computed
         blocks = _blocks(members)
         self._sizes = [block.stop - block.start for _, block in blocks]
         self._activations = [getattr(torch.nn, MODULES[name])() for name, _ in blocks]
@@ -120,9 +134,12 @@ class Scattered:
     def step(self) -> None:
         """Forward, loss, backward, SGD."""
         self._optimizer.zero_grad()
-        losses = self._losses(self._forward())
+        losses = self._all_losses()
         losses.backward(self._torch.ones_like(losses))
         self._optimizer.step()
+
+    def _computed(self) -> Any:
+        return self._losses(self._forward())
 
     def _forward(self) -> Any:
         torch, (weight, bias, head, head_bias) = self._torch, self._parameters
@@ -142,7 +159,9 @@ class Scattered:
     @property
     def grads(self) -> Arrays:
         """Of the loss summed over the samples."""
-        weight, bias, head, head_bias = (each.grad.numpy() * np.float32(len(self._x)) for each in self._parameters)
+        weight, bias, head, head_bias = (
+            each.grad.cpu().numpy() * np.float32(len(self._x)) for each in self._parameters
+        )
         return Arrays(weight, bias, head.T, head_bias)
 
 

@@ -89,11 +89,13 @@ def run(loads: tuple[Load, ...] = LOADS) -> None:
             f"\n{len(members):,} members, hidden layers {load.layers}, {units:,} units, {part.layout.count:,} weights,"
         )
         print(f"{load.features} features, batch {load.batch}")
+        # first, while the weights are those that were drawn
+        error = _error(load, part, ops)
         print(f"{'':24}{'time':>12}{'least: products':>18}{'least: memory':>16}")
         for row in [*_steps(load, part, ops), *_kernels(load, part, ops, flops, speed)]:
             least = "".join(f"{1e6 * each:>13,.1f} us" if each else " " * 16 for each in (row.products, row.memory))
             print(f"{row.name:24}{1e6 * row.seconds:>9,.1f} us  {least}")
-        print(f"error of the gradient, as a share of its norm: {_error(load, part, ops):.1e}")
+        print(f"error of the gradient, as a share of its norm: {error:.1e}", flush=True)
 
 
 def _seconds(work: Callable[[], object], ops: Any) -> float:

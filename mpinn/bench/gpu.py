@@ -9,6 +9,7 @@ written as the sums are defined.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from mpinn.array.device import choose_device
 from mpinn.array.typing import Array
-from mpinn.bench import gpu_kernels
+from mpinn.bench import gpu_kernels, gpu_population, population
 from mpinn.bench.gpu_programs import CLASSES, Peer, Program, apart, batches, find_peer, initial, our_gradient, ours
 from mpinn.bench.gpu_roofline import PRECISIONS, Ceilings, Precision, demand, measure
 from mpinn.bench.timing import Spread, ratio_text, seconds_text
@@ -110,7 +111,8 @@ def run(
                 ops.Choices.tf32 = precision.tf32
                 errors = {} if exact is None else _errors(work, start, ops, peer, precision, exact)
                 programs = _programs(work, start, ops, peer, precision, effort)
-                yield _rows(work, name, programs, ceilings, effort, errors)
+                least = ceilings.seconds(demand(work.model.network, work.model.shape, work.batch), name)
+                yield _rows(work.name, work.batch, name, programs, least, effort, errors)
                 del programs
     finally:
         ops.Choices.tf32 = before
@@ -145,23 +147,48 @@ def _programs(
     return programs
 
 
+def populations(
+    ops: Any,
+    ceilings: Ceilings,
+    peer: Peer | None,
+    effort: Effort = QUICK,
+    works: Sequence[population.Work] = gpu_population.POPULATIONS,
+) -> Iterator[list[Row]]:
+    """The same of populations, which we multiply as float32 in any case."""
+    for work in works:
+        start = population.part_of(work.model)
+        exact = gpu_population.exact(work, start, ops)
+        for name in ("float32", "TF32") if peer is not None else ("float32",):
+            found = {OURS: gpu_population.ours(work, start, ops)}
+            if peer is not None:
+                ways = {PEER: False, f"{PEER}, compiled": True} if effort.compiled else {PEER: False}
+                for way, compiled in ways.items():
+                    found[way] = gpu_population.theirs(work, start, peer, PRECISIONS[name], compiled)
+            programs = {way: own for way, (own, _) in found.items()}
+            errors = apart({way: own for way, (_, own) in found.items()}, exact)
+            least = ceilings.seconds(gpu_population.demand(work), "float32")
+            title = f"population of {len(work.members):,}, {work.features} features"
+            yield _rows(title, work.batch, name, programs, least, effort, errors)
+            del found, programs
+
+
 def _rows(
-    work: Work,
+    work: str,
+    batch: int,
     precision: str,
     programs: Mapping[str, Program],
-    ceilings: Ceilings,
+    least: float,
     effort: Effort,
     errors: Mapping[str, float],
 ) -> list[Row]:
     device, host = in_turns(programs, effort.rounds, effort.sample)
-    least = ceilings.seconds(demand(work.model.network, work.model.shape, work.batch), precision)
     rows = []
     for name, own in device.items():
         ratio = Spread.of(device[PEER] / own) if PEER in device else None
         seconds = Spread.of(own)
         rows.append(
             Row(
-                work.name, work.batch, precision, name, seconds, Spread.of(host[name]), ratio,
+                work, batch, precision, name, seconds, Spread.of(host[name]), ratio,
                 least / seconds.median, programs[name].memory, errors.get(name),
             )
         )  # fmt: skip
@@ -230,7 +257,8 @@ def show(quick: bool = False, kernels: bool = False, compiled: bool = False, fil
     peer = find_peer()
     effort = QUICK if quick else Effort(compiled=compiled)
     print_head(device.said, ceilings, peer)
-    for rows in run(device.kernels, ceilings, peer, effort=effort):
+    steps = run(device.kernels, ceilings, peer, effort=effort)
+    for rows in chain(steps, populations(device.kernels, ceilings, peer, effort)):
         print_rows(rows)
         _keep(told, rows, file)
 

@@ -174,7 +174,7 @@ class Peer:
         compiled: bool = False,
     ) -> Program:
         """Its step, with channels last and the fused optimizer."""
-        torch, before = self.torch, self._free_bytes()
+        torch, before = self.torch, self.free_bytes()
         module = self._module(model, start)
         network = torch.compile(module) if compiled else module
         fused = {"fused": True} if self.device != "cpu" else {}
@@ -188,15 +188,20 @@ class Peer:
             self.loss(network, x, target, precision).backward()
             optimizer.step()
 
-        def timed(measured: Callable[[Operation, int], float]) -> Callable[[Operation, int], float]:
+        return self.timed(step, precision, before, tuned)
+
+    def timed(self, step: Operation, precision: Precision, before: int, tuned: bool = False) -> Program:
+        """A step that is measured in a precision; of ``before`` it so many bytes of the device were free."""
+
+        def at(measured: Callable[[Operation, int], float]) -> Callable[[Operation, int], float]:
             def run(operation: Operation, calls: int) -> float:
                 with self.at(precision, tuned):
                     return measured(operation, calls)
 
             return run
 
-        timed(self._seconds)(step, WARM)
-        return Program(step, timed(self._seconds), timed(self._launch_seconds), before - self._free_bytes())
+        at(self._seconds)(step, WARM)
+        return Program(step, at(self._seconds), at(self._launch_seconds), before - self.free_bytes())
 
     def gradient(self, model: Model, start: Part, batch: Batch, precision: Precision) -> Array:
         """As `our_gradient`."""
@@ -214,7 +219,8 @@ class Peer:
         x = images(batch.x, LAYOUT, self.torch).to(self.device)
         return x, self.torch.from_numpy(batch.target).to(self.device)
 
-    def _free_bytes(self) -> int:
+    def free_bytes(self) -> int:
+        """Of the device, when nobody holds what he does not use."""
         gc.collect()
         if self.device != "cpu":
             self.torch.cuda.synchronize()

@@ -155,7 +155,7 @@ def run(works: tuple[Work, ...] = SOME, rounds: int = ROUNDS, sample: float = SA
         work.outputs for work in works
     }:  # what is compiled or loaded later would count as a program's bytes
         small = Work(1, 2, 2, outputs, 2)
-        for build in _programs(small, _part(small.model), torch)[0].values():
+        for build in _programs(small, part_of(small.model), torch)[0].values():
             build().step()
     return [row for work in works for row in _measured(work, torch, rounds, sample)]
 
@@ -180,7 +180,7 @@ def print_rows(rows: list[Row]) -> None:
 
 
 def _measured(work: Work, torch: Any, rounds: int, sample: float) -> list[Row]:
-    start = _part(work.model)
+    start = part_of(work.model)
     builders, left_out = _programs(work, start, torch)
     exact = _exact(work, start)
     programs: dict[str, Program] = {}
@@ -229,7 +229,8 @@ def _programs(work: Work, start: Part, torch: Any) -> tuple[dict[str, Callable[[
     return found | peers, {}
 
 
-def _part(model: Model, dtype: str = "float32", ops: Any = None) -> Part:
+def part_of(model: Model, dtype: str = "float32", ops: Any = None) -> Part:
+    """All members with their initial weights; ``ops``: kernels, those of the host if there are none."""
     kernels = choose_kernels("auto")[0] if ops is None else ops
     part = build_part("network", model.network, model.shape, np.dtype(dtype), OPTIMIZER.slots, ops=kernels)
     part.initialize(0)
@@ -237,7 +238,7 @@ def _part(model: Model, dtype: str = "float32", ops: Any = None) -> Part:
 
 
 def _ours(work: Work, batch: Batch) -> Program:
-    part = _part(work.model)
+    part = part_of(work.model)
     schedule = Members(part, work.loss, 0)
     update = MemberUpdate(Independent(NullChannel("bench")), OPTIMIZER, lambda step: RATE, 0.0, schedule.parts)
     return Program(lambda: schedule.step(batch, update), lambda: Arrays.of(part, part.grads).vector)
@@ -252,7 +253,7 @@ def _loop(work: Work, batch: Batch) -> Program:
     for member in work.sample:
         activation = cast("Any", member.activation)
         model = MLP(widths=member.widths, activation=activation).build((work.features,), work.outputs)
-        schedule = Serial(_part(model), work.loss, 0)
+        schedule = Serial(part_of(model), work.loss, 0)
         update = OptimizerUpdate(Independent(NullChannel("bench")), OPTIMIZER, lambda step: RATE, 0.0, schedule.parts)
         networks.append((schedule, update))
 
@@ -271,7 +272,7 @@ def _sampled(work: Work, step: Operation) -> Program:
 
 def _exact(work: Work, start: Part) -> Array:
     """The gradient in float64, at the weights of a part."""
-    batch, part = work.data(), _part(work.model, "float64", plain)
+    batch, part = work.data(), part_of(work.model, "float64", plain)
     for own, given in zip(part.layout, start.layout, strict=True):
         part.weights[own.slice] = start.weights[given.slice]
     target = batch.target if batch.target.dtype.kind == "i" else batch.target.astype(np.float64)

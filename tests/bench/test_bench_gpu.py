@@ -18,7 +18,7 @@ CEILINGS = Ceilings(2e9, {"float32": 1e12, "TF32": 8e12, "bfloat16": 16e12})
 STEPS = """
 from pathlib import Path
 from mpinn.array.device import choose_device
-from mpinn.bench import gpu
+from mpinn.bench import gpu, population
 from mpinn.bench.gpu_programs import Peer
 from mpinn.bench.gpu_roofline import measure
 
@@ -35,7 +35,8 @@ works = (gpu.Work("small", gpu.perceptron(9, 7), 5), gpu.Work("other", gpu.perce
 effort = gpu.Effort(rounds=2, sample=0.0, tuned=True)
 gpu.print_head("stand-in", ceilings, peer)
 told = {"rows": []}
-for rows in gpu.run(ops, ceilings, peer, works, effort):
+few = (population.Work(1, 3, 5, 2, widest=4), population.Work(1, 3, 5, 1, widest=2))
+for rows in (*gpu.run(ops, ceilings, peer, works, effort), *gpu.populations(ops, ceilings, peer, effort, few)):
     gpu.print_rows(rows)
     gpu._keep(told, rows, Path("FILE"))
 assert not ops.Choices.tf32
@@ -132,13 +133,16 @@ def test_steps_on_the_stand_in(tmp_path: Path) -> None:
     job = emulated(["-c", STEPS.replace("FILE", str(file))], timeout=300)
     assert job.returncode == 0, job.stderr
     rows = [row for row in json.loads(file.read_text())["rows"] if row["program"] == gpu.OURS]
-    assert [(row["work"], row["precision"]) for row in rows] == [
+    assert [(row["work"], row["precision"]) for row in rows if "population" not in row["work"]] == [
         (work, precision) for work in ("small", "other") for precision in ("float32", "TF32", "bfloat16")
     ]
     # a recorded step gives the gradient that float64 gives
     assert all(1e-9 < row["error"] < 1e-5 for row in rows[:2])
     assert 1e-4 < rows[2]["error"] < 5 * 2**-8
-    assert [row["error"] for row in rows[3:]] == [None] * 3
+    assert [row["error"] for row in rows[3:6]] == [None] * 3
+    populations = [row for row in rows[6:] if row["precision"] == "float32"]
+    assert [row["work"] for row in populations] == [f"population of {n}, 3 features" for n in (40, 20)]
+    assert all(1e-9 < row["error"] < 1e-5 for row in populations)
     assert "small, batch 5, TF32" in job.stdout
 
 

@@ -64,7 +64,7 @@ def test_members_are_in_the_order_of_the_authors() -> None:
     work = population.Work(2, 3, 5, 2, widest=3)
     heads = [(member.activation, member.seed, member.widths[0]) for member in work.members]
     assert heads[:7] == [("identity", seed, width) for seed in (0, 1) for width in (1, 2, 3)] + [("sigmoid", 0, 1)]
-    part = population._part(work.model)
+    part = population.part_of(work.model)
     arrays = Arrays.of(part, part.weights)
     assert arrays.weight.shape == (120, 3)
     # the fifth member is the second repetition of width 2
@@ -82,7 +82,7 @@ def test_members_are_in_the_order_of_the_authors() -> None:
 
 def test_the_formulation_learns() -> None:
     work = population.Work(1, 3, 5, 2, widest=2)
-    part, batch = population._part(work.model), work.data()
+    part, batch = population.part_of(work.model), work.data()
     start = Arrays.of(part, part.weights)
     own = start.copy()
     sums = Sums(own, work.members, batch.x, batch.target)

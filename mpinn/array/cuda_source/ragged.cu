@@ -12,7 +12,7 @@
 #define ACROSS 4
 #define DOWN 8
 // Columns of a tile with so many rows.
-#define WIDE(rows) (int)(blockDim.x * DOWN * ACROSS / (rows))
+#define BREADTH(rows) (int)(blockDim.x * DOWN * ACROSS / (rows))
 #define BOUNDS __launch_bounds__(TALL / DOWN * BROAD / ACROSS, sizeof(Real) == 4 ? 4 : 2)
 
 // The part of a tile that a thread has.
@@ -188,7 +188,7 @@ extern "C" __global__ void BOUNDS ragged_first(
     __shared__ Scratch scratch;
     Sums sum;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int wide = WIDE(TALL), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    int wide = BREADTH(TALL), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
     if (wide == BROAD) first_layer<BROAD>(sum, scratch, vector, tile, x, batch, first);
     else first_layer<SLIM>(sum, scratch, vector, tile, x, batch, first);
     keep(sum, tile, vector, units, batch, first, wide);
@@ -214,7 +214,7 @@ extern "C" __global__ void BOUNDS ragged_later(
     __shared__ Scratch scratch;
     Sums sum;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int wide = WIDE(LOW), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    int wide = BREADTH(LOW), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
     if (wide == BROAD) later_layer<BROAD>(sum, scratch, vector, tile, units, batch, first);
     else later_layer<SLIM>(sum, scratch, vector, tile, units, batch, first);
     keep(sum, tile, vector, units, batch, first, wide);
@@ -262,7 +262,7 @@ extern "C" __global__ void BOUNDS ragged_first_gradient(
 ) {
     __shared__ Scratch scratch;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int wide = WIDE(TALL), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    int wide = BREADTH(TALL), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
     if (wide == BROAD) first_gradient<BROAD>(scratch, tile, x, units, grads, batch, first);
     else first_gradient<SLIM>(scratch, tile, x, units, grads, batch, first);
 }
@@ -318,7 +318,7 @@ extern "C" __global__ void BOUNDS ragged_back(
     __shared__ Scratch scratch;
     Sums sum;
     Tile tile = tile_of(tiles, blockIdx.x / columns);
-    int wide = WIDE(LOW), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
+    int wide = BREADTH(LOW), first = (int)(blockIdx.x % columns) * wide, batch = (int)samples;
     if (wide == BROAD) back<BROAD>(sum, scratch, vector, tile, units, batch, first);
     else back<SLIM>(sum, scratch, vector, tile, units, batch, first);
     with_activation(tile.name, Sloped{sum, units + tile.row * batch, (int)tile.rows, batch, first, wide});
