@@ -18,7 +18,7 @@ from mpinn.schedules.members import population_of_part
 
 WIDE = [(width,) for width in (1, 2, 31, 32, 33, 63, 64, 65, 100)]
 DEEP = [(1, 1), (33, 40), (64, 3), (3, 100), (7, 7, 2), (40, 1, 33)]
-SHAPES = [(1, 1, 1), (10, 32, 2), (33, 31, 3), (64, 33, 7), (70, 70, 10)]
+SHAPES = [(1, 1, 1), (10, 32, 2), (33, 31, 3), (5, 40, 4), (64, 33, 7), (70, 70, 10), (4, 45, 19)]
 """Features, samples, outputs."""
 CLOSE = {"float32": 1e-5, "float64": 1e-13}
 DTYPES = pytest.mark.parametrize("dtype", CLOSE)

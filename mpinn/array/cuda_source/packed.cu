@@ -5,6 +5,8 @@
 #define HEAD 5
 #define LANES 32
 #define EVERY 0xffffffffu
+// Rows that a thread reads before it needs the first.
+#define AHEAD 8
 
 extern __shared__ double scratch[];
 
@@ -35,12 +37,21 @@ __device__ __forceinline__ void some_outputs(
     const Real* weights = vector + head.weight + o;
 #pragma unroll
     for (int j = 0; j < COUNT; j++) sum[j] = vector[head.bias + o + j];
-#pragma unroll 4
-    for (Size unit = 0; unit < head.units; unit++) {
-        Real a = value(from[unit * samples], head.name);
+    auto add = [&](Size unit, Real kept) {
+        Real a = value(kept, head.name);
 #pragma unroll
         for (int j = 0; j < COUNT; j++) sum[j] += weights[unit * outputs + j] * a;
+    };
+    Size unit = 0;
+    for (; unit + AHEAD <= head.units; unit += AHEAD) {
+        Real kept[AHEAD];
+        // all on their way before the first is needed
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) kept[k] = from[(unit + k) * samples];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) add(unit + k, kept[k]);
     }
+    for (; unit < head.units; unit++) add(unit, from[unit * samples]);
 #pragma unroll
     for (int j = 0; j < COUNT; j++) to[j * samples] = sum[j];
 }
@@ -100,6 +111,75 @@ __device__ __forceinline__ void unit_back(
     }
 }
 
+// The sums over a warp of N numbers, a power of two, that each lane has: a lane ends with number lane * N / LANES. Lanes
+// are added up in the same order as by `warp_sum`, with a shuffle for each number in place of five.
+template <int N> __device__ __forceinline__ Real warp_sums(Real (&sums)[N]) {
+    unsigned lane = threadIdx.x % LANES;
+    int apart = LANES / 2;
+#pragma unroll
+    for (int kept = N / 2; kept > 0; kept /= 2, apart /= 2) {
+        bool upper = lane & apart;
+#pragma unroll
+        for (int k = 0; k < kept; k++) {
+            Real other = __shfl_xor_sync(EVERY, upper ? sums[k] : sums[kept + k], apart);
+            sums[k] = (upper ? sums[kept + k] : sums[k]) + other;
+        }
+    }
+#pragma unroll
+    for (; apart > 0; apart /= 2) sums[0] += __shfl_xor_sync(EVERY, sums[0], apart);
+    return sums[0];
+}
+
+// The backward pass of `many` units, ROWS at most, through a last layer of COUNT outputs at most, by a warp, which goes
+// over memory once: their rows become dz.
+template <int ROWS, int COUNT>
+__device__ __forceinline__ void units_back(
+    const Real* weights, const Real* dy, Real* rows, Real* grads, int outputs, Size samples, int name, int many
+) {
+    Real sums[ROWS * COUNT] = {};
+    int lane = threadIdx.x % LANES;
+    for (Size i = lane; i < samples; i += LANES) {
+        Real kept[ROWS], own[COUNT];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) kept[r] = r < many ? rows[r * samples + i] : (Real)0;
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) own[j] = j < outputs ? dy[j * samples + i] : (Real)0;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (r >= many) break;
+            Real a = value(kept[r], name), da = 0;
+#pragma unroll
+            for (int j = 0; j < COUNT; j++) {
+                sums[r * COUNT + j] += a * own[j];
+                if (j < outputs) da += weights[r * outputs + j] * own[j];
+            }
+            rows[r * samples + i] = da * slope(kept[r], name);
+        }
+    }
+    Real total = warp_sums(sums);
+    const int SAME = LANES / (ROWS * COUNT);
+    int number = lane / SAME, r = number / COUNT, j = number % COUNT;
+    if (lane % SAME == 0 && r < many && j < outputs) grads[r * outputs + j] = total;
+}
+
+// Calls back(first unit, how many) for ROWS of the units of a member at a time, by each warp of a block.
+template <int ROWS, class Back> __device__ __forceinline__ void some_units(Size units, Back back) {
+    Size step = blockDim.x / LANES * ROWS;
+    for (Size unit = threadIdx.x / LANES * ROWS; unit < units; unit += step)
+        back(unit, units - unit < ROWS ? (int)(units - unit) : ROWS);
+}
+
+template <int ROWS, int COUNT>
+__device__ __forceinline__ void head_back(
+    const Real* vector, const Head& head, const Real* dy, Real* units, Real* grads, Size outputs, Size samples
+) {
+    some_units<ROWS>(head.units, [&](Size unit, int many) {
+        Size weight = head.weight + unit * outputs;
+        Real* rows = units + (head.first + unit) * samples;
+        units_back<ROWS, COUNT>(vector + weight, dy, rows, grads + weight, (int)outputs, samples, head.name, many);
+    });
+}
+
 // The backward pass of the last layer, by a block for each member. dy: (M, O, B).
 extern "C" __global__ void ragged_output_back(
     const Real* vector, const Size* heads, Real* units, const Real* dy, Real* grads, Size outputs, Size samples
@@ -113,11 +193,16 @@ extern "C" __global__ void ragged_output_back(
         sum = warp_sum(sum);
         if (threadIdx.x % LANES == 0) grads[head.bias + o] = sum;
     }
-    for (Size unit = warp; unit < head.units; unit += warps) {
+    if (outputs == 1) return head_back<8, 1>(vector, head, own, units, grads, outputs, samples);
+    if (outputs == 2) return head_back<8, 2>(vector, head, own, units, grads, outputs, samples);
+    if (outputs <= 4) return head_back<4, 4>(vector, head, own, units, grads, outputs, samples);
+    if (outputs <= 8) return head_back<4, 8>(vector, head, own, units, grads, outputs, samples);
+    if (outputs <= 16) return head_back<2, 16>(vector, head, own, units, grads, outputs, samples);
+    some_units<1>(head.units, [&](Size unit, int many) {
         Size weight = head.weight + unit * outputs;
         Real* row = units + (head.first + unit) * samples;
         unit_back(vector + weight, own, row, grads + weight, outputs, samples, head.name);
-    }
+    });
 }
 
 // Softmax and cross-entropy of each member, by a block. y, dy: (M, O, B), perhaps the same array; a class that is not
