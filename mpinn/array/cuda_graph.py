@@ -1,4 +1,4 @@
-"""A training step recorded once as CUDA graphs and launched again: one launch in place of hundreds.
+"""Work of a training step recorded once as CUDA graphs and launched again: one launch in place of hundreds.
 
 A graph reads and writes fixed addresses, so a batch is copied to arrays that stay, and what else changes from step to
 step is read from the device when the graph runs. Where the host has something to do in between, as sending a piece of
@@ -19,33 +19,28 @@ from mpinn.array.typing import Array
 
 Path: TypeAlias = tuple[int, ...]
 Between: TypeAlias = Callable[[], None]
+"""What the host does while the device is at the next graph."""
+Cut: TypeAlias = Callable[[Callable[[], Between]], None]
+"""Ends a graph; what it is given is called between the graphs, in their order, and says what the host then does."""
 WORDS = 4
 """Numbers that a layer is given from the host in each step."""
 
 
 @dataclass(eq=False)
 class Tape:
-    """What a step does: graphs, and between them what the host does."""
+    """What some work does: graphs, and between them what the host does. ``memory`` is the graphs' alone."""
 
     inputs: tuple[Array, ...]
     pool: Pool
     memory: Any
-    """The graphs' own: nobody else is given what they write to."""
     items: list[Any] = field(default_factory=list)
     words: dict[Path, Array] = field(default_factory=dict)
     result: Any = None
 
-    def close(self) -> None:
-        """Give the memory back: a pool of CuPy's that dies with free blocks in it keeps them for ever."""
-        self.items.clear()
-        self.words.clear()
-        self.result, self.inputs, self.pool = None, (), Pool(cupy)
-        self.memory.free_all_blocks()
-
-    def cut(self, between: Between) -> None:
+    def cut(self, first: Callable[[], Between]) -> None:
         """End a graph here; the host's turn."""
         self._end()
-        self.items.append(between)
+        self.items.append(first)
         self._begin()
 
     def place(self, path: Path) -> Array:
@@ -74,20 +69,21 @@ class Tape:
         self.items.append(cupy.cuda.get_current_stream().end_capture())
 
     def play(self, inputs: tuple[Array, ...]) -> Any:
-        """Do the work with a batch."""
+        """Do the work with a batch; what it leaves behind stands in arrays that the next time are written again."""
         for own, given in zip(self.inputs, inputs, strict=True):
             own[...] = given
         stream, waiting = cupy.cuda.get_current_stream(), _nothing
         for item in self.items:
             if callable(item):
-                waiting = partial(_between, item, recorded(stream))
+                between = item()
+                waiting = partial(_between, between, recorded(stream))
             else:
                 # the device has the next graph before the host turns to what comes before it
                 item.launch(stream)
                 waiting()
                 waiting = _nothing
         waiting()
-        return self.result.copy()
+        return self.result
 
 
 def _between(work: Between, event: Any) -> None:
@@ -99,10 +95,9 @@ def _nothing() -> None:
     """The host has nothing to do."""
 
 
-Cut: TypeAlias = Callable[[Between], None]
 Keys: TypeAlias = Callable[[Path], Array]
 Work: TypeAlias = Callable[[tuple[Array, ...], Pool, Keys | None, Cut], Any]
-"""From inputs, a pool, where layers find their numbers, and how to let the host do something, to an array.
+"""From inputs, a pool, where layers find their numbers, and how to let the host do something, to what it leaves behind.
 
 Where it is not recorded, the host's own numbers serve.
 """
@@ -112,23 +107,35 @@ class Recorder:
     """Does the same work again and again, each time with other inputs of shapes that it knows from their ``key``.
 
     The first time it is simply done, which prepares kernels, with buffers that are given back; from the second time on
-    it is recorded and played.
+    it is recorded and played. Works follow one another, so they share their memory, but for those that are to ``keep``
+    what they leave behind until they are done again: another one would write there.
     """
 
     def __init__(self) -> None:
         self._tapes: dict[Hashable, Tape | None] = {}
+        self._shared = cupy.cuda.MemoryPool(), Pool(cupy)
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether it has been done once, and will be played."""
+        return key in self._tapes
 
     def __call__(
-        self, key: Hashable, inputs: tuple[Array, ...], numbers: Callable[[Path], tuple[int, ...]], work: Work
+        self,
+        key: Hashable,
+        inputs: tuple[Array, ...],
+        numbers: Callable[[Path], tuple[int, ...]],
+        work: Work,
+        keep: bool = False,
     ) -> Any:
         """What ``work`` gives; ``numbers``: the four of the layer at a path, in this step."""
         if key not in self._tapes:
             self._tapes[key] = None
-            return work(inputs, Pool(cupy), None, lambda between: between())
+            return work(inputs, Pool(cupy), None, lambda first: first()())
         tape = self._tapes[key]
         if tape is None:
             cupy.get_default_memory_pool().free_all_blocks()
-            tape = Tape(tuple(map(cupy.empty_like, inputs)), Pool(cupy), cupy.cuda.MemoryPool())
+            memory, pool = (cupy.cuda.MemoryPool(), Pool(cupy)) if keep else self._shared
+            tape = Tape(tuple(map(cupy.empty_like, inputs)), pool, memory)
             tape.record(work)
             self._tapes[key] = tape
         from mpinn.array.cuda import set_words
@@ -138,11 +145,12 @@ class Recorder:
         return tape.play(inputs)
 
     def close(self) -> None:
-        """Forget what was recorded, and give its memory back."""
-        for tape in self._tapes.values():
-            if tape is not None:
-                tape.close()
+        """Forget what was recorded, and give its memory back, which a pool that dies with free blocks would not."""
+        memories = [self._shared[0], *(tape.memory for tape in self._tapes.values() if tape)]
         self._tapes.clear()
+        self._shared = memories[0], Pool(cupy)
+        for memory in memories:
+            memory.free_all_blocks()
 
 
 def recorder() -> Recorder:

@@ -229,7 +229,7 @@ class Decoupled(Staged):
             saved = work.saved
             if work.x is not None:
                 _, saved = stage.forward(batch, work.x, weights, again=True)
-            stage.backward(batch, saved, dy, weights, update.ready, self._opened())
+            stage.backward(batch, saved, dy, weights, update, self._opened())
         else:
             stage.nothing(update.ready, self._opened())
         self._release(work)
@@ -252,7 +252,7 @@ class Decoupled(Staged):
             loss, dy = stage.loss(y, batch)
             del y
             measured.append(Measured(batch.index, loss, batch.count))
-            stage.backward(batch, saved, dy, weights, update.ready, self._opened())
+            stage.backward(batch, saved, dy, weights, update, self._opened())
         else:
             stage.nothing(update.ready, self._opened())
         self._complete(batch, stage.version, update)

@@ -179,7 +179,7 @@ class Local(Staged):
                 loss, dy = stage.loss(y, batch)
                 measured.append(Measured(batch.index, loss, batch.count))
             del y
-            stage.backward(batch, saved, dy, weights, update.ready)
+            stage.backward(batch, saved, dy, weights, update)
         else:
             if self._auxiliary:
                 self._auxiliary.nothing(update.ready)

@@ -147,7 +147,7 @@ class Pipeline(Staged):
         saved, dy = work
         if dy is None:
             dy = stage.take(message, pieces[piece])
-        stage.backward(pieces[piece], saved, dy, stage.part.weight_views, update.ready, total)
+        stage.backward(pieces[piece], saved, dy, stage.part.weight_views, update, total)
 
 
 def _next(plan: Sequence[Turn], place: int) -> Iterator[Turn]:

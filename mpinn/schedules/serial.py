@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
@@ -11,13 +11,10 @@ from mpinn.nn.layer import EMPTY, Pass, Tree, drawn_key
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.options import ScheduleOptions
+from mpinn.schedules.recorded import Cut, Keys, Pieces, Ready
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT, Trace
-
-Ready: TypeAlias = Callable[[Part, slice], None]
-Keys: TypeAlias = Callable[[tuple[int, ...]], Any]
-Cut: TypeAlias = Callable[[Callable[[], None]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,32 +24,6 @@ class SerialOptions(ScheduleOptions):
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Serial":
         """The schedule of a rank that owns the whole model."""
         return Serial(part, loss, seed, place.trace)
-
-
-class _Pieces:
-    """Gathers what is ready of a gradient, from its end, and tells the update between two graphs.
-
-    In pieces of at least ``least`` elements; if that is 0, nobody is told in between.
-    """
-
-    def __init__(self, update: Update, cut: Cut, least: int):
-        self._update, self._cut, self._least = update, cut, least
-        self._start, self._stop = -1, -1
-
-    def ready(self, part: Part, span: slice) -> None:
-        """A slice is complete, just before those that were."""
-        if self._stop < 0:
-            self._stop = span.stop
-        self._start = span.start
-        if self._stop - self._start >= self._least:
-            self.finish(part)
-
-    def finish(self, part: Part) -> None:
-        """Tell of what was not told yet."""
-        if self._least and self._stop > self._start:
-            piece = slice(self._start, self._stop)
-            self._cut(lambda: self._update.ready(part, piece))
-            self._stop = self._start
 
 
 class Serial:
@@ -97,18 +68,16 @@ class Serial:
         def numbers(path: tuple[int, ...]) -> tuple[int, ...]:
             return (*drawn_key(self._seed, batch.index, path), *batch.rows)
 
-        bucket = -(-update.bucket // self._part.layout.dtype.itemsize)
-
         def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut) -> Array:
             x, target = inputs
-            pieces = _Pieces(update, cut, bucket)
+            pieces = Pieces(update, cut, self._part)
             loss = self._train(replace(batch, x=x, target=target), pieces.ready, pool, keys)
-            pieces.finish(self._part)
+            pieces.finish()
             return loss
 
         key = (batch.x.shape, batch.target.shape)
-        loss: Array = recorder(key, (batch.x, batch.target), numbers, work)
-        if not bucket:
+        loss: Array = recorder(key, (batch.x, batch.target), numbers, work).copy()
+        if not update.bucket:
             update.ready(self._part, slice(0, self._part.layout.size))
         return loss
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +15,8 @@ from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import EMPTY, Finish, Pass, Saved, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
+from mpinn.schedules.recorded import Kept, Recordings
+from mpinn.schedules.schedule import Update
 from mpinn.trace import Trace
 
 Ready: TypeAlias = Callable[[Part, slice], None]
@@ -80,6 +83,10 @@ class Stage:
         self._seed = seed
         self._place = place
         self._spans = {name: part.layout.span((name,)) for name in part.weight_views}
+        recorder = None if place.trace.wanted else part.ops.recorder()
+        self._recordings = Recordings(self, recorder, seed) if recorder else None
+        self._leaving: Batch | None = None
+        """Whose input gradient a recorded pass sends."""
         self._open: list[Pending] = []
         self._aside: deque[Pending] = deque()
         self._lengths: list[int] = []
@@ -139,7 +146,8 @@ class Stage:
 
     # passes
 
-    def _pass(self, batch: Batch, **switches: Any) -> Pass:
+    def context(self, batch: Batch, **switches: Any) -> Pass:
+        """Of a pass with a batch."""
         rows, index = batch.rows, batch.index
         return Pass(
             self.part.pool, self.part.ops, seed=self._seed, batch=index, rows=rows,
@@ -161,8 +169,12 @@ class Stage:
         With ``recompute`` nothing is kept; ``again`` is the second run, which moves no running statistics. With a
         ``pool`` of its own it may run beside the main thread, and moves no messages along.
         """
+        if self._recordings and pool is None and self._recordings.wants(x.shape):
+            y, saved = self._recordings.forward(batch, x, weights, recompute, again)
+            self.poke()
+            return y, saved
         begun = self.trace.now()
-        context = self._pass(batch, recompute=recompute, update_state=not again)
+        context = self.context(batch, recompute=recompute, update_state=not again)
         if pool is not None:
             context.pool, context.poke = pool, None
         y, saved = self.part.network.forward(weights, self.part.state_views, x, context)
@@ -173,34 +185,54 @@ class Stage:
     def pass_on(self, y: Array, batch: Batch) -> None:
         """Send an activation to the next stage."""
         if batch.count:
-            self._send("activation", y, batch)
+            self._send("activation", self._own(y), batch)
+
+    def _own(self, array: Array) -> Array:
+        """An array that is not written while it travels: that of a recorded pass is, when it is played again."""
+        if self._recordings is None:
+            return array
+        copy = self.part.pool.empty(array.shape, array.dtype)
+        np.copyto(copy, array)
+        return copy
+
+    def leave(self, dx: Array) -> Callable[[], None]:
+        """Copy the input gradient of a recorded pass; what sends the copy."""
+        if self._leaving is None:
+            raise AssertionError("a recorded pass without a batch")
+        return partial(self._send, "gradient", self._own(dx), self._leaving)
 
     def loss(self, y: Array, batch: Batch) -> tuple[Array, Array]:
         """On the last stage: the loss summed over the samples, and dy."""
-        loss, dy = self._loss(y, batch.target, self._pass(batch))
+        loss, dy = self._loss(y, batch.target, self.context(batch))
         return loss, dy
 
     def backward(
-        self, batch: Batch, saved: Saved, dy: Array, weights: Tree, ready: Ready, total: Total | None = None
+        self, batch: Batch, saved: Saved, dy: Array, weights: Tree, update: Update, total: Total | None = None
     ) -> None:
         """From dy: (B, *outputs) to the part's gradient; the input gradient leaves before weight gradients are made."""
-        begun = self.trace.now()
+        if self._recordings and isinstance(saved, Kept):
+            self._leaving = batch
+            self._recordings.backward(batch, saved, dy, weights, update, total)
+            self.poke()
+            return
+        begun, ready = self.trace.now(), update.ready
         finishes: deque[tuple[str, Finish]] = deque()
         dx: Any = dy
-        for name, dx, finish in self.part.network.sweep(weights, saved, dy, self._pass(batch)):  # noqa: B007
+        for name, dx, finish in self.part.network.sweep(weights, saved, dy, self.context(batch)):  # noqa: B007
             finishes.append((name, finish))
             if not self.returns:
-                self._finish(*finishes.popleft(), ready, total)
+                self.finish(*finishes.popleft(), ready, total)
             del finish
         if self.returns:
             self._send("gradient", dx, batch)
         del dx
         while finishes:
-            self._finish(*finishes.popleft(), ready, total)
+            self.finish(*finishes.popleft(), ready, total)
             self.poke()
         self.trace.add("backward", begun, batch.index, self.version)
 
-    def _finish(self, name: str, finish: Finish, ready: Ready, total: Total | None) -> None:
+    def finish(self, name: str, finish: Finish, ready: Ready, total: Total | None) -> None:
+        """Write the gradient of a layer, or add it to those before; a slice that is complete is ready."""
         part, span = self.part, self._spans.get(name)
         if span is None:
             finish(EMPTY)

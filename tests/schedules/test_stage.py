@@ -12,9 +12,11 @@ from oracles import Problem
 from mpinn.array import ops as plain
 from mpinn.array.typing import Array
 from mpinn.comm.channel import DONE, NullChannel, Pending
+from mpinn.datasets.batches import Batch
 from mpinn.models.mlp import MLP
 from mpinn.nn.layer import Finish, Pass, Saved, Tree
 from mpinn.nn.network import Network
+from mpinn.nn.part import Part
 from mpinn.schedules.flight import flatten, unflatten
 from mpinn.schedules.stage import Place, Stage
 from mpinn.schedules.versions import Stash
@@ -65,13 +67,24 @@ def middle(said: list[str]) -> Stage:
     return Stage(part, DEEP.loss, DEEP.seed, place)
 
 
+@dataclass
+class Told:
+    """An update that is only told what is ready."""
+
+    ready: Callable[[Part, slice], None]
+    bucket: int = 0
+
+    def __call__(self, part: Part, batch: Batch) -> None:
+        raise AssertionError("no stage updates by itself")
+
+
 def through(stage: Stage, ready: Callable[..., None] = lambda part, span: None, **options: Any) -> None:
     """A batch forward and backward."""
     batch = DEEP.batches(1, 0).batch(0)
     x = np.random.default_rng(1).normal(size=(batch.count, 9))
     y, saved = stage.forward(batch, x, stage.part.weight_views)
     stage.pass_on(y, batch)
-    stage.backward(batch, saved, np.ones_like(y), stage.part.weight_views, ready, **options)
+    stage.backward(batch, saved, np.ones_like(y), stage.part.weight_views, Told(ready), **options)
 
 
 def test_the_input_gradient_leaves_before_the_weight_gradient_of_the_first_layer() -> None:
