@@ -147,7 +147,8 @@ class Scattered:
         a = torch.cat([activation(part) for activation, part in zip(self._activations, z, strict=True)], dim=1)
         product = a[:, :, None] * head.T[None, :, :]
         owners = self._owners.expand(len(a), -1, head.shape[0])
-        return torch.zeros(len(a), *head_bias.shape).scatter_add_(1, owners, product) + head_bias[None, :, :]
+        zeros = torch.zeros(len(a), *head_bias.shape, device=a.device)
+        return zeros.scatter_add_(1, owners, product) + head_bias[None, :, :]
 
     def _losses(self, y: Any) -> Any:
         functional = self._torch.nn.functional

@@ -174,6 +174,6 @@ def _error(load: Load, part: Part, ops: Any) -> float:
         for own, given in zip(one.layout, part.layout, strict=True):
             one.weights[own.slice] = part.weights[given.slice]
         Members(one, CrossEntropy(), 0).gradient(load.batch_of(dtype, ops))
-        arrays = [ops.on_host(one.grads)[entry.slice] for entry in one.layout]
-        found.append(np.concatenate(arrays).astype(np.float64))
+        grads = ops.on_host(one.grads)
+        found.append(np.concatenate([grads[entry.slice] for entry in one.layout]).astype(np.float64))
     return float(np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]))

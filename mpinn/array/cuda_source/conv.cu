@@ -1,4 +1,5 @@
-// Convolutions as they are defined, for what cuDNN does not do: images (B, H, W, C), weight (R, S, C, O).
+// Convolutions as they are defined, for what cuDNN does not do: images (B, H, W, C), weight (R, S, C, O), whose numbers
+// are rounded to the type of the images first.
 
 // A thread for each output.
 extern "C" __global__ void conv(
@@ -14,7 +15,7 @@ extern "C" __global__ void conv(
                 if (h < 0 || h >= H || w < 0 || w >= W) continue;
                 const Real* pixel = x + ((b * H + h) * W + w) * C;
                 const Wide* own = weight + (r * S + s) * C * O + o;
-                for (Size c = 0; c < C; c++) total += (double)pixel[c] * (double)own[c * O];
+                for (Size c = 0; c < C; c++) total += (double)pixel[c] * (double)(Real)own[c * O];
             }
         z[i] = (Real)total;
     }
@@ -36,7 +37,7 @@ extern "C" __global__ void conv_backward_input(
                 if (oh >= OH || ow >= OW) continue;
                 const Real* own = dz + ((b * OH + oh) * OW + ow) * O;
                 const Wide* row = weight + ((r * S + s) * C + c) * O;
-                for (Size o = 0; o < O; o++) total += (double)own[o] * (double)row[o];
+                for (Size o = 0; o < O; o++) total += (double)own[o] * (double)(Real)row[o];
             }
         dx[i] = (Real)total;
     }
