@@ -10,6 +10,7 @@ import typer
 
 from mpinn import __version__
 from mpinn.cli_files import Settings, choose, files
+from mpinn.cli_plan import plans
 from mpinn.comm.launch import silence_other_ranks
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -22,6 +23,7 @@ HELP = """Train neural networks in parallel under mpirun, and look at what came 
   mpirun -n 4 python -m mpinn --set consensus.score=best   change one key
   python -m mpinn inspect runs/digits                      look at a run or a checkpoint
   python -m mpinn plan jobs/cifar10.toml --stages 4        split a model into stages, and say what a step costs
+  python -m mpinn plan jobs/cifar10.toml --ranks 1-1024    say what grid to take on so many ranks, and why
   python -m mpinn data mnist                               get or convert a data set
   mpirun -n 4 python -m mpinn doctor                       look at the machine
   python -m mpinn submit jobs/digits.toml --nodes 4        train in a job of Slurm's
@@ -228,46 +230,6 @@ def bench(
 
 
 @app.command()
-def plan(
-    config: Annotated[str | None, typer.Argument(help="A TOML file; without one, every key has its default.")] = None,
-    settings: Settings = None,
-    stages: Annotated[int, typer.Option(min=0, help="Stages; 0: those of the configuration.")] = 0,
-    replicas: Annotated[int, typer.Option(min=0, help="Replicas, which share the batch; 0: the configured ones.")] = 0,
-    shards: Annotated[int, typer.Option(min=0, help="Shards of a population; 0: the configured ones.")] = 0,
-    schedule: Annotated[str, typer.Option(help="For which the stages are made even and have to fit.")] = "fdg",
-    micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of gpipe and 1f1b.")] = 4,
-    cut: Annotated[list[str] | None, typer.Option(help="Begin a stage at this layer; then nothing is chosen.")] = None,
-    memory: Annotated[float, typer.Option(help="GiB that a rank may hold; 0: any amount.")] = 0.0,
-    bandwidth: Annotated[float | None, typer.Option(help="Of messages, in GB/s.")] = None,
-    latency: Annotated[float | None, typer.Option(help="Of a message, in microseconds.")] = None,
-    profile: Annotated[Path | None, typer.Option(help="Keep what is measured in this file, or use it.")] = None,
-    estimated: Annotated[bool, typer.Option("--estimated", help="Count operations, measure nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Split a model into stages, and say what a training step will cost under every schedule; trains nothing.
-
-    Of a population it says what each shard has to compute and to hold.
-
-    \b
-    python -m mpinn plan jobs/cifar10.toml --stages 4
-    python -m mpinn plan --set model.widths=[512,512,512] --stages 2 --replicas 2 --estimated
-    """
-    from mpinn.choices import read_config
-    from mpinn.plan import Question, answer, show
-
-    if read_config(config, tuple(settings or ())).names["model"] == "population":
-        from mpinn.member_plan import plan_members
-
-        plan_members(config, tuple(settings or ()), shards, json)
-        return
-    question = Question(
-        config, tuple(settings or ()), stages, replicas, schedule, micro_batches, tuple(cut or ()), memory,
-        bandwidth, latency, profile, estimated,
-    )  # fmt: skip
-    show(answer(question), json)
-
-
-@app.command()
 def data(
     name: Annotated[str, typer.Argument(help="mnist, cifar10 or cifar100.")],
     originals: Annotated[
@@ -288,7 +250,7 @@ def data(
     prepare(name, originals, to)
 
 
-app.registered_commands += files.registered_commands
+app.registered_commands += [*plans.registered_commands, *files.registered_commands]
 COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 

@@ -32,6 +32,7 @@ For even stages with B = 2F and messages that take no time these are the usual s
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TypeAlias
 
 from mpinn.partition import BANDWIDTH, LATENCY, Demand, Demands, Partition, stage_bytes
 from mpinn.profile import Cost
@@ -55,6 +56,8 @@ class Link:
 
 ASSUMED = Link(BANDWIDTH, LATENCY)
 """Where nothing better is known."""
+Links: TypeAlias = Link | Sequence[Link]
+"""One for all cuts, or one for each, in order."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def stages_of(costs: Sequence[Cost], partition: Partition) -> list[Stage]:
     return found
 
 
-def forecast(schedule: str, stages: Sequence[Stage], link: Link, micro_batches: int) -> Forecast:
+def forecast(schedule: str, stages: Sequence[Stage], link: Links, micro_batches: int) -> Forecast:
     """What a step takes under a schedule; the number of micro-batches matters to pipelines only."""
     micro_batches = micro_batches if schedule in PIPELINES else 1
     seconds, locked = _seconds(schedule, stages, link, micro_batches)
@@ -141,7 +144,7 @@ def _in_flight(stage: Stage, demand: Demand) -> float:
     return stage_bytes(stage.costs, demand, 0) - 2 * stage.parameter_bytes
 
 
-def _seconds(schedule: str, stages: Sequence[Stage], link: Link, micro_batches: int) -> tuple[float, float]:
+def _seconds(schedule: str, stages: Sequence[Stage], link: Links, micro_batches: int) -> tuple[float, float]:
     """Seconds from step to step, and those in lock-step."""
     forward, backward = _passes(stages, link, micro_batches)
     both = [f + b for f, b in zip(forward, backward, strict=True)]
@@ -166,15 +169,16 @@ def _largest(*terms: Sequence[float]) -> float:
     return max(map(sum, zip(*terms, strict=True)))
 
 
-def _passes(stages: Sequence[Stage], link: Link, micro_batches: int) -> tuple[list[float], list[float]]:
+def _passes(stages: Sequence[Stage], link: Links, micro_batches: int) -> tuple[list[float], list[float]]:
     """f_k and b_k."""
     last = len(stages) - 1
+    cuts = [link] * last if isinstance(link, Link) else link
     forward = [
-        stage.forward / micro_batches + (link.seconds(stage.after / micro_batches) if number < last else 0)
+        stage.forward / micro_batches + (cuts[number].seconds(stage.after / micro_batches) if number < last else 0)
         for number, stage in enumerate(stages)
     ]
     backward = [
-        stage.backward / micro_batches + (link.seconds(stage.before / micro_batches) if number else 0)
+        stage.backward / micro_batches + (cuts[number - 1].seconds(stage.before / micro_batches) if number else 0)
         for number, stage in enumerate(stages)
     ]
     return forward, backward

@@ -2,6 +2,7 @@
 
 import sys
 from collections import deque
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -47,7 +48,11 @@ class Pool:
         ring.append(owner)
         return owner[...]
 
+    def __iter__(self) -> Iterator[Array]:
+        """The arrays that the pool holds, in use or idle."""
+        return (owner for ring in self._rings.values() for owner in ring)
+
     @property
     def nbytes(self) -> int:
-        """Bytes that the pool holds, in use or idle."""
-        return sum(owner.nbytes for ring in self._rings.values() for owner in ring)
+        """Their bytes."""
+        return sum(owner.nbytes for owner in self)

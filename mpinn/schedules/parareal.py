@@ -107,7 +107,7 @@ class PararealOptions(StagedOptions):
         """One block, or all, or what is gathered; samples enter every stage."""
         if stages == 1 or not isinstance(network, Parareal):
             return network, model.shape
-        if self._gathers(network, size)[0]:
+        if self.gathers(network, size)[0]:
             return Gathered(network.blocks, stage + 1), model.shape
         return network[stage : stage + 1], model.shape
 
@@ -115,10 +115,11 @@ class PararealOptions(StagedOptions):
         """Where the coarse sweep is, and why."""
         if not isinstance(network, Parareal):
             return ()
-        gathers, why = self._gathers(network, size)
+        gathers, why = self.gathers(network, size)
         return (f"coarse sweep {'gathered on the last stage' if gathers else 'from stage to stage'}: {why}",)
 
-    def _gathers(self, network: Parareal, size: int) -> tuple[bool, str]:
+    def gathers(self, network: Parareal, size: int) -> tuple[bool, str]:
+        """Whether the coarse networks are all on the last stage, and why; ``size`` as for `share`."""
         if self.sweep != "auto":
             return self.sweep == "gather", f"schedule.sweep is {self.sweep}"
         if len(network.blocks) == 2:

@@ -1,0 +1,173 @@
+"""From a question to the plan of many ranks, its files, and its comparison with what runs take."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from mpinn.array.device import choose_device
+from mpinn.checks import check_kernels
+from mpinn.choices import build_model, outputs_of, read_config
+from mpinn.comm.launch import read_launch
+from mpinn.datasets.samples import GIB
+from mpinn.datasets.source import open_source
+from mpinn.errors import InputError
+from mpinn.scaling.advice import advise, counts_of
+from mpinn.scaling.check import RANKS, Outcome, Subject, local, run, table
+from mpinn.scaling.cluster import Cluster, read_cluster
+from mpinn.scaling.predict import Planner, Prediction, Samples
+from mpinn.scaling.report import COLUMNS, Outlook, lines, rows
+from mpinn.scaling.work import work_of
+from mpinn.storage.directory import write_text
+
+TABLE = "predictions.csv"
+FIGURE = "scaling.svg"
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What is to be planned: ``ranks`` as `counts_of` reads them; ``network``: a name, a file, local, or nothing for
+    one that goes with the device; ``samples`` to train, 0 for those of the data; ``memory`` in GiB, 0 for any amount.
+    """
+
+    file: str | None = None
+    overrides: tuple[str, ...] = ()
+    ranks: str = "1-100000"
+    network: str = ""
+    samples: int = 0
+    weak: bool = False
+    memory: float = 0.0
+    profile: Path | None = None
+    estimated: bool = False
+    launcher: str = ""
+
+
+def subject_of(inquiry: Inquiry) -> Subject:
+    """The model, and what its work takes; raises InputError."""
+    if inquiry.estimated and inquiry.profile is not None:
+        raise InputError("--profile", "with --estimated nothing is measured, so there is nothing to keep")
+    config = read_config(inquiry.file, inquiry.overrides)
+    check_kernels(config)
+    if config.names["model"] == "population":
+        raise InputError("--ranks", "a population sends nothing while it trains: --shards says what each rank has")
+    source = open_source(config.data)
+    sizes = source.summary()["sizes"]
+    samples = Samples(inquiry.samples or sizes["train"], sizes["validation"])
+    if config.data.batch > samples.train:
+        said = f"{config.data.batch} is more than the {samples.train} samples to train"
+        raise InputError("data.batch", said)
+    ops = choose_device(config.run.device, config.run.kernels, 0, config.run.tf32).kernels
+    model = build_model(config, source.sample_shape, outputs_of(source.summary()))
+    work = work_of(config, model, source, ops, not inquiry.estimated, inquiry.profile)
+    return Subject(config, model, work, samples, "cpu" if ops.LIBRARY is np else "gpu")
+
+
+def outlook(inquiry: Inquiry) -> Outlook:
+    """Plan; raises InputError."""
+    counts = counts_of(inquiry.ranks)
+    if not isfinite(inquiry.memory) or inquiry.memory < 0:
+        raise InputError("--memory", f"expected a number of at least 0, got {inquiry.memory:g}")
+    found = read_cluster(inquiry.network) if inquiry.network not in ("", "local") else None
+    subject = subject_of(inquiry)
+    cluster = found or _cluster(inquiry, subject.device)
+    planner = Planner(
+        subject.config, subject.model, subject.work, cluster, subject.samples, "weak" if inquiry.weak else "strong"
+    )
+    advice, predictions = advise(planner, counts, inquiry.memory * GIB)
+    return Outlook(subject.config, subject.work.source, cluster, subject.samples, planner.scaling, advice, predictions)
+
+
+def _cluster(inquiry: Inquiry, device: str) -> Cluster:
+    if inquiry.network == "local":
+        return local(inquiry.launcher)
+    return read_cluster({"cpu": "cpu-hdr", "gpu": "h100-ndr"}[device])
+
+
+def write(told: Outlook, out: Path) -> None:
+    """All predictions as a table; raises InputError."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows(told))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / TABLE, text.getvalue())
+    except OSError as error:
+        raise InputError("--out", f"{str(error.filename or out)!r} cannot be written: {error.strerror}") from error
+
+
+def drawn(told: Outlook) -> dict[str, dict[str, list[Prediction]]]:
+    """The lines of a figure: each schedule with gradients, each consensus of serial replicas, on its fastest grid."""
+
+    def group(names: Callable[[Prediction], str], wanted: Callable[[Prediction], bool]) -> dict[str, list[Prediction]]:
+        best: dict[tuple[str, int], Prediction] = {}
+        for one in filter(wanted, told.predictions):
+            key = names(one), one.ranks
+            if key not in best or one.throughput > best[key].throughput:
+                best[key] = one
+        found: dict[str, list[Prediction]] = {}
+        for (name, _), one in best.items():
+            found.setdefault(name, []).append(one)
+        return found
+
+    return {
+        "schedules, with gradients between replicas": group(
+            lambda one: one.schedule, lambda one: one.consensus == "gradients"
+        ),
+        "consensuses of replicas with the whole depth": group(
+            lambda one: one.consensus, lambda one: one.schedule == "serial"
+        ),
+    }
+
+
+def show(told: Outlook) -> None:
+    """Print the plan."""
+    print("\n".join(lines(told)))
+
+
+def compare(inquiry: Inquiry, ranks: Sequence[int] = RANKS) -> list[Outcome]:
+    """Run trials, and print them beside what was predicted; raises InputError and FatalError."""
+    if read_launch() is not None:
+        raise InputError("--check", "start it without a launcher: it starts the ranks of every trial itself")
+    subject = subject_of(inquiry)
+    if inquiry.samples or inquiry.weak:
+        raise InputError("--check", "runs what is configured: it goes with neither --samples nor --weak")
+    config = subject.config
+    print(
+        f"{config.names['model']} on {config.data.name}, {config.run.dtype}: {config.data.batch} samples a step, "
+        "which the replicas share (strong scaling)"
+    )
+    print(f"costs    {subject.work.source}")
+    found: list[Outcome] = []
+    for count in ranks:
+        cluster, outcomes = run(subject, count, inquiry.launcher)
+        found += outcomes
+        print("\n".join(["", *_network(cluster, count), *table(outcomes)]), flush=True)
+    print("\n" + "\n".join(_summary(found)))
+    return found
+
+
+def _network(cluster: Cluster, ranks: int) -> Iterator[str]:
+    said = f"{ranks} rank{'s' * (ranks > 1)} on {cluster.cores} cores"
+    if ranks == 1:
+        yield f"{said}: nothing is sent"
+        return
+    shared = ", which they share: a step is as long as all their work on these at least" * (ranks > cluster.cores)
+    yield f"{said}{shared}"
+    yield (
+        f"messages {cluster.inside.bandwidth / 1e9:.3g} GB/s and {cluster.inside.latency * 1e6:.3g} us, "
+        f"sums at {cluster.reduction / 1e9:.3g} GB/s, {cluster.source}"
+    )
+
+
+def _summary(found: Sequence[Outcome]) -> Iterator[str]:
+    times, memory = np.abs([one.errors for one in found]).T
+    wrong = sum(not one.exact for one in found)
+    yield f"bytes    {'those of the meter, exactly, in all trials' if not wrong else f'wrong in {wrong} trials (!)'}"
+    yield f"step     errors of {np.median(times):.0%} (median) and {times.max():.0%} (largest), by the clock"
+    yield f"memory   errors of {np.median(memory):.0%} (median) and {memory.max():.0%} (largest), in MiB of arrays"
+    yield "step and memory: of the slowest and of the fullest rank; averaging and outer meet every 5 steps"
