@@ -1,5 +1,6 @@
 """The command that plans: a model on stages, or a run on any number of ranks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,18 +60,16 @@ def plan(
     python -m mpinn plan jobs/synchronous.toml --ranks 1-100000 --network h100-ndr -o scaling
     python -m mpinn plan --set model.name=resnet --check
     """
+    single = {"--stages": stages, "--replicas": replicas, "--shards": shards, "--cut": cut, "--json": json,
+              "--bandwidth": bandwidth is not None, "--latency": latency is not None}  # fmt: skip
     if ranks or check:
-        from mpinn.errors import InputError
-
-        fixed = {"--stages": stages, "--replicas": replicas, "--shards": shards, "--cut": cut, "--json": json,
-                 "--bandwidth": bandwidth is not None, "--latency": latency is not None}  # fmt: skip
-        for name in (name for name, given in fixed.items() if given):
-            raise InputError(name, "does not go with --ranks or --check, which try all grids")
+        refuse(single, "does not go with --ranks or --check, which try all grids")
         _many(
             config, tuple(settings or ()), ranks, network, weak, samples, out, memory, profile, estimated, check,
             launcher,
         )  # fmt: skip
         return
+    refuse({"--network": network, "--weak": weak, "--samples": samples, "--out": out}, "goes with --ranks")
     from mpinn.choices import read_config
     from mpinn.plan import Question, answer, show
 
@@ -86,22 +85,34 @@ def plan(
     show(answer(question), json)
 
 
+def refuse(given: Mapping[str, object], why: str) -> None:
+    """Raise InputError for the first option that is given."""
+    from mpinn.errors import InputError
+
+    for name in (name for name, value in given.items() if value):
+        raise InputError(name, why)
+
+
 def _many(
     config: str | None, settings: tuple[str, ...], ranks: str, network: str, weak: bool, samples: int, out: Path | None,
     memory: float, profile: Path | None, estimated: bool, check: bool, launcher: str,
 ) -> None:  # fmt: skip
+    from mpinn.comm.launch import read_launch
     from mpinn.errors import InputError
     from mpinn.scaling.answer import TABLE, Inquiry, compare, outlook, show, write
 
     if ranks and check:
         raise InputError("--check", "runs on 1 to 4 ranks: it does not go with --ranks")
+    if check:
+        refuse({"--weak": weak, "--samples": samples, "--network": network, "--out": out}, "does not go with --check")
     inquiry = Inquiry(config, settings, ranks, network, samples, weak, memory, profile, estimated, launcher)
     if check:
         compare(inquiry)
         return
     told = outlook(inquiry)
     show(told)
-    if out is not None and told.predictions:
+    launch = read_launch()
+    if out is not None and told.predictions and (launch is None or launch.rank == 0):
         write(told, out)
         print(f"\n{_draw(told, out)}, {out / TABLE}: {len(told.predictions):,} predictions")
 

@@ -25,7 +25,7 @@ from mpinn.scaling.work import work_of
 from mpinn.storage.directory import write_text
 
 TABLE = "predictions.csv"
-FIGURE = "scaling.svg"
+FIGURE = "scaling.png"
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,14 @@ def outlook(inquiry: Inquiry) -> Outlook:
 
 def _cluster(inquiry: Inquiry, device: str) -> Cluster:
     if inquiry.network == "local":
+        if read_launch() is not None:
+            raise InputError("--network", "local: start it without a launcher, it starts two ranks itself")
         return local(inquiry.launcher)
     return read_cluster({"cpu": "cpu-hdr", "gpu": "h100-ndr"}[device])
 
 
 def write(told: Outlook, out: Path) -> None:
-    """All predictions as a table; raises InputError."""
+    """All predictions as a table, by one rank; raises InputError."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -134,8 +136,6 @@ def compare(inquiry: Inquiry, ranks: Sequence[int] = RANKS) -> list[Outcome]:
     if read_launch() is not None:
         raise InputError("--check", "start it without a launcher: it starts the ranks of every trial itself")
     subject = subject_of(inquiry)
-    if inquiry.samples or inquiry.weak:
-        raise InputError("--check", "runs what is configured: it goes with neither --samples nor --weak")
     config = subject.config
     print(
         f"{config.names['model']} on {config.data.name}, {config.run.dtype}: {config.data.batch} samples a step, "

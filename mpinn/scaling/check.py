@@ -182,22 +182,26 @@ def _cluster(told: dict[str, Any]) -> Cluster:
 
 def _outcome(planner: Planner, case: Case, trial: Trial, found: Found) -> Outcome:
     predicted = planner.predict(case.schedule, case.consensus, case.stages, case.replicas)
-    depth = planner.depths.depth(case.schedule, case.stages, case.replicas, predicted.local)
-    period = planner.period(case.consensus, predicted.batch)
+    depth = planner.depths.depth(case.schedule, case.stages, predicted.local)
+    period = planner.period(case.consensus, predicted.batch, case.replicas)
     course = Course(trial.steps, case.replicas, period, getattr(depth.options, "accumulate", 1))
     expected = []
     for rank in range(case.ranks):
         replica, stage = divmod(rank, case.stages)
-        counts = counts_of(planner, trial.steps, case.replicas, replica)
+        counts = counts_of(planner, case, trial.steps, replica)
         own = planner.to_stages(depth, stage, counts)
         expected.append({**own, **planner.to_replicas(depth, stage, case.consensus, course)})
     return Outcome(predicted, found, tuple(expected), trial.steps)
 
 
-def counts_of(planner: Planner, steps: int, replicas: int, replica: int) -> list[int]:
+def counts_of(planner: Planner, case: Case, steps: int, replica: int) -> list[int]:
     """The samples of a replica in each of the first steps of a run: the last batch of an epoch may be smaller."""
     batch, size = planner.config.data.batch, planner.samples.train
-    per_epoch = -(-size // batch)
+    replicas = case.replicas
+    per_epoch = planner.steps_per_epoch(case.consensus, batch, replicas)
+    if planner.deal(case.consensus) == "same":
+        own = batch // replicas
+        return [min(own, size - step % per_epoch * own) for step in range(steps)]
     ends = (share(step % per_epoch, batch, size, replicas, replica) for step in range(steps))
     return [last - first for first, last, _ in ends]
 

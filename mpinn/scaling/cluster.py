@@ -6,7 +6,7 @@ sends while all others of its node send too, so that nothing else has to be know
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
+from math import gcd, inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,12 +46,12 @@ class Cluster:
 
     def links(self, stages: int, replicas: int) -> list[Link]:
         """Those across the cuts after stages 1 to K - 1, of the replica whose cuts are most often between nodes."""
-        period = len({replica * stages % self.ranks for replica in range(min(replicas, self.ranks))})
-        crossing = (
-            [(replica * stages + cut) % self.ranks == 0 for cut in range(1, stages)] for replica in range(period)
-        )
-        worst = max(crossing, key=sum)
-        return [self.between if crosses else self.inside for crosses in worst]
+        if stages * replicas <= self.ranks:
+            return [self.inside] * (stages - 1)
+        # the later in its node a replica begins, the more of its cuts are between nodes
+        different = self.ranks // gcd(stages, self.ranks)
+        first = max(replica * stages % self.ranks for replica in range(min(replicas, different)))
+        return [self.inside if (first + cut) % self.ranks else self.between for cut in range(1, stages)]
 
 
 @dataclass(frozen=True, kw_only=True)

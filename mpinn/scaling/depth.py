@@ -132,16 +132,16 @@ class Depths:
         most = len(units(frame))
         return f"the model can be cut into {most} stages" if stages > most else ""
 
-    def depth(self, schedule: str, stages: int, replicas: int, batch: int) -> Depth:
+    def depth(self, schedule: str, stages: int, batch: int) -> Depth:
         """For a schedule that `refusal` does not refuse, and so many samples of a replica."""
         key = schedule, stages, batch
         if key not in self._known:
-            self._known[key] = self._found(schedule, stages, replicas, batch)
+            self._known[key] = self._found(schedule, stages, batch)
         return self._known[key]
 
-    def _found(self, schedule: str, count: int, replicas: int, batch: int) -> Depth:
+    def _found(self, schedule: str, count: int, batch: int) -> Depth:
         if schedule == "parareal":
-            return self._abreast(count, replicas, batch)
+            return self._abreast(count, batch)
         options = self.options[schedule].settled(count)
         bounds = self.bounds(schedule, count, batch)
         pieces = self.ownership.staged(options, bounds)
@@ -160,13 +160,13 @@ class Depths:
             self._shares(pieces), micro,
         )  # fmt: skip
 
-    def _abreast(self, count: int, replicas: int, batch: int) -> Depth:
+    def _abreast(self, count: int, batch: int) -> Depth:
         options, costs = self.options["parareal"].settled(count), self._costs(batch)
         config, bounds = self._configured("parareal", options), self.bounds("parareal", count, batch)
         network = options.network(config.model, self.model, bounds)
         if not isinstance(network, Parareal) or costs.sides is None:
             raise TypeError("a network of several blocks is a parareal one")
-        pieces = Ownership(config, self.model).abreast(options, bounds, replicas)
+        pieces = Ownership(config, self.model).abreast(options, bounds, batch)
         blocks = abreast.abreast(network, self.model, costs.units, bounds, costs.sides, costs.beside)
         extra = self.work.buffers(batch) - 1
         held = tuple(entry.in_flight + extra * sum(cost.kept_bytes for cost in entry.costs) for entry in blocks)

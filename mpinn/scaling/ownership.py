@@ -11,7 +11,6 @@ import numpy as np
 from mpinn.array.typing import Shape, Shapes
 from mpinn.config import Config
 from mpinn.consensus.statistics import extra_size
-from mpinn.cuts import size_of
 from mpinn.models.model import Model
 from mpinn.nn.block import Block
 from mpinn.nn.layout import Layout
@@ -100,12 +99,15 @@ class Ownership:
         network = auxiliary_network(shape, self.widths[-1][0], options.width)
         return Vectors.of(network.parameters(shape), network.state(shape), self.config.run.dtype)
 
-    def abreast(self, options: Any, bounds: Sequence[int], replicas: int) -> tuple[Piece, ...]:
-        """The stages of a parareal network with these fine blocks; ``options`` as settled for them."""
+    def abreast(self, options: Any, bounds: Sequence[int], batch: int) -> tuple[Piece, ...]:
+        """The stages of a parareal network with these fine blocks, for so many samples of a replica.
+
+        ``options`` as settled for them.
+        """
         whole = options.network(self.config.model, self.model, bounds)
         if not isinstance(whole, Parareal):
             raise TypeError("a network of several blocks is a parareal one")
-        size, stages, found = size_of(self.config, replicas), len(bounds) - 1, []
+        size, stages, found = batch * itemsize(self.config), len(bounds) - 1, []
         gathers = options.gathers(whole, size)[0]
         for number, block in enumerate(whole.blocks):
             network, shape = options.share(whole, self.model, bounds, number, stages, size)

@@ -102,7 +102,7 @@ class Planner:
     def _alone(self) -> float:
         """Samples a second of one rank."""
         batch = self.config.data.batch
-        return batch / self.depths.depth("serial", 1, 1, batch).seconds((), (0.0,))
+        return batch / self.depths.depth("serial", 1, batch).seconds((), (0.0,))
 
     def refusal(self, stages: int, replicas: int) -> str:
         """Why there is no such grid; nothing if there is one."""
@@ -113,6 +113,8 @@ class Planner:
             return f"{replicas:,} batches of {batch:,} are more than the {self.samples.train:,} training samples"
         if stages > self.depths.most:
             return f"the model can be cut into {self.depths.most} stages"
+        if self.config.data.deal == "same" and batch % replicas:
+            return f"{batch:,} samples cannot be divided by {replicas:,} replicas, as data.deal = 'same' needs"
         return ""
 
     def grids(self, ranks: int) -> Iterator[tuple[int, int]]:
@@ -146,14 +148,14 @@ class Planner:
     def predict(self, schedule: str, consensus: str, stages: int, replicas: int) -> Prediction:
         """One of them, on a grid that is none of those that are refused."""
         batch, local = self.shares(replicas)
-        depth = self.depths.depth(schedule, stages, replicas, local)
-        options, period = self.consensuses[consensus], self.period(consensus, batch)
+        depth = self.depths.depth(schedule, stages, local)
+        options, period = self.consensuses[consensus], self.period(consensus, batch, replicas)
         found = exchange(consensus, options, self._scene(depth, replicas, period, batch))
         links, none = self.cluster.links(stages, replicas), (0.0,) * stages
         alone, step = depth.seconds(links, none), depth.seconds(links, found.added)
         step = max(step, self._crowded(depth, stages * replicas))
         meeting = found.meeting
-        if meeting and getattr(options, "in_flight", "") == "drain":
+        if replicas > 1 and getattr(options, "in_flight", "") == "drain":
             meeting += depth.options.held(stages) * step
         seconds = step + meeting / period
         return Prediction(
@@ -165,9 +167,19 @@ class Planner:
             changes=changes(schedule, depth.options, stages, consensus, options, replicas, period),
         )  # fmt: skip
 
-    def period(self, consensus: str, batch: int) -> int:
+    def deal(self, consensus: str) -> str:
+        """How samples are dealt to the replicas: as configured, or as the consensus prefers."""
+        found = self.config.data.deal
+        return str(self.consensuses[consensus].deal) if found == "auto" else found
+
+    def steps_per_epoch(self, consensus: str, batch: int, replicas: int) -> int:
+        """Where every replica sees the ``same`` samples, an epoch has as many steps more."""
+        size = batch // replicas if self.deal(consensus) == "same" else batch
+        return -(-self.samples.train // max(1, size))
+
+    def period(self, consensus: str, batch: int, replicas: int) -> int:
         """Steps from one meeting to the next."""
-        return period_of(self.consensuses[consensus], -(-self.samples.train // batch))
+        return period_of(self.consensuses[consensus], self.steps_per_epoch(consensus, batch, replicas))
 
     def _scene(self, depth: Depth, replicas: int, period: int, batch: int) -> Scene:
         return Scene(
@@ -198,8 +210,9 @@ class Planner:
 
     def sent(self, depth: Depth, consensus: str, replicas: int, batch: int, local: int) -> float:
         """Bytes that the rank which sends most sends in a step, over a round of its consensus."""
-        steps = self.period(consensus, batch) * getattr(depth.options, "accumulate", 1)
-        course = Course(steps, replicas, self.period(consensus, batch), getattr(depth.options, "accumulate", 1))
+        period, accumulate = self.period(consensus, batch, replicas), getattr(depth.options, "accumulate", 1)
+        steps = period * accumulate
+        course = Course(steps, replicas, period, accumulate)
         found = []
         for number in range(len(depth.pieces)):
             on, beside = self.to_stages(depth, number, [local]), self.to_replicas(depth, number, consensus, course)

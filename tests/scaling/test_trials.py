@@ -1,0 +1,134 @@
+"""What runs under mpirun send and hold, beside what is predicted: bytes and calls of every rank, exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpinn.array import ops as plain
+from mpinn.choices import build_model, outputs_of, read_config
+from mpinn.consensus.registry import CONSENSUSES
+from mpinn.datasets.source import open_source
+from mpinn.scaling import check
+from mpinn.scaling.answer import Inquiry, compare
+from mpinn.scaling.check import Case, Outcome, Subject, run
+from mpinn.scaling.predict import Samples
+from mpinn.scaling.work import work_of
+from mpinn.schedules.registry import SCHEDULES
+
+CNN = ("model.name=resnet", "model.depth=8", "data.batch=100", "run.kernels=plain")
+"""With batch norm; batches that neither 3 replicas nor 4 micro-batches divide, and a small one ends an epoch."""
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "SECONDS", 0.0)
+    monkeypatch.setattr(check, "STEPS", (10, 10))
+
+
+def subject(*settings: str, file: Path | None = None) -> Subject:
+    """With a file for its profiles, measured."""
+    config = read_config(None, (*CNN, *settings))
+    source = open_source(config.data)
+    model = build_model(config, source.sample_shape, outputs_of(source.summary()))
+    sizes = source.summary()["sizes"]
+    work = work_of(config, model, source, plain, file is not None, file)
+    return Subject(config, model, work, Samples(sizes["train"], sizes["validation"]))
+
+
+def assert_exact(outcomes: list[Outcome]) -> None:
+    for one in outcomes:
+        assert one.sent == one.expected, f"{one.predicted.schedule}, {one.predicted.consensus}"
+        assert one.steps == 20
+        assert np.isfinite(one.errors).all()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_schedule_and_consensus_sends_what_is_predicted(ranks: int) -> None:
+    one = subject()
+    cluster, outcomes = run(one, ranks)
+    assert_exact(outcomes)
+    assert any(found for outcome in outcomes for found in outcome.sent) == (ranks > 1)
+    if ranks > 1:
+        told = {(o.predicted.schedule, o.predicted.consensus) for o in outcomes}
+        staged = {(name, "gradients") for name, options in SCHEDULES.items() if options.staged}
+        assert told == staged | {("serial", name) for name in CONSENSUSES}
+        assert cluster.inside.latency > 0
+        assert cluster.inside.bandwidth > 0
+
+
+def test_what_is_held_is_predicted_from_measured_buffers(tmp_path: Path) -> None:
+    """Of arrays that come from the pool: the kernels' own are in it, and small ones are not."""
+    one = subject(file=tmp_path / "profile.json")
+    chosen = [Case("serial", "gradients", 1, 2), Case("serial", "outer", 1, 2), Case("fdg", "gradients", 2, 1)]
+    errors = [abs(outcome.errors[1]) for outcome in run(one, 2, chosen=chosen)[1]]
+    assert max(errors) < 0.2
+    unmeasured = [abs(outcome.errors[1]) for outcome in run(subject(), 2, chosen=chosen)[1]]
+    assert min(unmeasured) > 0.3
+
+
+OPTIONS = {
+    "small buckets": (("consensus.name=gradients", "consensus.bucket=0.01"), Case("serial", "gradients", 1, 3)),
+    "uniform": (("consensus.score=uniform", "consensus.slots=average", "optimizer.name=adam"),
+                Case("serial", "averaging", 1, 3)),
+    "fisher": (("consensus.score=fisher", "consensus.fisher_samples=2"), Case("serial", "averaging", 1, 3)),
+    "best": (("consensus.score=best",), Case("serial", "averaging", 1, 3)),
+    "the same samples": (("data.deal=same", "data.batch=99"), Case("serial", "averaging", 1, 3)),
+    "gossip early": (("consensus.name=gossip", "consensus.form=combine_then_adapt", "consensus.period=3 steps"),
+                     Case("serial", "gossip", 1, 3)),
+    "gossip of all": (("consensus.name=gossip", "consensus.graph=complete"), Case("serial", "gossip", 1, 3)),
+    "averaged pipelines": ((), Case("1f1b", "averaging", 3, 1)),
+    "clipped": (("train.clip=1.0", "schedule.name=gpipe", "schedule.micro_batches=3"),
+                Case("gpipe", "gradients", 3, 1)),
+    "accumulated": (("schedule.name=fdg", "schedule.accumulate=3"), Case("fdg", "gradients", 3, 1)),
+    "a chain": (("schedule.name=parareal", "schedule.sweep=chain"), Case("parareal", "gradients", 3, 1)),
+    "gathered": (("schedule.name=parareal", "schedule.sweep=gather"), Case("parareal", "gradients", 3, 1)),
+    "two sweeps": (("schedule.name=parareal", "schedule.iterations=2"), Case("parareal", "gradients", 3, 1)),
+    "float64": (("run.dtype=float64",), Case("ddg", "gradients", 3, 1)),
+    "hidden heads": (("schedule.name=local", "schedule.width=8"), Case("local", "gradients", 3, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_change_what_is_sent_and_predicted(name: str) -> None:
+    settings, case = OPTIONS[name]
+    assert_exact(run(subject(*settings), 3, chosen=[case])[1])
+
+
+MIXED = {
+    "averaging": (("schedule.name=fdg", "consensus.score=uniform"), Case("fdg", "averaging", 2, 2)),
+    "gradients, accumulated": (("schedule.name=fdg", "schedule.accumulate=3", "train.clip=0.5"),
+                               Case("fdg", "gradients", 2, 2)),
+    "gossip": (("schedule.name=ddg",), Case("ddg", "gossip", 2, 2)),
+    "outer": (("schedule.name=local",), Case("local", "outer", 2, 2)),
+    "clipped": (("train.clip=0.5",), Case("parareal", "gradients", 2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_stages_of_replicas_send_what_is_predicted(name: str) -> None:
+    settings, case = MIXED[name]
+    assert_exact(run(subject(*settings), 4, chosen=[case])[1])
+
+
+def test_a_wrong_prediction_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    _, (outcome,) = run(subject(), 2, chosen=[Case("serial", "gradients", 1, 2)])
+    assert outcome.exact
+    one = outcome.expected[0]["replicas", "all_sum"]
+    wrong = replace(outcome, expected=({("replicas", "all_sum"): (one[0], one[1] + 4)}, *outcome.expected[1:]))
+    assert not wrong.exact
+    assert "!" in check.table([wrong])[1]
+    assert "!" not in check.table([outcome])[1]
+
+
+def test_the_comparison_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("model.widths=[16,16,16]", "run.kernels=plain")
+    found = compare(Inquiry(overrides=settings, estimated=True), (1, 2))
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "mlp on digits, float32: 128 samples a step, which the replicas share (strong scaling)"
+    rows = [line for line in told if " x " in line and "gradients" in line]
+    assert len(rows) > 8
+    assert any(line.startswith("bytes    those of the meter, exactly, in all trials") for line in told)
+    errors = np.abs([one.errors[0] for one in found])
+    assert f"step     errors of {np.median(errors):.0%} (median) and {errors.max():.0%} (largest)" in "\n".join(told)
