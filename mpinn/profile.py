@@ -89,7 +89,8 @@ def units(model: Model) -> tuple[slice, ...]:
     """
     stop, layers = len(model.network) - model.head, len(model.network)
     bounds = sorted({0, *range(model.stem, stop + 1), layers})
-    learning = {index for index, name in enumerate(model.network.names) if name in _shapes(model)}
+    shapes = _shapes(model)
+    learning = {index for index, name in enumerate(model.network.names) if name in shapes}
     starts = [start for start, end in pairwise(bounds) if learning & {*range(start, end)}]
     ends = [*starts[1:], layers]
     return tuple(slice(start, end) for start, end in zip([0, *starts[1:]], ends, strict=True))

@@ -46,7 +46,7 @@ def scaling_figure(panels: Mapping[str, Sequence[Line]], label: str, ideal: Line
         axes[1][0].set_ylabel(efficiency)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=110)
         except OSError as error:
             raise InputError("--out", f"{str(path)!r} cannot be written: {error.strerror}") from error
 

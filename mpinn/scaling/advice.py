@@ -2,12 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from mpinn.errors import InputError
-from mpinn.scaling.predict import Planner, Prediction
+from mpinn.scaling.predict import Prediction, Scaling
 
 ENOUGH = 0.5
 """The least efficiency of the grid that is recommended."""
+
+
+class Predicts(Protocol):
+    """Whoever knows all grids."""
+
+    scaling: Scaling
+
+    def predictions(self, ranks: int) -> list[Prediction]:
+        """Of all grids of so many ranks."""
+        ...
+
+    def why_not(self, ranks: int) -> str:
+        """Why there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,7 @@ class Advice:
     slower: int = 0
 
 
-def advise(planner: Planner, counts: Sequence[int], memory: float) -> tuple[list[Advice], list[Prediction]]:
+def advise(planner: Predicts, counts: Sequence[int], memory: float) -> tuple[list[Advice], list[Prediction]]:
     """For each number of ranks, rising; and all predictions. ``memory``: bytes that a rank may hold, 0 for any."""
     found, everything = [], list[Prediction]()
     best: Prediction | None = None
@@ -41,7 +56,7 @@ def advise(planner: Planner, counts: Sequence[int], memory: float) -> tuple[list
 
 
 def _advice(
-    planner: Planner, ranks: int, known: Sequence[Prediction], memory: float, before: Prediction | None
+    planner: Predicts, ranks: int, known: Sequence[Prediction], memory: float, before: Prediction | None
 ) -> Advice:
     if not known:
         return Advice(ranks, why_not=planner.why_not(ranks))
@@ -67,11 +82,16 @@ def _reason(exact: Sequence[Prediction]) -> str:
     """Where the time goes, and how much slower the next grid is."""
     best = exact[0]
     told = [f"{min(1.0, best.computing / best.seconds):.0%} computing, {best.exchanging / best.seconds:.0%} sums"]
-    others = [one for one in exact if one.stages != best.stages]
+    others = [one for one in exact if (one.stages, one.shards) != (best.stages, best.shards)]
     if others:
         ratio = best.throughput / others[0].throughput
-        told.append(f"{others[0].replicas} x {others[0].stages} takes {ratio:.2f} times as long")
+        told.append(f"{grid_text(others[0])} takes {ratio:.2f} times as long")
     return "; ".join(told)
+
+
+def grid_text(one: Prediction) -> str:
+    """Replicas x stages, or replicas x shards where there are any."""
+    return f"{one.replicas:,} x {one.stages * one.shards}"
 
 
 def chosen(found: Sequence[Advice]) -> Prediction | None:

@@ -1,11 +1,12 @@
 """From a question to the plan of many ranks, its files, and its comparison with what runs take."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from math import isfinite
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -13,13 +14,17 @@ from mpinn.array.device import choose_device
 from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.comm.launch import read_launch
-from mpinn.datasets.samples import GIB
+from mpinn.config import Config
+from mpinn.datasets.samples import GIB, Source
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
-from mpinn.scaling.advice import advise, counts_of
+from mpinn.models.model import Model
+from mpinn.nn.packed import population_of
+from mpinn.scaling.advice import Predicts, advise, counts_of
 from mpinn.scaling.check import RANKS, Outcome, Subject, local, run, table
 from mpinn.scaling.cluster import Cluster, read_cluster
-from mpinn.scaling.predict import Planner, Prediction, Samples
+from mpinn.scaling.population import PopulationPlanner, steps_of
+from mpinn.scaling.predict import Planner, Prediction, Samples, Scaling
 from mpinn.scaling.report import COLUMNS, Outlook, lines, rows
 from mpinn.scaling.work import work_of
 from mpinn.storage.directory import write_text
@@ -46,24 +51,35 @@ class Inquiry:
     launcher: str = ""
 
 
-def subject_of(inquiry: Inquiry) -> Subject:
-    """The model, and what its work takes; raises InputError."""
-    if inquiry.estimated and inquiry.profile is not None:
-        raise InputError("--profile", "with --estimated nothing is measured, so there is nothing to keep")
+@dataclass(frozen=True)
+class Opened:
+    """What a question is about."""
+
+    config: Config
+    source: Source
+    model: Model
+    samples: Samples
+    ops: ModuleType
+
+
+def opened(inquiry: Inquiry) -> Opened:
+    """Read the configuration, and open its data; raises InputError."""
     config = read_config(inquiry.file, inquiry.overrides)
     check_kernels(config)
-    if config.names["model"] == "population":
-        raise InputError("--ranks", "a population sends nothing while it trains: --shards says what each rank has")
     source = open_source(config.data)
     sizes = source.summary()["sizes"]
     samples = Samples(inquiry.samples or sizes["train"], sizes["validation"])
     if config.data.batch > samples.train:
-        said = f"{config.data.batch} is more than the {samples.train} samples to train"
-        raise InputError("data.batch", said)
+        raise InputError("data.batch", f"{config.data.batch} is more than the {samples.train} samples to train")
     ops = choose_device(config.run.device, config.run.kernels, 0, config.run.tf32).kernels
-    model = build_model(config, source.sample_shape, outputs_of(source.summary()))
-    work = work_of(config, model, source, ops, not inquiry.estimated, inquiry.profile)
-    return Subject(config, model, work, samples, "cpu" if ops.LIBRARY is np else "gpu")
+    return Opened(config, source, build_model(config, source.sample_shape, outputs_of(source.summary())), samples, ops)
+
+
+def subject_of(inquiry: Inquiry) -> Subject:
+    """The model, and what its work takes; raises InputError."""
+    one = opened(inquiry)
+    work = work_of(one.config, one.model, one.source, one.ops, not inquiry.estimated, inquiry.profile)
+    return Subject(one.config, one.model, work, one.samples)
 
 
 def outlook(inquiry: Inquiry) -> Outlook:
@@ -71,22 +87,39 @@ def outlook(inquiry: Inquiry) -> Outlook:
     counts = counts_of(inquiry.ranks)
     if not isfinite(inquiry.memory) or inquiry.memory < 0:
         raise InputError("--memory", f"expected a number of at least 0, got {inquiry.memory:g}")
+    if inquiry.estimated and inquiry.profile is not None:
+        raise InputError("--profile", "with --estimated nothing is measured, so there is nothing to keep")
     found = read_cluster(inquiry.network) if inquiry.network not in ("", "local") else None
-    subject = subject_of(inquiry)
-    cluster = found or _cluster(inquiry, subject.device)
-    planner = Planner(
-        subject.config, subject.model, subject.work, cluster, subject.samples, "weak" if inquiry.weak else "strong"
-    )
+    one = opened(inquiry)
+    cluster = found or _cluster(inquiry, one.ops)
+    planner, source = _planner(inquiry, one, cluster)
     advice, predictions = advise(planner, counts, inquiry.memory * GIB)
-    return Outlook(subject.config, subject.work.source, cluster, subject.samples, planner.scaling, advice, predictions)
+    return Outlook(one.config, source, cluster, one.samples, planner.scaling, advice, predictions)
 
 
-def _cluster(inquiry: Inquiry, device: str) -> Cluster:
+def _planner(inquiry: Inquiry, one: Opened, cluster: Cluster) -> tuple[Predicts, str]:
+    """And where its costs are from."""
+    measured, scaling = not inquiry.estimated, SCALINGS[inquiry.weak]
+    population = population_of(one.model.network)
+    if population is not None:
+        if inquiry.profile is not None:
+            raise InputError("--profile", "the steps of a population are measured anew every time")
+        steps = steps_of(one.config, one.model, population, one.source, one.ops, measured)
+        known = PopulationPlanner(one.config, one.model, population, steps, cluster, one.samples, scaling)
+        return known, steps.source
+    work = work_of(one.config, one.model, one.source, one.ops, measured, inquiry.profile)
+    return Planner(one.config, one.model, work, cluster, one.samples, scaling), work.source
+
+
+SCALINGS: Mapping[bool, Scaling] = {False: "strong", True: "weak"}
+
+
+def _cluster(inquiry: Inquiry, ops: ModuleType) -> Cluster:
     if inquiry.network == "local":
         if read_launch() is not None:
             raise InputError("--network", "local: start it without a launcher, it starts two ranks itself")
         return local(inquiry.launcher)
-    return read_cluster({"cpu": "cpu-hdr", "gpu": "h100-ndr"}[device])
+    return read_cluster("cpu-hdr" if ops.LIBRARY is np else "h100-ndr")
 
 
 def write(told: Outlook, out: Path) -> None:
@@ -135,6 +168,8 @@ def compare(inquiry: Inquiry, ranks: Sequence[int] = RANKS) -> list[Outcome]:
     """Run trials, and print them beside what was predicted; raises InputError and FatalError."""
     if read_launch() is not None:
         raise InputError("--check", "start it without a launcher: it starts the ranks of every trial itself")
+    if read_config(inquiry.file, inquiry.overrides).names["model"] == "population":
+        raise InputError("--check", "a population sends nothing while it trains: there is no schedule to compare")
     subject = subject_of(inquiry)
     config = subject.config
     print(

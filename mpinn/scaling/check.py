@@ -85,7 +85,6 @@ class Subject:
     model: Model
     work: Work
     samples: Samples
-    device: str = "cpu"
 
     def planner(self, config: Config, cluster: Cluster) -> Planner:
         """For one configuration, of the trials or of the user."""

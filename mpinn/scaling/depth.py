@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from mpinn import abreast
@@ -107,19 +108,26 @@ class Depths:
         self.options = {name: self._options(name) for name in SCHEDULES}
         self._bounds: dict[tuple[str, int, int], tuple[int, ...]] = {}
         self._known: dict[tuple[str, int, int], Depth] = {}
+        self._refusals: dict[tuple[str, int], str] = {}
         self._parameters = sum(vectors.weights for vectors in self.ownership.layers)
 
     def _options(self, name: str) -> Any:
         configured = self.config.names["schedule"] == name
         return self.config.schedule if configured else SCHEDULES[name]()
 
-    @property
+    @cached_property
     def most(self) -> int:
         """Stages that the model can have."""
         return len(units(self.model))
 
     def refusal(self, schedule: str, stages: int) -> str:
         """Why a schedule cannot have so many stages; nothing if it can."""
+        key = schedule, stages
+        if key not in self._refusals:
+            self._refusals[key] = self._refusal(schedule, stages)
+        return self._refusals[key]
+
+    def _refusal(self, schedule: str, stages: int) -> str:
         options = self.options[schedule]
         if (stages > 1) != options.staged:
             return "it has one stage" if stages > 1 else "it has several stages"

@@ -63,6 +63,8 @@ class Prediction:
     memory: int
     sent: float
     changes: str
+    shards: int = 1
+    """Of a population."""
 
     @property
     def throughput(self) -> float:

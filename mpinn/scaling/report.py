@@ -8,15 +8,15 @@ from typing import Any
 from mpinn.config import Config
 from mpinn.consensus.registry import CONSENSUSES
 from mpinn.costs import Link
-from mpinn.scaling.advice import ENOUGH, Advice, chosen
+from mpinn.scaling.advice import ENOUGH, Advice, chosen, grid_text
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Prediction, Samples, Scaling
 from mpinn.schedules.registry import SCHEDULES
 
 COLUMNS = (
-    "ranks", "replicas", "stages", "schedule", "consensus", "global_batch", "batch_of_a_replica", "step_seconds",
-    "computing_seconds", "exchanging_seconds", "samples_per_second", "speedup", "efficiency", "memory_bytes",
-    "sent_bytes_per_step", "changes",
+    "ranks", "replicas", "stages", "shards", "schedule", "consensus", "global_batch", "batch_of_a_replica",
+    "step_seconds", "computing_seconds", "exchanging_seconds", "samples_per_second", "speedup", "efficiency",
+    "memory_bytes", "sent_bytes_per_step", "changes",
 )  # fmt: skip
 
 
@@ -38,9 +38,9 @@ def rows(outlook: Outlook) -> Iterator[list[Any]]:
     """All predictions, in the order of `COLUMNS`."""
     for one in outlook.predictions:
         yield [
-            one.ranks, one.replicas, one.stages, one.schedule, one.consensus, one.batch, one.local, one.seconds,
-            one.computing, one.exchanging, one.throughput, one.speedup, one.efficiency, one.memory, one.sent,
-            one.changes,
+            one.ranks, one.replicas, one.stages, one.shards, one.schedule, one.consensus, one.batch, one.local,
+            one.seconds, one.computing, one.exchanging, one.throughput, one.speedup, one.efficiency, one.memory,
+            one.sent, one.changes,
         ]  # fmt: skip
 
 
@@ -96,24 +96,21 @@ def _both(one: Advice) -> Iterator[str]:
         best = one.exact
         slower = f"slower than {one.slower:,}; " if one.slower else ""
         yield (
-            f"{one.ranks:>7,}  {_grid(best):>11}  {_names(best):16}  {seconds_text(best.seconds):>8}  "
+            f"{one.ranks:>7,}  {grid_text(best):>11}  {_names(best):16}  {seconds_text(best.seconds):>8}  "
             f"{best.efficiency:>10.1%}  {size_text(best.memory):>8}  {size_text(best.sent):>8}  {slower}{one.reason}"
         )
         other = one.other
         if other is not None and other.throughput > best.throughput:
             yield (
-                f"{'':7}  {_grid(other):>11}  {_names(other):16}  {seconds_text(other.seconds):>8}  "
+                f"{'':7}  {grid_text(other):>11}  {_names(other):16}  {seconds_text(other.seconds):>8}  "
                 f"{other.efficiency:>10.1%}  {size_text(other.memory):>8}  {size_text(other.sent):>8}  {other.changes}"
             )
 
 
-def _grid(one: Prediction) -> str:
-    return f"{one.replicas:,} x {one.stages}"
-
-
 def _names(one: Prediction) -> str:
-    """Schedule and consensus, without what plays no part."""
+    """Schedule, shards and consensus, without what plays no part."""
     parts = [one.schedule] if one.stages > 1 else []
+    parts += ["shards"] if one.shards > 1 else []
     parts += [one.consensus] if one.replicas > 1 else []
     return ", ".join(parts) or "one rank"
 
@@ -122,15 +119,17 @@ def _chosen(picked: Prediction | None) -> Iterator[str]:
     if picked is None:
         yield f"no exact grid is {ENOUGH:.0%} efficient"
         return
+    axis = "shards" if picked.shards > 1 else "stages"
     yield (
-        f"recommended: {picked.ranks:,} ranks, {_grid(picked)} (replicas x stages), {_names(picked)}: as fast as "
-        f"{picked.speedup:,.1f} ranks alone, the fastest exact grid of at least {ENOUGH:.0%} efficiency"
+        f"recommended: {picked.ranks:,} ranks as {grid_text(picked)} (replicas x {axis}), {_names(picked)}: "
+        f"{picked.speedup:,.1f} times one rank"
     )
+    yield f"             the fastest exact grid of at least {ENOUGH:.0%} efficiency"
 
 
 def _matrix(outlook: Outlook, picked: Prediction | None) -> Iterator[str]:
     """Milliseconds of every schedule and consensus on the recommended number of ranks, each on its best grid."""
-    if picked is None:
+    if picked is None or outlook.config.names["model"] == "population":
         return
     known = [one for one in outlook.predictions if one.ranks == picked.ranks]
     yield f"\nstep and grid on {picked.ranks:,} ranks, each schedule and consensus on its fastest grid"
@@ -140,7 +139,7 @@ def _matrix(outlook: Outlook, picked: Prediction | None) -> Iterator[str]:
         for consensus in CONSENSUSES:
             own = [one for one in known if (one.schedule, one.consensus) == (schedule, consensus)]
             best = max(own, key=lambda one: one.throughput, default=None)
-            cells.append(f"{seconds_text(best.seconds)}, {_grid(best)}" if best else "none")
+            cells.append(f"{seconds_text(best.seconds)}, {grid_text(best)}" if best else "none")
         found.append(cells)
     widths = [max(map(len, column)) for column in zip(*found, strict=True)]
     for name, *cells in found:

@@ -174,10 +174,10 @@ def _rest(config: Config, model: Model, source: Source, ops: ModuleType, costs: 
         def once(batches: Batches = batches, y: Array = y, part: Part = part) -> None:
             config.loss(y, batches.batch(0).target, Pass(part.pool, ops))
 
-        samples[size] = _seconds(once, ops)
+        samples[size] = seconds_of(once, ops)
     alone, batch = Independent(NullChannel("alone")), batches.batch(0)
     update = OptimizerUpdate(alone, config.optimizer, lambda step: 0.0, config.train.clip, {part.name: part})
-    return Rest(samples, _seconds(lambda: update(part, batch), ops), buffers, _evaluation(part, batches))
+    return Rest(samples, seconds_of(lambda: update(part, batch), ops), buffers, _evaluation(part, batches))
 
 
 def _evaluation(part: Part, batches: Batches) -> int:
@@ -198,7 +198,7 @@ def _step(part: Part, loss: Loss, batch: Batch) -> Array:
     return y
 
 
-def _seconds(work: Callable[[], object], ops: ModuleType) -> float:
+def seconds_of(work: Callable[[], object], ops: ModuleType) -> float:
     """The median, after one to warm up; processor time, or that until a device is done."""
 
     def now() -> float:

@@ -156,7 +156,6 @@ def test_a_profile_is_kept_for_each_size_of_a_batch(tmp_path: Path):
         ("--ranks 4 --check", "--check: runs on 1 to 4 ranks"),
         ("--ranks 4 --memory -1", "--memory: expected a number of at least 0, got -1"),
         ("--ranks 4 --samples 100", "data.batch: 128 is more than the 100 samples to train"),
-        ("--ranks 4 --set model.name=population", "--ranks: a population sends nothing while it trains"),
         ("--check --weak", "--weak: does not go with --check"),
         ("--ranks 4 --set schedule.nam=gpipe", "schedule.nam: unknown key"),
         ("--weak", "--weak: goes with --ranks"),

@@ -1,0 +1,149 @@
+"""A population on any number of ranks: its members are dealt to shards, which send each other nothing.
+
+A shard takes the share of a step that its panels have of all work; replicas of a shard sum one gradient in every step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from types import ModuleType
+
+import numpy as np
+
+from mpinn.comm.channel import NullChannel
+from mpinn.config import Config
+from mpinn.consensus.gradients import GradientsOptions
+from mpinn.consensus.independent import Independent
+from mpinn.datasets.batches import Batches
+from mpinn.datasets.samples import Source
+from mpinn.member_update import MemberUpdate
+from mpinn.models.model import Model
+from mpinn.nn.layout import Layout
+from mpinn.nn.packed import Packed
+from mpinn.nn.part import build_part
+from mpinn.profile import OPERATIONS
+from mpinn.scaling.cluster import Cluster
+from mpinn.scaling.collectives import Group
+from mpinn.scaling.ownership import Vectors, itemsize
+from mpinn.scaling.predict import Prediction, Samples, Scaling
+from mpinn.scaling.traffic import Course, bytes_of, replica_sent
+from mpinn.scaling.work import seconds_of, sizes_of
+from mpinn.schedules.members import Members
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of a step of all members on one rank, by the size of the batch; between two, those of the line."""
+
+    seconds: dict[int, float]
+    source: str
+
+    def of(self, batch: float) -> float:
+        """For so many samples; of more than were measured, by the line through the last two."""
+        sizes = sorted(self.seconds)
+        times = [self.seconds[size] for size in sizes]
+        if batch > sizes[-1] and len(sizes) > 1:
+            return times[-1] + (batch - sizes[-1]) * (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
+        return float(np.interp(batch, sizes, times))
+
+
+def steps_of(
+    config: Config, model: Model, population: Packed, source: Source, ops: ModuleType, measured: bool
+) -> Steps:
+    """Measure steps of the whole population, or count their multiplications."""
+    sizes = sizes_of(config.data.batch)
+    if not measured:
+        work = 3 * sum(panel.cost(prod(model.shape)) for _, panel in population.panels) / OPERATIONS
+        return Steps({size: size * work for size in sizes}, f"estimated: {OPERATIONS:.0e} multiply-adds a second")
+    dtype, seconds = np.dtype(config.run.dtype), {}
+    for size in sizes:
+        part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
+        part.initialize(config.run.seed)
+        batches = Batches(source, config.run.seed, size, 1, 0, "redealt", dtype, ops=ops)
+        schedule = Members(part, config.loss, config.run.seed)
+        alone = Independent(NullChannel("alone"))
+        update = MemberUpdate(alone, config.optimizer, lambda step: 0.0, config.train.clip, {part.name: part})
+
+        def once(schedule: Members = schedule, batches: Batches = batches, update: MemberUpdate = update) -> None:
+            schedule.step(batches.batch(0), update)
+
+        seconds[size] = seconds_of(once, ops)
+    where = ops.device_name() or "one core of this machine"
+    return Steps(seconds, f"steps of all members measured now on {where}, batches of {', '.join(map(str, sizes))}")
+
+
+class PopulationPlanner:
+    """Predicts as `mpinn.scaling.predict.Planner` does, for R replicas of S shards; see there for the scalings."""
+
+    def __init__(self, config: Config, model: Model, population: Packed, steps: Steps, cluster: Cluster,
+                 samples: Samples, scaling: Scaling = "strong"):  # fmt: skip
+        self.config, self.cluster, self.samples, self.scaling = config, cluster, samples, scaling
+        self._population, self._shape, self._steps = population, model.shape, steps
+        self._item, self._slots = itemsize(config), len(config.optimizer.slots) + bool(config.model.patience)
+        self._sizes = {
+            panel.members[0].number: Layout({name: panel.parameters(model.shape)}, config.run.dtype).size
+            for name, panel in population.panels
+        }
+        self._costs = {panel.members[0].number: panel.cost(prod(model.shape)) for _, panel in population.panels}
+        configured = config.names["consensus"] == "gradients"
+        self._gradients = config.consensus if configured else GradientsOptions()
+        self.shares = cache(self._shares)
+
+    def _shares(self, shards: int) -> tuple[float, int]:
+        """The largest part of all work that a shard has, and the most parameters."""
+        owners, work, sizes = self._population.dealt(shards, self._shape), [0] * shards, [0] * shards
+        for number, cost in self._costs.items():
+            work[owners[number]] += cost
+            sizes[owners[number]] += self._sizes[number]
+        return max(work) / sum(work), max(sizes)
+
+    def refusal(self, shards: int, replicas: int) -> str:
+        """Why there is no such grid; nothing if there is one."""
+        batch, panels = self.config.data.batch, len(self._population.panels)
+        if shards > panels:
+            return f"the members make {panels} panels, which are never cut"
+        if self.scaling == "strong" and replicas > batch:
+            return f"{replicas:,} replicas can't share a batch of {batch:,} samples"
+        if self.scaling == "weak" and replicas * batch > self.samples.train:
+            return f"{replicas:,} batches of {batch:,} are more than the {self.samples.train:,} training samples"
+        return ""
+
+    def grids(self, ranks: int) -> Iterator[tuple[int, int]]:
+        """(shards, replicas) that make so many ranks."""
+        for shards in range(1, min(ranks, len(self._population.panels)) + 1):
+            if ranks % shards == 0 and not self.refusal(shards, ranks // shards):
+                yield shards, ranks // shards
+
+    def why_not(self, ranks: int) -> str:
+        """Why there is no grid of so many ranks; nothing if there is one."""
+        if next(self.grids(ranks), None) is not None:
+            return ""
+        most = max(n for n in range(1, len(self._population.panels) + 1) if ranks % n == 0)
+        return self.refusal(most, ranks // most) + (f", even with {most} shards" if most > 1 else "")
+
+    def predictions(self, ranks: int) -> list[Prediction]:
+        """Every grid of so many ranks."""
+        return [self.predict(*grid) for grid in self.grids(ranks)]
+
+    def predict(self, shards: int, replicas: int) -> Prediction:
+        """One of them."""
+        batch = self.config.data.batch
+        whole, local = (batch, -(-batch // replicas)) if self.scaling == "strong" else (batch * replicas, batch)
+        share, parameters = self.shares(shards)
+        together, nodes = self.cluster.local(shards, replicas)
+        group = Group(self.cluster.inside, self.cluster.between, together, nodes, self.cluster.reduction)
+        course = Course(1, replicas, 1)
+        sent = replica_sent("gradients", self._gradients, [Vectors(parameters)], course, self._item, self._slots)
+        busy, summed = self._steps.of(local) * share, group.all_reduce(parameters * self._item) if sent else 0.0
+        here = min(shards * replicas, self.cluster.ranks)
+        crowded = here * self._steps.of(local) / shards / min(here, self.cluster.cores)
+        seconds = max(busy + summed, crowded)
+        alone = batch / self._steps.of(batch)
+        vectors = (2 + self._slots) * parameters + self._population.buffers(local)
+        return Prediction(
+            ranks=shards * replicas, replicas=replicas, stages=1, schedule="serial", consensus="gradients",
+            batch=whole, local=local, seconds=seconds, computing=self._steps.of(local) / shards,
+            exchanging=summed, speedup=whole / seconds / alone, memory=vectors * self._item,
+            sent=bytes_of(sent), changes="", shards=shards,
+        )  # fmt: skip
