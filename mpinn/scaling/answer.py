@@ -31,6 +31,8 @@ from mpinn.storage.directory import write_text
 
 TABLE = "predictions.csv"
 FIGURE = "scaling.png"
+QUIET = 0.05
+"""Share of the cores that other programs may have without being mentioned."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,9 @@ def _summary(found: Sequence[Outcome]) -> Iterator[str]:
     times, memory = np.abs([one.errors for one in found]).T
     wrong = sum(not one.exact for one in found)
     yield f"bytes    {'those of the meter, exactly, in all trials' if not wrong else f'wrong in {wrong} trials (!)'}"
+    others = float(np.median([one.found.others for one in found]))
     yield f"step     errors of {np.median(times):.0%} (median) and {times.max():.0%} (largest), by the clock"
+    if others > QUIET:
+        yield f"         other programs had {others:.0%} of the cores (median), and steps are longer for it"
     yield f"memory   errors of {np.median(memory):.0%} (median) and {memory.max():.0%} (largest), in MiB of arrays"
     yield "step and memory: of the slowest and of the fullest rank; averaging and outer meet every 5 steps"

@@ -31,7 +31,7 @@ from mpinn.schedules.registry import SCHEDULES
 RANKS = (1, 2, 3, 4)
 PERIOD = 5
 """Steps between meetings, so that a trial has several."""
-SECONDS = 1.2
+SECONDS = 0.9
 STEPS = (40, 400)
 """How long a trial lasts, about, and how many steps it has at least and at most."""
 

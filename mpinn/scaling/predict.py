@@ -197,11 +197,11 @@ class Planner:
     def memory(self, depth: Depth, consensus: str, replicas: int, batch: int) -> int:
         """Bytes of the rank that holds most: vectors, the buffers of its passes, and what its consensus keeps.
 
-        A smaller batch at the end of an epoch has buffers of its own, and so has the validation split where a score is
-        measured with it. Not counted: samples, and what a library keeps for itself.
+        Batches of another size have buffers of their own: a smaller one at the end of an epoch, shares that are not
+        even, which a replica has in turn, and the validation split where a score is measured with it. Not counted: samples, and what a library keeps for itself.
         """
         options, found = self.consensuses[consensus], []
-        rest = self.samples.train % batch / batch
+        rest = self.samples.train % batch / batch + (batch % replicas > 0)
         scored = replicas > 1 and SCORED.get(getattr(options, "score", "")) is validated
         evaluation = self.depths.work.rest.evaluation * scored / max(1.0, sum(depth.once))
         for piece, flying, once in zip(depth.pieces, depth.held, depth.once, strict=True):

@@ -5,11 +5,12 @@ Started by `mpinn.scaling.check` with a file of trials; rank 0 writes what was m
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -48,9 +49,12 @@ class Trial:
 class Found:
     """Of a trial: seconds of a step, the median over its rounds, of the slowest rank; and of every rank what it has
     sent altogether, (channel, operation, calls, bytes), and the bytes of the arrays that it holds.
+
+    ``others``: the share of all cores that other programs had meanwhile, 0 where the system does not say.
     """
 
     seconds: float
+    others: float
     sent: list[list[tuple[str, str, int, int]]]
     memory: list[int]
 
@@ -64,12 +68,25 @@ def _run(world: World, trial: Trial) -> Found:
     start = Start.decode(world.verdict(lambda: check(Request(trial.config), world.size).encode()))
     try:
         experiment = build(world, start, Signals())
+        begun, before, own = perf_counter(), busy_seconds(), process_time()
         seconds = np.array([timed(experiment, trial.steps, trial.period)])
+        used = np.array([process_time() - own])
         world.control.all_max(seconds).wait()
+        world.control.all_sum(used).wait()
+        others = (busy_seconds() - before - used[0]) / (perf_counter() - begun) / (os.cpu_count() or 1)
         told = [json.loads(text) for text in world.gather_text(json.dumps([sent(experiment), memory(experiment)]))]
     finally:
         start.lock.release()
-    return Found(float(seconds[0]), [one for one, _ in told], [size for _, size in told])
+    return Found(float(seconds[0]), max(0.0, float(others)), [one for one, _ in told], [size for _, size in told])
+
+
+def busy_seconds() -> float:
+    """Seconds that the cores of this machine have worked since it was started, for whom ever; 0 if it does not say."""
+    try:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(experiment: Experiment, steps: int, period: int) -> float:

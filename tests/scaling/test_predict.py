@@ -204,6 +204,8 @@ def test_memory_by_hand():
     # weights, gradients and momentum
     assert memory("gradients") == 3 * weights + flying
     assert memory("gradients", replicas=4) == 3 * weights + flying // 4
+    # 22 samples, and in turn 21
+    assert memory("gradients", replicas=3) == 3 * weights + 2 * 22 * (8 * 300 + 100)
     assert memory("averaging", replicas=4) == 4 * weights + flying // 4
     assert memory("outer", replicas=4) == 6 * weights + flying // 4
     assert memory("gossip", replicas=4) == 5 * weights + flying // 4

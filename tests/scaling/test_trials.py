@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter, process_time
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mpinn.scaling import check
 from mpinn.scaling.answer import Inquiry, compare
 from mpinn.scaling.check import Case, Outcome, Subject, run
 from mpinn.scaling.predict import Samples
+from mpinn.scaling.trial import busy_seconds
 from mpinn.scaling.work import work_of
 from mpinn.schedules.registry import SCHEDULES
 
@@ -42,6 +44,7 @@ def assert_exact(outcomes: list[Outcome]) -> None:
         assert one.sent == one.expected, f"{one.predicted.schedule}, {one.predicted.consensus}"
         assert one.steps == 20
         assert np.isfinite(one.errors).all()
+        assert 0 <= one.found.others < 1.1
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -120,6 +123,17 @@ def test_a_wrong_prediction_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     assert not wrong.exact
     assert "!" in check.table([wrong])[1]
     assert "!" not in check.table([outcome])[1]
+
+
+def test_what_other_programs_do_is_seen() -> None:
+    """What this process computes is in the account of the machine."""
+    before, own, begun = busy_seconds(), process_time(), perf_counter()
+    while perf_counter() - begun < 0.5:
+        pass
+    used = process_time() - own
+    # the machine counts in hundredths of a second
+    assert busy_seconds() - before >= used - 0.05
+    assert used > 0
 
 
 def test_the_comparison_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
