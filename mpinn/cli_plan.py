@@ -61,7 +61,8 @@ def plan(
     python -m mpinn plan --set model.name=resnet --check
     """
     single = {"--stages": stages, "--replicas": replicas, "--shards": shards, "--cut": cut, "--json": json,
-              "--bandwidth": bandwidth is not None, "--latency": latency is not None}  # fmt: skip
+              "--bandwidth": bandwidth is not None, "--latency": latency is not None,
+              "--schedule": schedule != "fdg", "--micro-batches": micro_batches != 4}  # fmt: skip
     if ranks or check:
         refuse(single, "does not go with --ranks or --check, which try all grids")
         _many(

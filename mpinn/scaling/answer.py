@@ -67,6 +67,8 @@ class Opened:
 def opened(inquiry: Inquiry) -> Opened:
     """Read the configuration, and open its data; raises InputError."""
     config = read_config(inquiry.file, inquiry.overrides)
+    if config.run.bf16:
+        raise InputError("run.bf16", "layers are measured in float32 and float64 only: a plan goes without it")
     check_kernels(config)
     source = open_source(config.data)
     sizes = source.summary()["sizes"]

@@ -198,7 +198,8 @@ class Planner:
         """Bytes of the rank that holds most: vectors, the buffers of its passes, and what its consensus keeps.
 
         Batches of another size have buffers of their own: a smaller one at the end of an epoch, shares that are not
-        even, which a replica has in turn, and the validation split where a score is measured with it. Not counted: samples, and what a library keeps for itself.
+        even, which a replica has in turn, and the validation split where a score is measured with it. Not counted:
+        samples, and what a library keeps for itself.
         """
         options, found = self.consensuses[consensus], []
         rest = self.samples.train % batch / batch + (batch % replicas > 0)

@@ -156,6 +156,8 @@ def test_a_profile_is_kept_for_each_size_of_a_batch(tmp_path: Path):
         ("--ranks 4 --check", "--check: runs on 1 to 4 ranks"),
         ("--ranks 4 --memory -1", "--memory: expected a number of at least 0, got -1"),
         ("--ranks 4 --samples 100", "data.batch: 128 is more than the 100 samples to train"),
+        ("--ranks 4 --micro-batches 8", "--micro-batches: does not go with --ranks or --check"),
+        ("--ranks 4 --set run.bf16=true", "run.bf16: layers are measured in float32"),
         ("--check --weak", "--weak: does not go with --check"),
         ("--ranks 4 --set schedule.nam=gpipe", "schedule.nam: unknown key"),
         ("--weak", "--weak: goes with --ranks"),

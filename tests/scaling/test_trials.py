@@ -12,7 +12,7 @@ from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.consensus.registry import CONSENSUSES
 from mpinn.datasets.source import open_source
 from mpinn.scaling import check
-from mpinn.scaling.answer import Inquiry, compare
+from mpinn.scaling.answer import Inquiry, compare, outlook
 from mpinn.scaling.check import Case, Outcome, Subject, run
 from mpinn.scaling.predict import Samples
 from mpinn.scaling.trial import busy_seconds
@@ -113,6 +113,14 @@ MIXED = {
 def test_stages_of_replicas_send_what_is_predicted(name: str) -> None:
     settings, case = MIXED[name]
     assert_exact(run(subject(*settings), 4, chosen=[case])[1])
+
+
+def test_a_network_is_measured_between_two_ranks() -> None:
+    found = outlook(Inquiry(overrides=CNN, ranks="1,2", network="local", estimated=True)).cluster
+    assert (found.name, found.source.startswith("measured: 2 ranks on ")) == ("local", True)
+    assert 1e6 < found.inside.bandwidth < 1e12
+    assert 1e-7 < found.inside.latency < 1
+    assert found.inside == found.between
 
 
 def test_a_wrong_prediction_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
