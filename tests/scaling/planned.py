@@ -49,11 +49,13 @@ def even(model: Model, batch: int, update: float = 0.0, samples: float = 0.0) ->
     return Work(costs, Rest({1: samples / batch, batch: samples}, update, {1: 1.0, batch: 1.0}), "made up")
 
 
-def subject(*settings: str, train: int = 10_000_000, update: float = 0.0, samples: float = 0.0) -> Subject:
+def subject(
+    *settings: str, train: int = 10_000_000, validation: int = 0, update: float = 0.0, samples: float = 0.0
+) -> Subject:
     """The default model, or that of the settings, with even units."""
     config = read_config(None, (*EVEN, *settings))
     model = build_model(config, (64,), 10)
-    return Subject(config, model, even(model, config.data.batch, update, samples), Samples(train, 0))
+    return Subject(config, model, even(model, config.data.batch, update, samples), Samples(train, validation))
 
 
 def planner(*settings: str, on: Cluster | None = None, scaling: Scaling = "strong", **more: Any) -> Planner:

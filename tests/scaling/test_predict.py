@@ -91,6 +91,31 @@ def test_meetings_are_shared_out_over_their_period():
     assert kept.seconds == pytest.approx(ONE / 4)
 
 
+def test_scores_are_measured_at_meetings():
+    """Forward passes of a sample take an eighth of a millisecond: a millisecond in each unit for 64."""
+
+    def extra(score, *settings, stages=1):
+        known = planner(f"consensus.score={score}", "consensus.period=10 steps", *settings, train=6400, validation=320)
+        schedule = "serial" if stages == 1 else "gpipe"
+        one, other = (known.predict(schedule, consensus, stages, 2) for consensus in ("averaging", "none"))
+        return 10 * (one.seconds - other.seconds)
+
+    forward = 8e-3 / 64
+    for score in SCORES:
+        expected = 0.0
+        if score in ("accuracy", "inverse_loss", "boltzmann", "inverse_error", "best"):
+            expected = 320 * forward
+        elif score == "accuracy_shard":
+            expected = 3200 * forward
+        elif score == "fisher":
+            # sample by sample: a prediction, and both passes
+            expected = 64 * 4 * forward
+        assert extra(score) == pytest.approx(expected, abs=1e-12), score
+    assert extra("fisher", "consensus.fisher_samples=10") == pytest.approx(10 * 4 * forward)
+    # stages measure a pipeline's batches one behind the other, each with half of the units
+    assert extra("accuracy", stages=2) == pytest.approx(320 * forward / 2)
+
+
 def test_gossip_sends_to_its_neighbours_only():
     for graph, count in (("ring", 2), ("torus", 4), ("complete", 15)):
         known = planner("consensus.name=gossip", f"consensus.graph={graph}", on=cluster(SLOW))
