@@ -21,7 +21,7 @@ from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.packed import population_of
 from mpinn.scaling.advice import Predicts, advise, counts_of
-from mpinn.scaling.check import RANKS, Outcome, Subject, local, run, table
+from mpinn.scaling.check import PERIOD, RANKS, Outcome, Subject, local, run, table
 from mpinn.scaling.cluster import Cluster, read_cluster
 from mpinn.scaling.population import PopulationPlanner, steps_of
 from mpinn.scaling.predict import Planner, Prediction, Samples, Scaling
@@ -31,8 +31,8 @@ from mpinn.storage.directory import write_text
 
 TABLE = "predictions.csv"
 FIGURE = "scaling.png"
-QUIET = 0.05
-"""Share of the cores that other programs may have without being mentioned."""
+QUIET = 0.1
+"""Share of the cores that other programs may have in a trial whose time means something."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,13 @@ def _summary(found: Sequence[Outcome]) -> Iterator[str]:
     times, memory = np.abs([one.errors for one in found]).T
     wrong = sum(not one.exact for one in found)
     yield f"bytes    {'those of the meter, exactly, in all trials' if not wrong else f'wrong in {wrong} trials (!)'}"
-    others = float(np.median([one.found.others for one in found]))
     yield f"step     errors of {np.median(times):.0%} (median) and {times.max():.0%} (largest), by the clock"
-    if others > QUIET:
-        yield f"         other programs had {others:.0%} of the cores (median), and steps are longer for it"
+    quiet = times[[one.found.others < QUIET for one in found]]
+    if 0 < len(quiet) < len(found):
+        yield (
+            f"         {np.median(quiet):.0%} and {quiet.max():.0%} in the {len(quiet)} of {len(found)} trials in which "
+            f"other programs had less than {QUIET:.0%} of the cores"
+        )
     yield f"memory   errors of {np.median(memory):.0%} (median) and {memory.max():.0%} (largest), in MiB of arrays"
-    yield "step and memory: of the slowest and of the fullest rank; averaging and outer meet every 5 steps"
+    yield f"step and memory: of the slowest and of the fullest rank; averaging and outer meet every {PERIOD} steps"
+    yield "others: the share of the cores that other programs had, for which steps are longer than predicted"

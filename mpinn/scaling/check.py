@@ -209,7 +209,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     """As it is printed."""
     head = (
         f"{'ranks':>5}  {'grid':>5}  {'schedule':10}{'consensus':10}  {'step':>9}  {'measured':>9}  {'error':>6}  "
-        f"{'sent a step':>11}  {'measured':>11}  {'memory':>8}  {'measured':>8}  {'error':>6}"
+        f"{'others':>6}  {'sent a step':>11}  {'measured':>11}  {'memory':>8}  {'measured':>8}  {'error':>6}"
     )
     return [head, *map(_row, outcomes)]
 
@@ -221,8 +221,8 @@ def _row(one: Outcome) -> str:
     return (
         f"{predicted.ranks:>5}  {f'{predicted.replicas} x {predicted.stages}':>5}  {predicted.schedule:10}"
         f"{predicted.consensus:10}  {_time(predicted.seconds):>9}  {_time(found.seconds):>9}  {seconds:>+6.0%}  "
-        f"{both[0]:>11,.0f}  {both[1]:>11,.0f}{'' if one.exact else ' !'}  {predicted.memory / 2**20:>8.2f}  "
-        f"{max(found.memory) / 2**20:>8.2f}  {memory:>+6.0%}"
+        f"{found.others:>6.0%}  {both[0]:>11,.0f}  {both[1]:>11,.0f}{'' if one.exact else ' !'}  "
+        f"{predicted.memory / 2**20:>8.2f}  {max(found.memory) / 2**20:>8.2f}  {memory:>+6.0%}"
     )
 
 
