@@ -215,6 +215,15 @@ def test_predictors_and_coarse_networks_of_a_parareal_network_are_shown(capsys):
     )
 
 
+def test_a_flatten_before_the_head_is_no_fine_block_of_its_own():
+    """It learns nothing, so it stays with the block before it, as in other schedules."""
+    plan = answer(Question(str(ROOT / "jobs/layers.toml"), ("schedule.name=parareal",), stages=3, estimated=True))
+    assert plan.starts == ("batch_norm1", "residual1")
+    assert plan.blocks[2].fine > 0
+    with pytest.raises(InputError, match=r"^grid\.stages: .*so this can be at most 3, got 4"):
+        answer(Question(str(ROOT / "jobs/layers.toml"), ("schedule.name=parareal",), stages=4, estimated=True))
+
+
 def test_what_is_beside_fine_blocks_is_measured_once_and_kept(tmp_path):
     settings = ("model.widths=[8,8,6,6]", "schedule.name=parareal", "data.batch=16")
     question = Question(overrides=settings, stages=3, profile=tmp_path / "profile.json")

@@ -211,8 +211,8 @@ def _summary(found: Sequence[Outcome]) -> Iterator[str]:
     quiet = times[[one.found.others < QUIET for one in found]]
     if 0 < len(quiet) < len(found):
         yield (
-            f"         {np.median(quiet):.0%} and {quiet.max():.0%} in the {len(quiet)} of {len(found)} trials in which "
-            f"other programs had less than {QUIET:.0%} of the cores"
+            f"         {np.median(quiet):.0%} and {quiet.max():.0%} in the {len(quiet)} of {len(found)} trials in "
+            f"which other programs had less than {QUIET:.0%} of the cores"
         )
     yield f"memory   errors of {np.median(memory):.0%} (median) and {memory.max():.0%} (largest), in MiB of arrays"
     yield f"step and memory: of the slowest and of the fullest rank; averaging and outer meet every {PERIOD} steps"

@@ -88,8 +88,15 @@ class PararealOptions(StagedOptions):
         return self.blocks or stages
 
     def frame(self, model: Model) -> Model:
-        """With a block of the body in the first and in the last piece too: stem and head are no fine blocks."""
-        return replace(model, stem=model.stem + 1, head=model.head + 1)
+        """With a block of the body in the first and in the last piece too: stem and head are no fine blocks.
+
+        What follows that block without parameters, such as a flatten, is in the last piece with it.
+        """
+        parameters, names = model.network.parameters(model.shape), model.network.names
+        head = model.head + 1
+        while head < len(names) and names[-head] not in parameters:
+            head += 1
+        return replace(model, stem=model.stem + 1, head=head)
 
     def wanted(self, slots: int) -> Wanted:
         """What is made of the fine blocks."""
