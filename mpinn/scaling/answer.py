@@ -98,7 +98,8 @@ def outlook(inquiry: Inquiry) -> Outlook:
     cluster = found or _cluster(inquiry, one.ops)
     planner, source = _planner(inquiry, one, cluster)
     advice, predictions = advise(planner, counts, inquiry.memory * GIB)
-    return Outlook(one.config, source, cluster, one.samples, planner.scaling, advice, predictions)
+    statistics = bool(one.model.network.state(one.model.shape))
+    return Outlook(one.config, source, cluster, one.samples, planner.scaling, advice, predictions, statistics)
 
 
 def _planner(inquiry: Inquiry, one: Opened, cluster: Cluster) -> tuple[Predicts, str]:

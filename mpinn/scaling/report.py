@@ -32,6 +32,8 @@ class Outlook:
     scaling: Scaling
     advice: Sequence[Advice]
     predictions: Sequence[Prediction]
+    statistics: bool = False
+    """Whether the model normalises batches."""
 
 
 def rows(outlook: Outlook) -> Iterator[list[Any]]:
@@ -47,7 +49,8 @@ def rows(outlook: Outlook) -> Iterator[list[Any]]:
 def lines(outlook: Outlook) -> list[str]:
     """What is printed."""
     picked = chosen(outlook.advice)
-    return [*_facts(outlook), "", *_advice(outlook.advice), "", *_chosen(picked), *_matrix(outlook, picked)]
+    best = _chosen(picked, outlook.statistics)
+    return [*_facts(outlook), "", *_advice(outlook.advice), "", *best, *_matrix(outlook, picked)]
 
 
 def _facts(outlook: Outlook) -> list[str]:
@@ -115,7 +118,7 @@ def _names(one: Prediction) -> str:
     return ", ".join(parts) or "one rank"
 
 
-def _chosen(picked: Prediction | None) -> Iterator[str]:
+def _chosen(picked: Prediction | None, statistics: bool) -> Iterator[str]:
     if picked is None:
         yield f"no exact grid is {ENOUGH:.0%} efficient"
         return
@@ -125,6 +128,8 @@ def _chosen(picked: Prediction | None) -> Iterator[str]:
         f"{picked.speedup:,.1f} times one rank"
     )
     yield f"             the fastest exact grid of at least {ENOUGH:.0%} efficiency"
+    if statistics and picked.ranks > 1:
+        yield "             (but for batch norm, which sees the samples of a replica, or of a micro-batch)"
 
 
 def _matrix(outlook: Outlook, picked: Prediction | None) -> Iterator[str]:

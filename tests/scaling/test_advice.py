@@ -94,6 +94,9 @@ def test_what_is_printed():
     matrix = strong[strong.index(next(line for line in strong if line.startswith("\nstep and grid on"))) + 1 :]
     assert matrix[0].split() == ["averaging", "gossip", "gradients", "none", "outer"]
     assert [line.split()[0] for line in matrix[1:]][:3] == ["serial", "naive", "gpipe"]
+    assert not any("batch norm" in line for line in strong)
+    normed = lines(outlook(Inquiry(overrides=("model.name=cnn",), estimated=True, ranks="1,2")))
+    assert any("but for batch norm, which sees the samples of a replica" in line for line in normed)
     weak = lines(told(ranks="1,2", weak=True))
     assert weak[1] == (
         "weak scaling: 128 samples a step of each replica (data.batch), so the global batch grows"
