@@ -186,6 +186,10 @@ def check_kernels(config: Config) -> None:
     run = config.run
     if run.device == "gpu" and not (found := count_devices())[0]:
         raise InputError("run.device", f"gpu: {found[1]}; choose cpu, or auto for a GPU where there is one")
+    if getattr(config.schedule, "overlap", "") == "always" and run.device != "cpu" and count_devices()[0]:
+        raise InputError(
+            "schedule.overlap", "always: a GPU computes one pass at a time; choose auto, or run.device = cpu"
+        )
     if run.bf16:
         count, why = (0, "") if run.device == "cpu" else count_devices()
         check_bf16(not count, run.device, why)

@@ -68,7 +68,7 @@ class LateMemory:
     def compute(self, work: Callable[[], object]) -> Moment:
         return self.computing.ask(work)
 
-    def now(self) -> Moment:
+    def now(self, fresh: bool = False) -> Moment:
         return Moment(self.computing, len(self.computing.work))
 
     def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:

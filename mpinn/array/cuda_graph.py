@@ -6,6 +6,7 @@ the gradient, the graph is cut; the host does it while the device is at the next
 """
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -59,8 +60,11 @@ class Tape:
             self._begin()
             try:
                 self.result = work(self.inputs, self.pool, self.place, self.cut)
-            finally:
-                self._end()
+            except BaseException:
+                with suppress(cupy.cuda.runtime.CUDARuntimeError):
+                    self._end()
+                raise
+            self._end()
 
     def _begin(self) -> None:
         cupy.cuda.get_current_stream().begin_capture()
@@ -114,6 +118,7 @@ class Recorder:
     def __init__(self) -> None:
         self._tapes: dict[Hashable, Tape | None] = {}
         self._shared = cupy.cuda.MemoryPool(), Pool(cupy)
+        self._inputs: dict[Hashable, Array] = {}
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether it has been done once, and will be played."""
@@ -129,13 +134,14 @@ class Recorder:
     ) -> Any:
         """What ``work`` gives; ``numbers``: the four of the layer at a path, in this step."""
         if key not in self._tapes:
+            done = work(inputs, Pool(cupy), None, lambda first: first()())
             self._tapes[key] = None
-            return work(inputs, Pool(cupy), None, lambda first: first()())
+            return done
         tape = self._tapes[key]
         if tape is None:
             cupy.get_default_memory_pool().free_all_blocks()
             memory, pool = (cupy.cuda.MemoryPool(), Pool(cupy)) if keep else self._shared
-            tape = Tape(tuple(map(cupy.empty_like, inputs)), pool, memory)
+            tape = Tape(tuple(map(cupy.empty_like, inputs)) if keep else self._common(inputs), pool, memory)
             tape.record(work)
             self._tapes[key] = tape
         from mpinn.array.cuda import set_words
@@ -144,10 +150,21 @@ class Recorder:
             set_words(place, numbers(path))
         return tape.play(inputs)
 
+    def _common(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Where works that keep nothing find inputs of such shapes."""
+        found = []
+        for place, given in enumerate(inputs):
+            kind = place, given.shape, given.dtype
+            if kind not in self._inputs:
+                self._inputs[kind] = cupy.empty_like(given)
+            found.append(self._inputs[kind])
+        return tuple(found)
+
     def close(self) -> None:
         """Forget what was recorded, and give its memory back, which a pool that dies with free blocks would not."""
         memories = [self._shared[0], *(tape.memory for tape in self._tapes.values() if tape)]
         self._tapes.clear()
+        self._inputs.clear()
         self._shared = memories[0], Pool(cupy)
         for memory in memories:
             memory.free_all_blocks()

@@ -80,9 +80,9 @@ class CudaMemory:
         """Whether the array lies on a device."""
         return isinstance(array, cupy.ndarray)
 
-    def now(self) -> Any:
+    def now(self, fresh: bool = False) -> Any:
         """The event that comes when the current stream has done all that was asked of it until now, or `as_of` when."""
-        return recorded(cupy.cuda.get_current_stream()) if _AS_OF.event is None else _AS_OF.event
+        return recorded(cupy.cuda.get_current_stream()) if fresh or _AS_OF.event is None else _AS_OF.event
 
     def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
         """A host array that the device copies to and from at full speed."""

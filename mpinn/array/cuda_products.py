@@ -18,6 +18,8 @@ TYPES = {"f": (0, 68, ctypes.c_float), "d": (1, 70, ctypes.c_double), BFLOAT16: 
 """CUDA_R_32F, CUDA_R_64F and CUDA_R_16BF, CUBLAS_COMPUTE_32F and _64F, and what alpha and beta are."""
 FAST_TF32 = 77
 """CUBLAS_COMPUTE_32F_FAST_TF32."""
+WIDE_SUMS = 16
+"""CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums are never added up in a narrow type."""
 DEFAULT = -1
 """CUBLAS_GEMM_DEFAULT: the algorithm is chosen by the shapes."""
 
@@ -48,6 +50,7 @@ class Blas:
         stream = ctypes.c_void_p(cupy.cuda.get_current_stream().ptr)
         self._check(library.cublasSetStream_v2(self._handle, stream))
         workspace = ctypes.c_void_p(self._workspace.data.ptr)
+        self._check(library.cublasSetMathMode(self._handle, WIDE_SUMS))
         self._check(library.cublasSetWorkspace_v2(self._handle, workspace, ctypes.c_size_t(WORKSPACE)))
         self._scalars = {char: (kind(1), kind(0)) for char, (_, _, kind) in TYPES.items()}
 

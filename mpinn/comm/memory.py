@@ -39,8 +39,11 @@ class Memory(Protocol):
     def owns(self, array: Array) -> bool:
         """Whether the array lies in this memory; another one is the host's."""
 
-    def now(self) -> Event:
-        """The end of all computing that was asked for until now."""
+    def now(self, fresh: bool = False) -> Event:
+        """The end of all computing that was asked for until now.
+
+        Where messages are to begin as of an earlier moment it is that moment, unless the ``fresh`` end is asked for.
+        """
 
     def pinned_empty(self, shape: Shape, dtype: Dtype) -> Array:
         """A host array that the device copies to and from at full speed; its values are arbitrary."""
@@ -62,7 +65,7 @@ class HostMemory:
         """Always."""
         return True
 
-    def now(self) -> Event:
+    def now(self, fresh: bool = False) -> Event:
         """Nothing runs behind the program's back."""
         return PAST
 

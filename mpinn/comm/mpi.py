@@ -165,10 +165,13 @@ class MpiChannel:
         return MpiPending(self, ("all_sum", None), *self._gather(gathered), index=index, finish=add)
 
     def _gather(self, into: Array) -> tuple[list[MPI.Request], list[Loan]]:
-        """Collect row r of ``into`` from rank r; rows too long for one message are broadcast in pieces."""
+        """Collect row r of ``into`` from rank r; rows too long for one message are broadcast in pieces.
+
+        One's own row has just been copied there.
+        """
         transport = self.transports.messages
         if into[0].nbytes <= self._limit(transport):
-            loans = transport.lend([into], slice(self.rank, self.rank + 1), True)
+            loans = transport.lend([into], slice(self.rank, self.rank + 1), True, fresh=True)
             length = into[0].nbytes
             whole = self._communicator.Iallgather
             return _start(loans, lambda buffer: whole(MPI.IN_PLACE, [buffer, length, MPI.BYTE])), loans
@@ -176,15 +179,15 @@ class MpiChannel:
         return [request for requests, _ in spread for request in requests], [loan for _, own in spread for loan in own]
 
     def _spread(self, array: Array, root: int) -> tuple[list[MPI.Request], list[Loan]]:
-        loans = self._lend_bytes(array, filled=self.rank == root, wanted=self.rank != root)
+        loans = self._lend_bytes(array, filled=self.rank == root, wanted=self.rank != root, fresh=True)
         return _start(loans, lambda buffer: self._communicator.Ibcast(_raw(buffer), root)), loans
 
-    def _lend_bytes(self, array: Array, filled: bool, wanted: bool) -> list[Loan]:
+    def _lend_bytes(self, array: Array, filled: bool, wanted: bool, fresh: bool = False) -> list[Loan]:
         """Loans for the pieces of an array; where it is cut follows from its bytes: there may be another dtype."""
         messages = self.transports.messages
         limit = self._limit(messages)
         pieces = _cut(array if array.nbytes <= limit else array.reshape(-1).view(np.uint8), limit)
-        return messages.lend(pieces, ALL if filled else NOTHING, wanted)
+        return messages.lend(pieces, ALL if filled else NOTHING, wanted, fresh)
 
     def _limit(self, transport: Transport) -> int:
         return min(self._chunk, transport.piece)

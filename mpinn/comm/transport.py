@@ -42,10 +42,11 @@ class Transport(Protocol):
     name: str
     piece: int
 
-    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool) -> list[Loan]:
+    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool, fresh: bool = False) -> list[Loan]:
         """A loan for each of the arrays.
 
         MPI is shown the values of ``filled``, along the first axis; ``wanted``: the arrays take what MPI brings.
+        ``fresh``: the values have just been asked for, though messages are to begin as of an earlier moment.
         """
 
 
@@ -82,9 +83,9 @@ class Direct:
     def __init__(self, memory: Memory | None = None):
         self._memory = memory or HostMemory()
 
-    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool) -> list[Loan]:
+    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool, fresh: bool = False) -> list[Loan]:
         """The arrays themselves; see `Transport.lend`."""
-        now = self._memory.now() if any(map(self._memory.owns, pieces)) else PAST
+        now = self._memory.now(fresh) if any(map(self._memory.owns, pieces)) else PAST
         return [DirectLoan(piece, now) for piece in pieces]
 
 
@@ -144,14 +145,14 @@ class Staged:
         self.piece = piece
         self._free: defaultdict[int, deque[_Buffer]] = defaultdict(deque)
 
-    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool) -> list[Loan]:
+    def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool, fresh: bool = False) -> list[Loan]:
         """Host buffers, to which what MPI is to be shown is on its way; see `Transport.lend`.
 
         There are as many as messages were ever under way at once.
         """
         if not all(map(self.memory.owns, pieces)):
             return [DirectLoan(piece, PAST) for piece in pieces]
-        now = self.memory.now()
+        now = self.memory.now(fresh)
         return [self._lend(piece, filled, wanted, now) for piece in pieces]
 
     def _lend(self, array: Array, filled: slice, wanted: bool, now: Event) -> StagedLoan:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.random import Generator
 
+from mpinn.array.precision import wide
 from mpinn.array.typing import Array
 from mpinn.nn.bounds import share
 from mpinn.nn.layer import Pass
@@ -73,7 +74,7 @@ class SquaredError:
 
     def draw(self, y: Array, rng: Generator) -> Array:
         """y plus Gaussian noise of variance 1, (B, O)."""
-        return (y + rng.normal(size=y.shape)).astype(y.dtype)
+        return (y + rng.normal(size=y.shape)).astype(wide(y.dtype))
 
 
 def _of_members(y: Array, context: Pass) -> tuple[Array, Array]:

@@ -34,7 +34,7 @@ from msgspec import Meta
 
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
-from mpinn.nn.layer import Saved, Tree
+from mpinn.nn.layer import Saved
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.beside import Beside
@@ -202,7 +202,7 @@ class Decoupled(Staged):
         self.most_in_flight = max(self.most_in_flight, len(self._works))
         if not batch.count:
             return
-        run = partial(stage.forward, batch, x, stage.part.weight_views, recompute=recompute)
+        run = partial(stage.forward, batch, x, recompute=recompute)
         if beside:
             beside.begin(partial(run, pool=beside.pool), partial(self._passed, work))
         else:
@@ -221,15 +221,14 @@ class Decoupled(Staged):
             return
         stage, work = self._stage, self._works.popleft()
         message, self._gradient = self._gradient, None
-        weights: Tree = work.version.views if work.version else stage.part.weight_views
         if message is not None:
             dy = stage.take(message, batch)
             if self._options.shrink != 1:
                 np.multiply(dy, self._options.shrink, out=dy)
             saved = work.saved
             if work.x is not None:
-                _, saved = stage.forward(batch, work.x, weights, again=True)
-            stage.backward(batch, saved, dy, weights, update, self._opened())
+                _, saved = stage.forward(batch, work.x, work.version, again=True)
+            stage.backward(batch, saved, dy, update, work.version, self._opened())
         else:
             stage.nothing(update.ready, self._opened())
         self._release(work)
@@ -247,12 +246,11 @@ class Decoupled(Staged):
         stage, measured = self._stage, []
         x = self._taken(batch)
         if batch.count:
-            weights = stage.part.weight_views
-            y, saved = stage.forward(batch, x, weights)
+            y, saved = stage.forward(batch, x)
             loss, dy = stage.loss(y, batch)
             del y
             measured.append(Measured(batch.index, loss, batch.count))
-            stage.backward(batch, saved, dy, weights, update, self._opened())
+            stage.backward(batch, saved, dy, update, total=self._opened())
         else:
             stage.nothing(update.ready, self._opened())
         self._complete(batch, stage.version, update)

@@ -169,8 +169,7 @@ class Local(Staged):
         message, self._activation = self._activation, None
         x = stage.take(message, batch)
         if batch.count:
-            weights = stage.part.weight_views
-            y, saved = stage.forward(batch, x, weights)
+            y, saved = stage.forward(batch, x)
             if self._auxiliary:
                 stage.pass_on(y, batch)
                 stage.settle(AHEAD)
@@ -179,7 +178,7 @@ class Local(Staged):
                 loss, dy = stage.loss(y, batch)
                 measured.append(Measured(batch.index, loss, batch.count))
             del y
-            stage.backward(batch, saved, dy, weights, update)
+            stage.backward(batch, saved, dy, update)
         else:
             if self._auxiliary:
                 self._auxiliary.nothing(update.ready)

@@ -125,7 +125,7 @@ class Pipeline(Staged):
 
     def _forward(self, piece: Batch, message: Message | None, losses: list[Array]) -> tuple[Saved, Array | None]:
         stage = self._stage
-        y, saved = stage.forward(piece, stage.take(message, piece), stage.part.weight_views)
+        y, saved = stage.forward(piece, stage.take(message, piece))
         if not stage.last:
             stage.pass_on(y, piece)
             return saved, None
@@ -147,7 +147,7 @@ class Pipeline(Staged):
         saved, dy = work
         if dy is None:
             dy = stage.take(message, pieces[piece])
-        stage.backward(pieces[piece], saved, dy, stage.part.weight_views, update, total)
+        stage.backward(pieces[piece], saved, dy, update, total=total)
 
 
 def _next(plan: Sequence[Turn], place: int) -> Iterator[Turn]:

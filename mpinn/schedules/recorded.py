@@ -6,10 +6,12 @@ are worth their memory only for a size of batches that comes often: the last one
 """
 
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
@@ -17,6 +19,7 @@ from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import Finish, Pass, Saved, Tree, drawn_key
 from mpinn.nn.part import Part
 from mpinn.schedules.schedule import Update
+from mpinn.schedules.versions import Version
 
 RARE = 8
 """Of so many passes at least one must have the size of a batch for it to be recorded."""
@@ -75,13 +78,14 @@ class Owner(Protocol):
 
     part: Part
     returns: bool
+    last: bool
 
     def context(self, batch: Batch, **switches: Any) -> Pass:
         """Of a pass."""
         ...
 
-    def leave(self, dx: Array) -> Callable[[], None]:
-        """Copy the input gradient; what sends the copy."""
+    def leave(self, dx: Array, batch: Batch) -> None:
+        """Send an input gradient."""
         ...
 
     def finish(self, name: str, finish: Finish, ready: Ready, total: Any) -> None:
@@ -90,23 +94,29 @@ class Owner(Protocol):
 
 
 class Recordings:
-    """The recorded passes of a stage."""
+    """The recorded passes of a stage; older weights are copied to where the recordings read them."""
 
     def __init__(self, owner: Owner, recorder: Any, seed: int):
         self._owner, self._recorder, self._seed = owner, recorder, seed
-        self._holders: list[weakref.ref[Kept]] = []
-        self._trees: dict[int, Tree] = {}
+        self._holders: defaultdict[Hashable, list[weakref.ref[Kept]]] = defaultdict(list)
+        self._older: Version | None = None
         self._seen: Counter[Shape] = Counter()
+        self._batch: Batch | None = None
+        """Of the pass that is played."""
 
     def wants(self, shape: Shape) -> bool:
         """Whether a pass forward with an input of this shape is worth a recording; asked once for each."""
         self._seen[shape] += 1
         return self._seen[shape] * RARE >= self._seen.total()
 
-    def forward(self, batch: Batch, x: Array, weights: Tree, recompute: bool, again: bool) -> tuple[Array, Saved]:
-        """As `Stage.forward`; y stands in an array that is written again when the recording is played again."""
-        owner, place = self._owner, -1 if recompute else self._free_place()
-        key = ("forward", place, recompute, again, self._known(weights), x.shape, x.dtype)
+    def forward(
+        self, batch: Batch, x: Array, version: Version | None, recompute: bool, again: bool
+    ) -> tuple[Array, Saved]:
+        """As `Stage.forward`."""
+        owner, weights = self._owner, self._weights(version)
+        kind = ("forward", recompute, again, version is None, x.shape, x.dtype)
+        place = -1 if recompute else self._free_place(kind)
+        key = (*kind, place)
         played = key in self._recorder
 
         def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut) -> tuple[Array, Saved]:
@@ -122,26 +132,40 @@ class Recordings:
             return y, saved
         kept = Kept(saved, key)
         if not recompute:
-            self._holders[place] = weakref.ref(kept)
-        return y, kept
+            self._holders[kind][place] = weakref.ref(kept)
+        # the last stage is done with it before the recording is played again
+        return y if owner.last else self._own(y), kept
 
-    def _free_place(self) -> int:
+    def _weights(self, version: Version | None) -> Tree:
+        if version is None:
+            return self._owner.part.weight_views
+        if self._older is None:
+            vector = np.zeros_like(version.vector)
+            self._older = Version(0, vector, self._owner.part.layout.views(vector))
+        np.copyto(self._older.vector, version.vector)
+        return self._older.views
+
+    def _free_place(self, kind: Hashable) -> int:
         """The number of a recording whose arrays nobody has."""
-        for place, holder in enumerate(self._holders):
+        holders = self._holders[kind]
+        for place, holder in enumerate(holders):
             if holder() is None:
                 return place
-        self._holders.append(weakref.ref(Kept((), None)))
-        return len(self._holders) - 1
+        holders.append(weakref.ref(Kept((), None)))
+        return len(holders) - 1
 
-    def _known(self, weights: Tree) -> int:
-        # kept, so that no other tree is ever taken for it
-        self._trees[id(weights)] = weights
-        return id(weights)
+    def _own(self, array: Array) -> Array:
+        """What may travel while the recording is played again."""
+        copy = self._owner.part.pool.empty(array.shape, array.dtype)
+        np.copyto(copy, array)
+        return copy
 
-    def backward(self, batch: Batch, kept: Kept, dy: Array, weights: Tree, update: Update, total: Any) -> None:
+    def backward(
+        self, batch: Batch, kept: Kept, dy: Array, update: Update, version: Version | None, total: Any
+    ) -> None:
         """As `Stage.backward`, of a recorded forward pass."""
-        owner, whole = self._owner, total is None or total.last
-        key = ("backward", kept.key, self._known(weights), dy.shape, total is None or total.first, whole)
+        owner, weights, whole = self._owner, self._weights(version), total is None or total.last
+        key = ("backward", kept.key, version is None, dy.shape, total is None or total.first, whole)
 
         def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut) -> None:
             context = owner.context(batch)
@@ -155,11 +179,18 @@ class Recordings:
                     owner.finish(*finishes.popleft(), pieces.ready, total)
                 del finish
             if owner.returns:
-                cut(partial(owner.leave, dx))
+                cut(partial(self._leave, dx))
             while finishes:
                 owner.finish(*finishes.popleft(), pieces.ready, total)
             pieces.finish()
 
+        self._batch = batch
         self._recorder(key, (dy,), lambda path: (), work)
         if whole and not update.bucket:
             update.ready(owner.part, slice(0, owner.part.layout.size))
+
+    def _leave(self, dx: Array) -> Callable[[], None]:
+        """Copy an input gradient; what sends the copy."""
+        if self._batch is None:
+            raise AssertionError("a pass is played without a batch")
+        return partial(self._owner.leave, self._own(dx), self._batch)

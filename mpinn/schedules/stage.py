@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +16,7 @@ from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.recorded import Kept, Recordings
 from mpinn.schedules.schedule import Update
+from mpinn.schedules.versions import Version
 from mpinn.trace import Trace
 
 Ready: TypeAlias = Callable[[Part, slice], None]
@@ -85,8 +85,6 @@ class Stage:
         self._spans = {name: part.layout.span((name,)) for name in part.weight_views}
         recorder = None if place.trace.wanted else part.ops.recorder()
         self._recordings = Recordings(self, recorder, seed) if recorder else None
-        self._leaving: Batch | None = None
-        """Whose input gradient a recorded pass sends."""
         self._open: list[Pending] = []
         self._aside: deque[Pending] = deque()
         self._lengths: list[int] = []
@@ -117,7 +115,11 @@ class Stage:
     def take(self, message: Message | None, batch: Batch) -> Array:
         """The received array, once it is there; the batch's own samples on the first stage."""
         if message is None:
-            return batch.x if self.first else np.empty_like(self.part.weights, shape=(0, *self._place.inputs))
+            return (
+                batch.x
+                if self.first
+                else np.empty_like(self.part.weights, self.part.compute_dtype, shape=(0, *self._place.inputs))
+            )
         begun = self.trace.now()
         message.pending.wait()
         self.trace.add("receive", begun, message.batch, size=message.array.nbytes)
@@ -158,7 +160,7 @@ class Stage:
         self,
         batch: Batch,
         x: Array,
-        weights: Tree,
+        version: Version | None = None,
         *,
         recompute: bool = False,
         again: bool = False,
@@ -166,17 +168,19 @@ class Stage:
     ) -> tuple[Array, Saved]:
         """x: (B, *inputs) to y: (B, *outputs), and what the backward pass needs.
 
-        With ``recompute`` nothing is kept; ``again`` is the second run, which moves no running statistics. With a
-        ``pool`` of its own it may run beside the main thread, and moves no messages along.
+        With the part's weights, or an older ``version`` of them. With ``recompute`` nothing is kept; ``again`` is the
+        second run, which moves no running statistics. With a ``pool`` of its own it may run beside the main thread, and
+        moves no messages along.
         """
         if self._recordings and pool is None and self._recordings.wants(x.shape):
-            y, saved = self._recordings.forward(batch, x, weights, recompute, again)
+            y, saved = self._recordings.forward(batch, x, version, recompute, again)
             self.poke()
             return y, saved
         begun = self.trace.now()
         context = self.context(batch, recompute=recompute, update_state=not again)
         if pool is not None:
             context.pool, context.poke = pool, None
+        weights = version.views if version else self.part.weight_views
         y, saved = self.part.network.forward(weights, self.part.state_views, x, context)
         row = int(pool is not None)
         self.trace.add("recompute" if again else "forward", begun, batch.index, self.version, row=row)
@@ -185,21 +189,11 @@ class Stage:
     def pass_on(self, y: Array, batch: Batch) -> None:
         """Send an activation to the next stage."""
         if batch.count:
-            self._send("activation", self._own(y), batch)
+            self._send("activation", y, batch)
 
-    def _own(self, array: Array) -> Array:
-        """An array that is not written while it travels: that of a recorded pass is, when it is played again."""
-        if self._recordings is None:
-            return array
-        copy = self.part.pool.empty(array.shape, array.dtype)
-        np.copyto(copy, array)
-        return copy
-
-    def leave(self, dx: Array) -> Callable[[], None]:
-        """Copy the input gradient of a recorded pass; what sends the copy."""
-        if self._leaving is None:
-            raise AssertionError("a recorded pass without a batch")
-        return partial(self._send, "gradient", self._own(dx), self._leaving)
+    def leave(self, dx: Array, batch: Batch) -> None:
+        """Send an input gradient to the stage before."""
+        self._send("gradient", dx, batch)
 
     def loss(self, y: Array, batch: Batch) -> tuple[Array, Array]:
         """On the last stage: the loss summed over the samples, and dy."""
@@ -207,15 +201,24 @@ class Stage:
         return loss, dy
 
     def backward(
-        self, batch: Batch, saved: Saved, dy: Array, weights: Tree, update: Update, total: Total | None = None
+        self,
+        batch: Batch,
+        saved: Saved,
+        dy: Array,
+        update: Update,
+        version: Version | None = None,
+        total: Total | None = None,
     ) -> None:
-        """From dy: (B, *outputs) to the part's gradient; the input gradient leaves before weight gradients are made."""
+        """From dy: (B, *outputs) to the part's gradient; the input gradient leaves before weight gradients are made.
+
+        ``version``: that of the forward pass.
+        """
         if self._recordings and isinstance(saved, Kept):
-            self._leaving = batch
-            self._recordings.backward(batch, saved, dy, weights, update, total)
+            self._recordings.backward(batch, saved, dy, update, version, total)
             self.poke()
             return
         begun, ready = self.trace.now(), update.ready
+        weights = version.views if version else self.part.weight_views
         finishes: deque[tuple[str, Finish]] = deque()
         dx: Any = dy
         for name, dx, finish in self.part.network.sweep(weights, saved, dy, self.context(batch)):  # noqa: B007
@@ -224,7 +227,7 @@ class Stage:
                 self.finish(*finishes.popleft(), ready, total)
             del finish
         if self.returns:
-            self._send("gradient", dx, batch)
+            self.leave(dx, batch)
         del dx
         while finishes:
             self.finish(*finishes.popleft(), ready, total)

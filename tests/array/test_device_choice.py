@@ -24,6 +24,11 @@ def found(monkeypatch: pytest.MonkeyPatch, count: int, why: str = "") -> None:
         (("run.device=gpu",), 0, "run.device: gpu: no GPU is visible; choose cpu, or auto"),
         (("run.bf16=true",), 0, "run.bf16: only a GPU computes in bfloat16: no GPU is visible"),
         (("run.bf16=true", "run.device=cpu"), 1, "run.bf16: only a GPU computes in bfloat16: run.device is cpu"),
+        (
+            ("schedule.name=layerwise", "schedule.overlap=always"),
+            1,
+            "schedule.overlap: always: a GPU computes one pass",
+        ),
         (("run.bf16=true", "model.name=population"), 1, "run.bf16: a population is trained in float32 or float64"),
     ],
 )

@@ -17,6 +17,8 @@ from mpinn.array import cuda
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
 from mpinn.array.precision import bfloat16
+from mpinn.nn.layer import Pass
+from mpinn.nn.loss import CrossEntropy, SquaredError
 
 BFLOAT16, SINGLE = bfloat16(), np.dtype(np.float32)
 STEP = 2.0**-8
@@ -187,3 +189,14 @@ def test_convolutions(shape: Any, outputs: int, size: int, stride: Any, padding:
     known = cupy.empty(weight.shape, np.float64)
     cuda.conv_backward_weight(exact[0], exact[2], known, stride, padding, Pool(cupy))
     near(grad, known.get(), SINGLE, 1)
+
+
+def test_targets_that_are_drawn_are_as_wide_as_others() -> None:
+    """Consensuses that measure with labels of the model's own distribution draw them from what it says."""
+    y, rng = short((40, 3)), np.random.default_rng(0)
+    target = SquaredError().draw(cuda.on_host(y), rng)
+    assert target.dtype == SINGLE
+    loss, dy = SquaredError()(y, cuda.on_device(target), Pass(Pool(cupy), cuda))
+    assert dy.dtype == BFLOAT16
+    np.testing.assert_allclose(float(loss), 0.5 * np.square(cuda.on_host(y).astype(float) - target).sum(), rtol=1e-6)
+    assert CrossEntropy().draw(cuda.on_host(y), rng).dtype.kind == "i"

@@ -61,6 +61,34 @@ if channel.rank == 0:
 """
 
 
+AS_OF = """
+import cupy, numpy as np
+from mpinn.array.cuda_memory import as_of
+from mpinn.array.device import choose_device
+from mpinn.comm.grid import connect
+from mpinn.comm.transport import Direct, Staged, same
+world = connect()
+memory = choose_device("gpu", "plain", world.local_rank).memory
+for name, transport in (("direct", Direct(memory)), ("staged", Staged(memory, 2**16))):
+    channel = world.channel(name, transports=same(transport), ordered=True)
+    array, busy = cupy.zeros(100_000, np.float32), cupy.zeros(1_000_000, np.float32)
+    for turn in range(4):
+        array.fill(turn + channel.rank)
+        event = memory.now()
+        for _ in range(20):
+            busy += 1
+        with as_of(event):
+            rows = cupy.full((2, 100_000), -1.0, np.float32)
+            gathered, summed = channel.all_gather(array, rows), channel.all_sum(array)
+        gathered.wait()
+        summed.wait()
+        found = rows.get().min(axis=1).tolist(), rows.get().max(axis=1).tolist(), float(array.get().min())
+        assert found == ([turn, turn + 1], [turn, turn + 1], 2 * turn + 1), (name, turn, found)
+if channel.rank == 0:
+    print("right")
+"""
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "mpinn/transport.json"
@@ -97,7 +125,9 @@ def test_a_probe_of_a_library_that_reads_the_memory(ranks: int, order: str, cach
     assert done.stdout.splitlines()[-1] == "Findings(messages=True, sums=True)"
 
 
-HASTY = "from mpinn.comm.memory import PAST\nif world.rank == 0: type(device.memory).now = lambda self: PAST\n"
+HASTY = (
+    "from mpinn.comm.memory import PAST\nif world.rank == 0: type(device.memory).now = lambda self, fresh=False: PAST\n"
+)
 
 
 def test_a_probe_sees_that_nobody_waits_for_the_device(cache: Path) -> None:
@@ -226,3 +256,10 @@ def test_a_message_that_comes_early_is_received_whole(order: str, cache: Path) -
     done = job(2, cache, "-c", EARLY, env=ORDERS[order])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["all", "7.0", "7.0"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_sums_in_order_that_begin_as_of_an_earlier_moment_have_what_was_copied_since(order: str, cache: Path) -> None:
+    done = job(2, cache, "-c", AS_OF, env=ORDERS[order])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "right\n"

@@ -82,9 +82,9 @@ def through(stage: Stage, ready: Callable[..., None] = lambda part, span: None, 
     """A batch forward and backward."""
     batch = DEEP.batches(1, 0).batch(0)
     x = np.random.default_rng(1).normal(size=(batch.count, 9))
-    y, saved = stage.forward(batch, x, stage.part.weight_views)
+    y, saved = stage.forward(batch, x)
     stage.pass_on(y, batch)
-    stage.backward(batch, saved, np.ones_like(y), stage.part.weight_views, Told(ready), **options)
+    stage.backward(batch, saved, np.ones_like(y), Told(ready), **options)
 
 
 def test_the_input_gradient_leaves_before_the_weight_gradient_of_the_first_layer() -> None:
