@@ -124,7 +124,8 @@ def matmul(a: Array, b: Array, out: Array, tf32: bool) -> None:
         out.fill(0)
         return
     if b.dtype != a.dtype:
-        b = b.astype(a.dtype)
+        # CuPy goes over memory in one line only if it is in C order
+        b = b.astype(a.dtype) if b.flags.c_contiguous else b.T.astype(a.dtype).T
     blas = _blas(cupy.cuda.get_current_stream().ptr, tf32)
     if blas is None:
         np.copyto(out, np.matmul(a.astype(wide(a.dtype), copy=False), b.astype(wide(a.dtype), copy=False)))

@@ -10,6 +10,8 @@ from mpinn.errors import InputError
 Setting: TypeAlias = Literal["auto", "plain", "compiled"]
 Where: TypeAlias = Literal["auto", "cpu", "gpu"]
 TF32_SAID = {True: "float32 is multiplied as TF32", False: "float32 is multiplied as float32"}
+STREAMS: dict[int, Any] = {}
+"""That on which each device computes, kept: CuPy forgets a stream that nobody has."""
 BF16_SAID = "activations are stored and multiplied as bfloat16"
 
 
@@ -80,7 +82,8 @@ def _gpu(index: int, count: int, precision: str, tf32: bool) -> Device:
 
     cupy.cuda.Device(index).use()
     # a stream of its own can be recorded, which the default one cannot, and no other stream waits for it
-    cupy.cuda.Stream(non_blocking=True).use()
+    stream = STREAMS.setdefault(index, cupy.cuda.Stream(non_blocking=True))
+    stream.use()
     cuda.Choices.tf32 = tf32
     counters(index)
     properties = cupy.cuda.runtime.getDeviceProperties(index)

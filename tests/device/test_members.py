@@ -1,6 +1,6 @@
 """Training of populations on a device: the CPU's numbers, no member on another, nothing read and nothing allocated."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cupy
@@ -25,13 +25,6 @@ FEATURES = 12
 SEVERAL = members([(1,), (40,), (100,), (3, 40), (5, 3, 6)])
 CHOOSY = [Member(m.number, m.widths, m.activation, m.seed, 0.01 * (1 + m.number % 9), 1e-3) for m in SEVERAL]
 """Each with a rate and a decay of its own."""
-
-
-@pytest.fixture(autouse=True)
-def stream() -> Iterator[None]:
-    """A stream that can be recorded, as a run has."""
-    with cupy.cuda.Stream(non_blocking=True):
-        yield
 
 
 def steps(dtype: str, on: Any, epochs: int = 4) -> list[Batch]:

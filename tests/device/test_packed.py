@@ -1,6 +1,5 @@
 """The kernels of populations on a device beside the plain ones, for members of many widths and depths."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import cupy
@@ -22,13 +21,6 @@ SHAPES = [(1, 1, 1), (10, 32, 2), (33, 31, 3), (5, 40, 4), (64, 33, 7), (70, 70,
 """Features, samples, outputs."""
 CLOSE = {"float32": 1e-5, "float64": 1e-13}
 DTYPES = pytest.mark.parametrize("dtype", CLOSE)
-
-
-@pytest.fixture(autouse=True)
-def stream() -> Iterator[None]:
-    """A stream that can be recorded, as a run has."""
-    with cupy.cuda.Stream(non_blocking=True):
-        yield
 
 
 def up(array: Any) -> Any:

@@ -189,7 +189,7 @@ class Stream:
         self.is_non_blocking = non_blocking
         self.queue = Queue() if non_blocking else Stream.default_queue
         self.capture: Capture | None = None
-        self._before: list[Stream] = []
+        self._before: list[weakref.ref[Stream]] = []
         Stream.known.setdefault(self.ptr, self)
 
     def __eq__(self, other: object) -> bool:
@@ -199,11 +199,12 @@ class Stream:
         return self.ptr
 
     def __enter__(self) -> Self:
-        self._before.append(get_current_stream())
+        self._before.append(weakref.ref(get_current_stream()))
         return self.use()
 
     def __exit__(self, *_: object) -> None:
-        self._before.pop().use()
+        # CuPy keeps no stream alive for whoever has left it
+        (self._before.pop()() or Stream.null).use()
 
     def use(self) -> Self:
         if self.device_id not in (-1, current_device()):
