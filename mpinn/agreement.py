@@ -20,6 +20,8 @@ class Agreement:
     def __init__(self, channel: Channel, step: int):
         self.step = step
         """The last step that this rank has done."""
+        self.passed = step
+        """The last boundary: all ranks have come to the one before it."""
         self._channel = channel
         self._boundary = step + 1
         self._interval = 1
@@ -34,6 +36,7 @@ class Agreement:
         if step < self._boundary:
             return False, False
         agreed = self._complete()
+        self.passed = step
         # At most doubled, since the pace of the first steps is not that of a run which saves and evaluates.
         fitting = HORIZON / agreed[2] if agreed[2] > 0 else 1
         self._interval = int(np.clip(fitting, 1, min(2 * self._interval, MOST_STEPS)))

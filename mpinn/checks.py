@@ -87,13 +87,17 @@ class Start:
         return cls(config, path, fresh, tuple(notes), summary, data, tuple(found), trace)
 
 
-def check(request: Request, ranks: int) -> Start:
-    """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing."""
+def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Start:
+    """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing.
+
+    ``mortal`` says why no rank survives the death of another, if that is so.
+    """
     config = read_config(request.file, request.overrides)
     replicas = check_grid(config, ranks)
     data = check_source(config.data)
     config = replace(config, schedule=config.schedule.settled(config.grid.stages))
     check_together(config, data)
+    check_survival(config, replicas, mortal)
     check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
     check_population(config, model, ranks)
@@ -179,6 +183,18 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
     score = getattr(config.consensus, "score", "")
     if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
         raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+
+
+def check_survival(config: Config, replicas: int, mortal: Callable[[], str]) -> None:
+    """That replicas survive the death of others must be possible, if it is wanted."""
+    if not config.run.survive:
+        return
+    if why := mortal():
+        raise InputError("run.survive", why)
+    if replicas == 1:
+        raise InputError("run.survive", "there is one replica, and without all its ranks none can go on")
+    if config.names["model"] == "population":
+        raise InputError("run.survive", "no copy is kept of which members a population has left: only false goes")
 
 
 def check_kernels(config: Config) -> None:

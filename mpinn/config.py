@@ -52,6 +52,8 @@ class Run:
     bfloat16 and multiplies them; weights, their gradients, statistics and the optimizer stay in float32.
     ``kernels``, of the CPU: ``auto`` is compiled where numba can be imported. All kinds round differently: a run keeps
     its own.
+    With ``survive`` replicas go on when ranks of others have died, which needs an MPI that has ULFM; each rank then
+    holds two copies of its weights and of what the optimizer remembers.
     After ``patience`` seconds in which training makes no progress the job is ended; 0 is never. Let it be longer than
     all that a rank does while others wait, such as writing a checkpoint.
     """
@@ -65,6 +67,7 @@ class Run:
     tf32: bool = False
     bf16: bool = False
     kernels: Literal["auto", "plain", "compiled"] = "auto"
+    survive: bool = False
     patience: Amount = 600.0
 
     def __post_init__(self) -> None:
@@ -125,11 +128,15 @@ CHOSEN = ("model", "loss", "optimizer", "schedule", "consensus")
 """The tables whose ``name`` picks the type of their options."""
 ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "consensus", "train", "checkpoint")
 
+KEPT = 2
+"""Boundaries of which a rank that is to survive others has copies: none is further than one before another."""
+
 MAY_CHANGE = frozenset(
     {
         "run.transport",
         "run.device",
         "run.directory",
+        "run.survive",
         "run.patience",
         "data.path",
         "data.memory",

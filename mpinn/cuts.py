@@ -10,7 +10,7 @@ import numpy as np
 
 from mpinn.abreast import choose, head_of
 from mpinn.array.typing import Shape
-from mpinn.config import Config
+from mpinn.config import KEPT, Config
 from mpinn.costs import ASSUMED, Link, demands
 from mpinn.errors import InputError
 from mpinn.models.model import Model
@@ -89,11 +89,17 @@ class Costs:
     beside: Sequence[Cost] = ()
 
 
+def held(config: Config) -> int:
+    """Vectors as long as the weights that a rank holds beside them and their gradients: slots, and copies of all."""
+    slots = len(config.optimizer.slots)
+    return slots + (KEPT * (1 + slots) if config.run.survive else 0)
+
+
 def learn(
     config: Config, model: Model, outputs: int, batch: int, ops: ModuleType, measure: bool, file: Path | None = None
 ) -> Costs:
     """The costs that are measured, or were and are kept, or are estimated."""
-    dtype, sides, slots = np.dtype(config.run.dtype), None, len(config.optimizer.slots)
+    dtype, sides, slots = np.dtype(config.run.dtype), None, held(config)
     if config.schedule.wanted(slots) is not None:
         ends = [unit.stop for unit in units(config.schedule.frame(model))]
         sides = sides_of(config.model, model, ends[:-1], ends)
@@ -111,7 +117,7 @@ def divide(
     memory: float | None = None,
 ) -> Partition:  # fmt: skip
     """The best partition for the schedule of the configuration, or, where stages are simple, for a ``rule``."""
-    framed, slots = joined(costs.units, config.schedule.frame(model)), len(config.optimizer.slots)
+    framed, slots = joined(costs.units, config.schedule.frame(model)), held(config)
     wanted = config.schedule.settled(stages).wanted(slots)
     if wanted is not None and costs.sides is not None:
         return choose(wanted, framed, head_of(model, costs.units), costs.sides, costs.beside, link, memory)

@@ -1,7 +1,7 @@
 """The composition root: from a configuration to the objects that train it. The only file that knows them all."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ from mpinn.array.device import Device, choose_device
 from mpinn.array.precision import bfloat16
 from mpinn.array.typing import Shape
 from mpinn.binding import numbers
+from mpinn.boundary import Boundaries, Standing
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
 from mpinn.comm.channel import Channel
@@ -41,6 +42,7 @@ from mpinn.selection import BEST, MemberMeasure, Selection
 from mpinn.signals import Signals
 from mpinn.storage.directory import RunDirectory, step_of
 from mpinn.storage.schema import VectorSpec
+from mpinn.survival import Survival, take_over
 from mpinn.tally import Stopwatch, Tally
 from mpinn.trace import Trace
 from mpinn.trainer import Plan, Trainer
@@ -73,8 +75,12 @@ class Experiment:
         return [self.grid.replicas, self.grid.stages, self.grid.shards]
 
 
-def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> Experiment:
+def build(
+    world: World, start: Start, signals: Signals, stop_after: int = 0, survival: Survival | None = None
+) -> Experiment:
     """Build a run, and restore it if there is something to go on from; called by all ranks.
+
+    With a ``survival`` it is to survive the death of ranks, and goes on from what is left if some have died.
 
     The run directory is first written when all that can raise InputError is done.
     """
@@ -86,10 +92,11 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
-    cuts = _cuts(world, start, grid, ops)
+    kept = survival.begin if survival else None
+    cuts = survival.cuts if survival and survival.cuts else _cuts(world, start, grid, ops)
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0, ops.synchronize)
-    warmth = _warmth(world, start)
+    warmth = None if kept else _warmth(world, start)
     loaded = everywhere(world, lambda: _load(world, start, grid, ops, cuts, warmth))
     batches = loaded.batches
     place = _place(grid, loaded.model, cuts, trace, second_core(world, ops))
@@ -100,19 +107,23 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
     tally = Tally()
     grid_kinds = grid_vectors(consensus, tally, grid.place)
     begin = Resumed()
-    if (path := start.checkpoint) is not None:
+    path = start.checkpoint
+    if kept is not None and survival is not None:
+        kept.fill([*model_vectors(schedule.parts, grid.place), *grid_kinds], survival.replicas)
+        begin = restored(kept.standing, schedule.parts, grid.stages)
+    elif path is not None:
         stand = Stand(grid.shape, grid.replica, grid.place, cuts.bounds, config.tables()["schedule"], ops.fill)
         begin = everywhere(world, lambda: resume(path, schedule.parts, grid_kinds, stand))
         if begin.flight is not None:
             schedule.resume(begin.flight, batches.batch)
     plan = plan_of(config, batches.steps_per_epoch, begin.step, stop_after)
-    moved = world.verdict(lambda: prepare(start)).decode()
+    moved = _take(world, start, survival)
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
         [*model_vectors(schedule.parts, grid.place), *grid_kinds], schedule, grid.replica, grid.place, cuts.bounds,
-        start.data, since=step_of(path) if path is not None else 0, ops=ops,
+        start.data, since=step_of(path) if path is not None else 0, ops=ops, heir=survival is not None,
     )  # fmt: skip
-    keeper.rewind(begin.step)
+    keeper.rewind(begin.step, *((survival.records, survival.since or 0) if survival else ()))
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)
     clip = config.train.clip
     update = OptimizerUpdate(consensus, config.optimizer, rate, clip, schedule.parts, schedule.chained, trace)
@@ -149,9 +160,38 @@ def build(world: World, start: Start, signals: Signals, stop_after: int = 0) -> 
         seconds=begin.seconds,
         quality=begin.quality,
     )
+    if survival is not None:
+        trainer.boundaries = Boundaries(keeper.vectors, survival.replicas)
+        trainer.keep(begin.step)
+        survival.track(keeper, trainer.boundaries, cuts, lambda: trainer.agreement.step)
     fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
     notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
     return Experiment(config, grid, trainer, keeper, measure, transport, device, loaded.model, cuts, trace, notes)
+
+
+def restored(stood: Standing, parts: Mapping[str, Part], stages: Channel) -> Resumed:
+    """Go on from a boundary, with which the parts are filled, as from a file of another grid: nothing is in flight.
+
+    The stages have then applied equally many gradients, as the first one has counted them.
+    """
+    for part in parts.values():
+        if stood.behind and not part.auxiliary:
+            stages.broadcast(part.counters, 0).wait()
+    dropped = f"what was in flight is dropped: the run goes back {stood.behind} batches, from step {stood.step}"
+    return Resumed(
+        stood.step - stood.behind, stood.samples - stood.behind_samples, stood.seconds, stood.quality,
+        [dropped] if stood.behind else [],
+    )  # fmt: skip
+
+
+def _take(world: World, start: Start, survival: Survival | None) -> str:
+    """Make the run directory ready; returns sentences for the log."""
+    if survival is not None and survival.prepared:
+        return world.verdict(lambda: take_over(RunDirectory(start.config.run.directory), start.lock)).decode()
+    said = world.verdict(lambda: prepare(start)).decode()
+    if survival is not None:
+        survival.prepared = True
+    return said
 
 
 def _check_alike(world: World, device: Device) -> None:

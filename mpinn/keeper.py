@@ -121,6 +121,8 @@ class RunKeeper:
     """That of the last one that it has saved."""
     ops: Any = plain
     """The kernels that work on the vectors, which know where these are."""
+    heir: bool = False
+    """Whether this rank remembers the records too, should it have to write them in the place of rank 0."""
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
@@ -131,24 +133,30 @@ class RunKeeper:
         self._failure: OSError | None = None
         self._metrics = self._open_metrics() if self.control.rank == 0 else None
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, known: Sequence[Record] = (), since: int = 0) -> None:
         """Go on from ``step``: later lines of the metrics are dropped, earlier ones are the history so far.
 
+        ``known`` are the records after the step ``since``, of which a rank that died may not have written the last.
         Raises SaveError, on all ranks, if they cannot be written.
         """
         if self._metrics is not None:
             try:
                 self._metrics.rewind(step)
-                self.records = list(read(self.directory.metrics))
+                written = list(read(self.directory.metrics))
+                missing = known[sum(record["step"] > since for record in written) :]
+                for record in missing:
+                    self._metrics.append(record)
+                self.records = [*written, *missing]
             except OSError as error:
                 self._failure = error
         self._check_metrics()
 
     def record(self, record: Record) -> None:
         """Append to the metrics. The other ranks hear at the next save if that failed: now they are in messages."""
+        if self._metrics is not None or self.heir:
+            self.records.append(record)
         if self._metrics is None:
             return
-        self.records.append(record)
         try:
             self._metrics.append(record)
         except OSError as error:
@@ -232,6 +240,14 @@ class RunKeeper:
         if self._metrics is not None:
             with suppress(OSError):
                 self._metrics.close()
+
+    def drop(self) -> None:
+        """Close the files without any message: other ranks have died."""
+        self._saver.drop()
+        if self._metrics is not None:
+            with suppress(OSError):
+                self._metrics.close()
+            self._metrics = None
 
 
 def _table(rows: Sequence[Sequence[float]]) -> Array:

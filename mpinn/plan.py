@@ -15,7 +15,7 @@ from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.config import Config, not_one_of
 from mpinn.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
-from mpinn.cuts import Costs, divide, joined, learn, size_of
+from mpinn.cuts import Costs, divide, held, joined, learn, size_of
 from mpinn.datasets.samples import GIB
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
@@ -92,7 +92,7 @@ class Plan:
     starts: tuple[str, ...]
     stages: tuple[Stage, ...]
     vectors: int
-    """Weights, gradients and the optimizer's slots."""
+    """Weights, gradients, the optimizer's slots, and the copies that a rank needs to survive others."""
     forecasts: tuple[Forecast, ...]
     blocks: tuple[BlockSize, ...] = ()
     """Of a parareal network."""
@@ -145,7 +145,7 @@ def answer(question: Question) -> Plan:
         partition=chosen,
         starts=chosen.starts(model.network),
         stages=tuple(found),
-        vectors=2 + len(config.optimizer.slots),
+        vectors=2 + held(config),
         forecasts=tuple(forecasts),
         blocks=tuple(_size_of(entry) for entry in blocks),
         sweep=_sweep(config, model, chosen, replicas),

@@ -1,6 +1,7 @@
 """What a finished run was worth: collected from all ranks, written to summary.json, and printed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from mpinn.experiment import Experiment
 from mpinn.selection import MemberMeasure
 from mpinn.standing import lines as ranked
 from mpinn.standing import standing
+from mpinn.survival import Death, outline
 from mpinn.tally import Times
 
 
-def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
+def collect(experiment: Experiment, outcome: str, deaths: Sequence[Death] = ()) -> dict[str, Any]:
     """The summary of a run, for rank 0; called by all ranks. Measures the test split, once."""
     trainer, config = experiment.trainer, experiment.config
     test, validation = experiment.measure.quality("test"), trainer.quality or experiment.measure.quality("validation")
@@ -46,6 +48,7 @@ def collect(experiment: Experiment, outcome: str) -> dict[str, Any]:
         "checkpoint": str(experiment.keeper.directory.checkpoint(trainer.plan.total)),
         "directory": str(experiment.keeper.directory.path),
         "population": _population(experiment),
+        "deaths": [asdict(death) for death in deaths],
     }
 
 
@@ -104,6 +107,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "trained": f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['samples']:,} samples "
         f"in {summary['seconds']:.2f} s of training: {summary['samples_per_second']:,.0f} samples/s",
     }
+    if deaths := summary.get("deaths"):
+        facts["survived"] = "; ".join(map(outline, deaths))
     if meetings := summary["meetings"]:
         span = f"weights from {meetings['lowest']:.4f} to {meetings['highest']:.4f}"
         facts["meetings"] = f"{meetings['count']:,}, {span}"

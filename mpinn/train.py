@@ -2,7 +2,8 @@
 
 import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +24,7 @@ from mpinn.signals import STOPPED, Signals
 from mpinn.standing import SHOWN, csv_text
 from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.summary import collect, lines
+from mpinn.survival import Death, Survival, survive
 from mpinn.timeline import common_zero, write_timeline
 from mpinn.trainer import Outcome
 from mpinn.watchdog import Watchdog
@@ -36,36 +38,53 @@ def train(world: World, request: Request, signals: Signals | None = None) -> int
     """
     signals = signals or Signals()
     signals.listen()  # also when it did before: an MPI library may have put a handler of its own there
-    start = Start.decode(world.verdict(lambda: check(request, world.size).encode()))
+    mortal = world.job.mortal if world.job else lambda: "without MPI there is one rank, and none to survive it"
+    start = Start.decode(world.verdict(lambda: check(request, world.size, mortal).encode()))
     if start.summary is not None:
         _tell_again(world, start)
         return 0
     run = start.config.run
     try:
         with Watchdog(world, run.patience, Path(run.directory)) as watchdog:
-            return _train(world, start, signals, request.stop_after, watchdog)
+            if not run.survive:
+                return _train(world, start, signals, request.stop_after, watchdog)
+
+            def work(there: World, survival: Survival) -> int:
+                adapted = replace(start, config=survival.adapted(start.config))
+                return _train(there, adapted, signals, request.stop_after, watchdog, survival)
+
+            return survive(world, start, watchdog, work)
     finally:
         start.lock.release()
 
 
-def _train(world: World, start: Start, signals: Signals, stop_after: int, watchdog: Watchdog) -> int:
-    experiment = build(world, start, signals, stop_after)
+def _train(
+    world: World,
+    start: Start,
+    signals: Signals,
+    stop_after: int,
+    watchdog: Watchdog,
+    survival: Survival | None = None,
+) -> int:
+    experiment = build(world, start, signals, stop_after, survival)
     watchdog.step = lambda: experiment.trainer.agreement.step
     gc.enable()
     try:
-        outcome = _run(world, experiment, start)
+        outcome = _run(world, experiment, start, survival)
         _write_trace(experiment)
-        return _stop(world, experiment) if outcome is Outcome.STOPPED else _finish(world, experiment, outcome)
+        if outcome is Outcome.STOPPED:
+            return _stop(world, experiment)
+        return _finish(world, experiment, outcome, survival.deaths if survival else ())
     except FatalError:
         experiment.keeper.abandon()
         raise
 
 
-def _run(world: World, experiment: Experiment, start: Start) -> Outcome:
+def _run(world: World, experiment: Experiment, start: Start, survival: Survival | None) -> Outcome:
     trainer = experiment.trainer
     trainer.reporter = open_reporter(world.rank, trainer.plan.total, trainer.plan.start)
     try:
-        for text in _opening(world, experiment, start):
+        for text in _opening(world, experiment, start, survival):
             trainer.reporter.line(text)
         experiment.trace.zero = common_zero(world)
         # a loss that is not finite is noticed and named by the trainer
@@ -82,10 +101,14 @@ def _tell_again(world: World, start: Start) -> None:
         print("\n".join([*start.notes, said, *lines(start.summary)]), flush=True)
 
 
-def _opening(world: World, experiment: Experiment, start: Start) -> list[str]:
+def _opening(world: World, experiment: Experiment, start: Start, survival: Survival | None) -> list[str]:
+    lost = survival.say(start.config.data.batch) if survival else []
+    if survival and survival.resumes:
+        return [*lost, *experiment.notes]
     config, trainer, shared = experiment.config, experiment.trainer, binding(world, experiment.device.bus)
     shape = " x ".join(map(str, experiment.grid.shape))
     said = [
+        *lost,
         f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), {experiment.transport}",
@@ -170,8 +193,8 @@ def _stop(world: World, experiment: Experiment) -> int:
     return STOPPED
 
 
-def _finish(world: World, experiment: Experiment, outcome: Outcome) -> int:
-    summary = collect(experiment, outcome.value)
+def _finish(world: World, experiment: Experiment, outcome: Outcome, deaths: Sequence[Death]) -> int:
+    summary = collect(experiment, outcome.value, deaths)
     experiment.keeper.close()
     directory, texts = experiment.keeper.directory, {}
     said = "\n".join(lines(summary))

@@ -10,6 +10,7 @@ import numpy as np
 
 from mpinn.agreement import Agreement
 from mpinn.array.typing import Array
+from mpinn.boundary import Boundaries, Standing
 from mpinn.comm.channel import Channel
 from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.datasets.batches import Batches
@@ -123,6 +124,8 @@ class Trainer:
     selection: Selection | None = None
     """What becomes of the members of a population, which may diverge each for itself."""
     trace: Trace = SILENT
+    boundaries: Boundaries | None = None
+    """Copies of the state, where the run is to survive the death of ranks."""
     samples: int = 0
     """Samples that the replicas together have been trained on since the run began."""
     seconds: float = 0.0
@@ -151,8 +154,8 @@ class Trainer:
                 return Outcome.STOPPED
         self.consensus.close()
         self.agreement.close()
-        if not self.plan.total:
-            self._save(0)
+        if not self.plan.total or (self.boundaries is not None and self.plan.start == self.plan.total):
+            self._save(self.plan.total)
         self.keeper.wait()
         return Outcome.FINISHED
 
@@ -230,6 +233,8 @@ class Trainer:
         stop, save = self.agreement.at(step, self.signals.received is not None, overdue, pace)
         stop = (stop or step == self.plan.stop_after) and not last
         save = save or (bool(self.plan.save) and step % self.plan.save == 0)
+        if last or stop or save or self.agreement.passed == step:
+            self.keep(step)
         if not (last or stop or save):
             return False
         self.stopwatch.training()
@@ -239,6 +244,21 @@ class Trainer:
             self.keeper.wait()
         self.stopwatch.other()
         return stop
+
+    def keep(self, step: int) -> None:
+        """Copy the state, if that is wanted. At a save too: what is then in a file is not behind what is in memory."""
+        if self.boundaries is None:
+            return
+        self.stopwatch.training()
+        standing = Standing(
+            step, self.samples, self.elapsed(), self.quality, self.schedule.behind, self._behind(step), monotonic()
+        )
+        self.tally.settle()
+        self.boundaries.keep(standing)
+
+    def _behind(self, step: int) -> int:
+        """Samples that not all stages have applied."""
+        return sum(self.batches.total(before) for before in range(step - self.schedule.behind, step))
 
     def _save(self, step: int) -> None:
         """Save what a run can go on from: nothing is saved, and the run ends, if that would not be finite."""
@@ -285,8 +305,8 @@ class Trainer:
     def _moment(self, step: int) -> Moment:
         quality = self.quality
         score = None if quality is None else quality.accuracy if self.classes else -quality.loss
-        behind = sum(self.batches.total(before) for before in range(step - self.schedule.behind, step))
-        return Moment(step, quality, score, self.measure.merge_weights(), self.samples, self.elapsed(), behind)
+        merge = self.measure.merge_weights()
+        return Moment(step, quality, score, merge, self.samples, self.elapsed(), self._behind(step))
 
 
 def part_entries(part: Part) -> list[tuple[Entry, Array]]:

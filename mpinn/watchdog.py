@@ -61,6 +61,12 @@ class Watchdog:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
 
+    def follow(self, world: World) -> None:
+        """Watch over the ranks that are left; it has the patience of a start until there is a ``step`` again."""
+        self._world = world
+        if world.size == 1:
+            self._done.set()
+
     def _free_name(self) -> bytes:
         """A new name in each start, so that no file system shows a rank the folder of the one before."""
         number = 1

@@ -1,7 +1,7 @@
 """Counts what the children under mpirun tested, so that the closing lines tell of all tests."""
 
 import pytest
-from launch import open_mpi
+from launch import has_ulfm, open_mpi
 
 PASSED = pytest.StashKey[dict[int, int]]()
 LEFT_OUT = pytest.StashKey[int]()
@@ -10,13 +10,15 @@ LEFT_OUT = pytest.StashKey[int]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[PASSED] = {}
     config.stash[LEFT_OUT] = 0
+    config.addinivalue_line("markers", "ulfm: runs under an Open MPI that lets ranks survive, version 5 or later")
     config.addinivalue_line("markers", "open_mpi: runs under Open MPI, where there is one beside MPICH")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without an Open MPI its tests are not there at all, and the closing lines say so."""
-    if open_mpi() is None:
-        left_out = [item for item in items if item.get_closest_marker("open_mpi")]
+    missing = [*(["open_mpi"] if open_mpi() is None else []), *([] if has_ulfm() else ["ulfm"])]
+    if missing:
+        left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
         config.stash[LEFT_OUT] = len(left_out)
@@ -35,8 +37,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_sep("-", "under mpirun")
         terminalreporter.write_line(f"{sum(passed.values())} passed: {counts}")
     if config.stash[LEFT_OUT]:
-        told = (
-            f"{config.stash[LEFT_OUT]} tests deselected: no ompi_info on PATH, and MPINN_TEST_OPENMPI names no folder"
-        )
+        why = "no ompi_info on PATH, and MPINN_TEST_OPENMPI names no folder"
+        if open_mpi() is not None:
+            why = f"that of {open_mpi()} is older than version 5, which has ULFM"
+        told = f"{config.stash[LEFT_OUT]} tests deselected: {why}"
         terminalreporter.write_sep("-", "without Open MPI")
         terminalreporter.write_line(told)

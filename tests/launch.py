@@ -1,11 +1,12 @@
 """Starts jobs under mpirun for the tests, and leaves no process behind."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def open_mpi() -> Path | None:
     return Path(prefix) if prefix and (Path(prefix) / "bin/mpirun").exists() else None
 
 
+def has_ulfm() -> bool:
+    """Whether `open_mpi` lets ranks survive the death of others, as it does since version 5."""
+    prefix = open_mpi()
+    if prefix is None:
+        return False
+    said = subprocess.run([prefix / "bin/mpirun", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"(\d+)\.", said)[0]) >= 5
+
+
 def open_mpi_library() -> Path:
     """The library of `open_mpi`, for MPI4PY_LIBMPI; Debian has a folder for each architecture."""
     prefix = open_mpi()
@@ -53,9 +63,10 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdout: int = subprocess.PIPE,
+    options: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """Start ``mpirun -n n python *args`` in a process group of its own."""
-    command = [mpirun_program(), "-n", str(n), sys.executable, *args]
+    """Start ``mpirun *options -n n python *args`` in a process group of its own."""
+    command = [mpirun_program(), *options, "-n", str(n), sys.executable, *args]
     return subprocess.Popen(command, **{**_options(env, cwd), "stdout": stdout})
 
 

@@ -135,7 +135,7 @@ REFUSED = [
     (
         '[run]\nname = "x"',
         "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, device, tf32, bf16, "
-        "kernels, patience",
+        "kernels, survive, patience",
     ),
     (
         '[consensus]\nname = "average"',

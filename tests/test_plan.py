@@ -57,6 +57,11 @@ def test_slots_of_the_optimizer_take_memory():
     assert estimated("optimizer.name=adam").vectors == 4
 
 
+def test_copies_with_which_others_are_survived_take_memory():
+    assert estimated().vectors == 3
+    assert estimated("run.survive=true").vectors == 3 + 2 * 2
+
+
 def test_messages_that_cost_more_change_the_forecast_and_the_partition():
     fast = estimated(*DEEP, stages=3, bandwidth=1000.0, latency=0.0)
     slow = estimated(*DEEP, stages=3, bandwidth=0.05, latency=0.0)

@@ -12,6 +12,10 @@ class MessageError(Exception):
     """A message does not fit: two ranks disagree about it, or its array cannot be sent. A bug of the program."""
 
 
+class LostRankError(MessageError):
+    """A message fails because a rank has died, here or where another rank has found out and given the channel up."""
+
+
 class Pending(Protocol):
     """A message under way. Its array must not be written (read, when it receives) before the message is complete."""
 

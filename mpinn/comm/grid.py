@@ -3,9 +3,9 @@
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ctypes.util import find_library
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,19 @@ class OpenChannel(Protocol):
 
     def __call__(self, color: int, key: int, name: str, transports: Transports, polite: bool, ordered: bool) -> Channel:
         """Called by all ranks."""
+
+
+class Survivable(Protocol):
+    """The ranks of a job of which some may die; see `mpinn.comm.job.Job`."""
+
+    def mortal(self) -> str:
+        """Why no rank survives the death of another; nothing where they do."""
+
+    def attempt(self, work: Callable[[], int]) -> int | None:
+        """What ``work`` returns; None, on all ranks that live, if one has died."""
+
+    def shrink(self, stay: Callable[[Sequence[int]], Sequence[int]]) -> Sequence[int]:
+        """Go on with those that ``stay`` chooses from the living, which are returned."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,8 @@ class World:
     """The MPI library as it was built and is switched: what one can do with GPUs, another of its version may not."""
     told_local_rank: int | None = None
     """What the launcher calls this rank among those of its machine, if it says so."""
+    job: Survivable | None = None
+    """None without MPI."""
 
     @property
     def polite(self) -> bool:
@@ -63,6 +78,11 @@ class World:
     ) -> Channel:
         """A new channel among the ranks that give the same ``color``, in the order of ranks; called by all ranks."""
         return self.open_channel(color, self.rank, name, transports or same(Direct()), self.polite, ordered)
+
+    def reopened(self) -> "World":
+        """The ranks that there are now, after some have died; called by all of them."""
+        control = self.open_channel(0, self.rank, "control", same(Direct()), True, False)
+        return replace(self, rank=control.rank, size=control.size, control=control)
 
     def verdict(self, check: Callable[[], bytes]) -> bytes:
         """What ``check`` returns on rank 0, which alone calls it, on every rank.
@@ -136,6 +156,7 @@ def connect() -> World:
         blocked=lambda: mpi.BLOCKED.pending,
         build=build_of(vendor, description),
         told_local_rank=launch.local_rank if launch else None,
+        job=mpi.JOB,
     )
 
 

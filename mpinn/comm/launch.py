@@ -73,6 +73,11 @@ def silence_other_ranks(launch: Launch | None = None) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 
 
+def speak() -> None:
+    """From now on this rank is the one that prints: those before it are gone."""
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
 def on_terminal(proc: Path = Path("/proc"), environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the output of rank 0 ends on a terminal, seen through a launcher on this machine."""
     if read_launch(environment) is None:

@@ -19,12 +19,13 @@ from mpinn.comm.channel import (
     check_rank,
     check_reducible,
 )
+from mpinn.comm.job import JOB, ranks_of
 from mpinn.comm.library import MPI
 from mpinn.comm.meter import Meter
-from mpinn.comm.pending import BLOCKED, LONGEST, SHORTEST, MpiPending, wait_politely
+from mpinn.comm.pending import BLOCKED, LONGEST, LOST, SHORTEST, MpiPending, wait_politely
 from mpinn.comm.transport import ALL, NOTHING, Direct, Loan, Transport, Transports, same
 
-__all__ = ["BLOCKED", "MPI", "wait_politely"]
+__all__ = ["BLOCKED", "JOB", "MPI", "wait_politely"]
 
 CHUNK = 2**30
 """Largest number of bytes given to MPI at once: counts beyond 2**31 - 1 fail in libraries older than MPI 4."""
@@ -56,7 +57,7 @@ class MpiChannel:
         self._communicator = communicator
         self.rank = communicator.Get_rank()
         self.size = communicator.Get_size()
-        self.ranks = _ranks_of(communicator)
+        self.ranks = ranks_of(communicator, JOB.everyone)
         """The number that each rank of the channel has in the job."""
         self.name = name
         self.meter = Meter()
@@ -65,6 +66,7 @@ class MpiChannel:
         self.ordered = ordered
         self.under_way: set[MpiPending] = set()
         self._chunk = chunk
+        JOB.opens(self)
 
     def send(self, array: Array, to: int, tag: int = 0) -> Pending:
         """Send to rank ``to``; messages between two ranks arrive in the order in which they were sent."""
@@ -123,12 +125,7 @@ class MpiChannel:
     def split(self, color: int, key: int, name: str) -> Channel:
         """The channel of the ranks that give the same ``color``, ordered by ``key``; called by all ranks."""
         communicator = MPI.Intracomm(self._communicator.Split(color, key))
-        if communicator.Get_size() == 1:
-            communicator.Free()
-            return NullChannel(name)
-        return MpiChannel(
-            communicator, name, self.transports, polite=self.polite, ordered=self.ordered, chunk=self._chunk
-        )
+        return _channel(communicator, name, self.transports, self.polite, self.ordered, self._chunk)
 
     def with_chunk(self, chunk: int) -> "MpiChannel":
         """The same ranks with at most ``chunk`` bytes given to MPI at once; called by all ranks."""
@@ -140,6 +137,15 @@ class MpiChannel:
             ordered=self.ordered,
             chunk=chunk,
         )
+
+    def revoke(self) -> None:
+        """Let the messages of all its ranks fail, for ever."""
+        self._communicator.Revoke()
+
+    def settle(self) -> None:
+        """Return when MPI has done with the arrays of a channel that is revoked."""
+        for pending in list(self.under_way):
+            pending.abandon()
 
     def _reduce(self, name: str, array: Array, operation: MPI.Op) -> Pending:
         check_reducible(self.name, name, array)
@@ -217,24 +223,23 @@ def _cut(array: Array, limit: int) -> list[Array]:
 
 def open_channel(color: int, key: int, name: str, transports: Transports, polite: bool, ordered: bool) -> Channel:
     """A channel among all ranks of the job that give the same ``color``; called by all of them."""
-    everyone = MPI.Intracomm(MPI.COMM_WORLD.Dup())
-    channel = MpiChannel(everyone, name, transports, polite=polite, ordered=ordered).split(color, key, name)
-    everyone.Free()
-    return channel
+    return _channel(MPI.Intracomm(JOB.everyone.Split(color, key)), name, transports, polite, ordered)
+
+
+def _channel(
+    communicator: MPI.Intracomm, name: str, transports: Transports, polite: bool, ordered: bool, chunk: int = CHUNK
+) -> Channel:
+    """The channel over a new communicator."""
+    if communicator.Get_size() == 1:
+        communicator.Free()
+        return NullChannel(name)
+    return MpiChannel(communicator, name, transports, polite=polite, ordered=ordered, chunk=chunk)
 
 
 def open_local(name: str) -> Channel:
     """The channel of the ranks on this machine; called by all ranks."""
     communicator = MPI.Intracomm(MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED))
     return NullChannel(name) if communicator.Get_size() == 1 else MpiChannel(communicator, name, polite=True)
-
-
-def _ranks_of(communicator: MPI.Intracomm) -> list[int]:
-    own, everyone = communicator.Get_group(), MPI.COMM_WORLD.Get_group()
-    ranks = own.Translate_ranks(None, everyone)
-    own.Free()
-    everyone.Free()
-    return list(ranks)
 
 
 def place() -> tuple[int, int]:
@@ -259,12 +264,25 @@ def abort(code: int) -> NoReturn:
 def end_together(patience: float, report: str = "") -> None:
     """Finalize MPI once all ranks are here; when they are not after ``patience`` seconds, end the job with ``report``.
 
-    Without an own finalization, a rank that leaves alone would wait in MPI for ranks that wait for its messages.
+    Without an own finalization, a rank that leaves alone would wait in MPI for ranks that wait for its messages. A rank
+    that others go on without waits for nobody.
     """
-    if not MPI.Is_initialized() or MPI.Is_finalized():
+    if not MPI.Is_initialized() or MPI.Is_finalized() or JOB.everyone == MPI.COMM_NULL:
         return
+    try:
+        _wait_for_all(patience, report)
+    except MPI.Exception as error:
+        if error.Get_error_class() not in LOST:
+            raise
+        # one died when all was done; others may still wait for it
+        JOB.everyone.Revoke()
+    if JOB.leave():
+        MPI.Finalize()
+
+
+def _wait_for_all(patience: float, report: str) -> None:
     deadline = monotonic() + patience
-    request, pause = MPI.COMM_WORLD.Ibarrier(), SHORTEST
+    request, pause = JOB.everyone.Ibarrier(), SHORTEST
     while not request.Test():
         if monotonic() > deadline:
             said = f"rank {MPI.COMM_WORLD.Get_rank()} has ended while others have not: the job is ended"
@@ -272,7 +290,6 @@ def end_together(patience: float, report: str = "") -> None:
             abort(1)
         sleep(pause)
         pause = min(2 * pause, LONGEST)
-    MPI.Finalize()
 
 
 atexit.register(end_together, PATIENCE)

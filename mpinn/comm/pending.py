@@ -1,10 +1,11 @@
 """Messages under way over MPI, and how a rank waits for them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import perf_counter, sleep
 from typing import Protocol
 
-from mpinn.comm.channel import MessageError, Pending
+from mpinn.comm.channel import LostRankError, MessageError, Pending
 from mpinn.comm.library import MPI
 from mpinn.comm.meter import Meter
 from mpinn.comm.transport import Loan
@@ -13,6 +14,10 @@ SPINS = 50
 """Tests before a polite wait begins to sleep: a message that is nearly there is not slept through."""
 SHORTEST, LONGEST = 1e-6, 1e-4
 """Seconds slept between two tests; doubled from the first to the second."""
+
+
+LOST = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+"""Classes of the errors that ULFM adds to MPI."""
 
 
 class Blocked:
@@ -134,6 +139,9 @@ class MpiPending:
             self._loans[done].end()
 
     def _broken(self, error: MPI.Exception) -> MessageError:
+        if error.Get_error_class() in LOST:
+            # its other requests may still be under way: `abandon` is to come
+            return LostRankError(f"{self}: {error}")
         self._give_up()
         if error.Get_error_class() == MPI.ERR_TRUNCATE:
             return MessageError(f"{self}: more bytes came than the array has")
@@ -149,6 +157,15 @@ class MpiPending:
         if self._finish is not None:
             self._finish()
         self._loans = ()
+
+    def abandon(self) -> None:
+        """Return when MPI has done with the arrays, on a channel that is revoked: what came is of no use."""
+        for request in self._requests:
+            # a request that fails is complete
+            with suppress(MPI.Exception):
+                while not request.Test():
+                    sleep(LONGEST)
+        self._give_up()
 
     def _give_up(self) -> None:
         self._requests = self._loans = ()

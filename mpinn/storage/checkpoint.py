@@ -115,6 +115,10 @@ class Saver:
         finally:
             self._thread.shutdown()
 
+    def drop(self) -> None:
+        """End the thread, without any message: other ranks have died. A file that is not complete is removed."""
+        self._thread.shutdown()
+
     def _collect(self, path: Path, snapshot: Snapshot, weights: Array, job: Callable[[Queue], None]) -> None:
         self.wait()
         self._saving = path.name
