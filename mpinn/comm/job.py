@@ -7,14 +7,18 @@ live shrink the communicator to themselves. Only the messages of an attempt may 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic, sleep
 from typing import Protocol
 
-from mpinn.comm.channel import LostRankError
+from mpinn.comm.channel import LostRankError, MessageError
 from mpinn.comm.library import MPI
-from mpinn.comm.pending import LOST
+from mpinn.comm.pending import LONGEST, LOST
 
 SWITCH = "OMPI_MCA_mpi_ft_enable"
 """What ``mpirun --with-ft ulfm`` sets. Without it Open MPI has all functions, and its mpirun ends the job anyway."""
+
+NOTICE = 1.0
+"""Seconds in which a message that failed otherwise is explained by a death of which Open MPI hears later."""
 
 
 class Opened(Protocol):
@@ -70,10 +74,8 @@ class Job:
         code: int | None = None
         try:
             code = work()
-        except LostRankError:
-            self._give_up()
-        except MPI.Exception as error:
-            if error.Get_error_class() not in LOST:
+        except (MessageError, MPI.Exception) as error:
+            if not (_is_loss(error) or self._has_lost()):
                 raise
             self._give_up()
         if _agree(self.everyone, code is not None):
@@ -81,6 +83,18 @@ class Job:
         if code is not None:
             self._give_up()
         return None
+
+    def _has_lost(self) -> bool:
+        """Whether a rank is known to have died: then any message may fail, and not only by the errors of ULFM."""
+        deadline = monotonic() + NOTICE
+        while monotonic() < deadline:
+            failed = self.everyone.Get_failed()
+            count = failed.Get_size()
+            failed.Free()
+            if count or self.everyone.Is_revoked():
+                return True
+            sleep(LONGEST)
+        return False
 
     def _give_up(self) -> None:
         for channel in self._opened or ():
@@ -110,6 +124,10 @@ class Job:
             if _agree(living, after is not None) and after is not None:
                 self._everyone = after
                 return numbers
+
+
+def _is_loss(error: Exception) -> bool:
+    return isinstance(error, LostRankError) or (isinstance(error, MPI.Exception) and error.Get_error_class() in LOST)
 
 
 def _agree(communicator: MPI.Intracomm, fine: bool) -> bool:
