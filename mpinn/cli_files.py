@@ -105,17 +105,19 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Run each with the seeds 0, 1, ...")] = 1,
     ranks: Annotated[int, typer.Option(min=0, help="For those whose grid.replicas is 0.")] = 0,
     launcher: Annotated[str, typer.Option(help="What starts ranks, such as 'srun'; else mpirun.")] = "",
+    runs: Annotated[Path | None, typer.Option(help="Where runs are kept, by the last name of their directory.")] = None,
     settings: Settings = None,
 ) -> None:
     """Run experiments one after another, and report on them; typed again, it does what has not been done.
 
     \b
     python -m mpinn compare jobs/compare/*.toml --seeds 3 -o runs/compare/report
+    python -m mpinn compare jobs/compare/*.toml --set data.name=cifar10 --runs runs/cifar10 -o runs/cifar10/report
     """
     from mpinn.analysis.report import report as tell
     from mpinn.compare import compare as run
 
-    done = run(experiments, seeds, ranks, launcher, tuple(settings or ()))
+    done = run(experiments, seeds, ranks, launcher, tuple(settings or ()), runs)
     if done:
         tell(done, out)
     raise typer.Exit(0 if len(done) == seeds * len(experiments) else 1)

@@ -52,11 +52,13 @@ class Job:
         return None if difference(read_config(str(was), ()).tables(), wanted.tables()) else self.summary
 
 
-def compare(files: Sequence[Path], seeds: int, ranks: int, launcher: str, settings: tuple[str, ...]) -> list[Path]:
+def compare(
+    files: Sequence[Path], seeds: int, ranks: int, launcher: str, settings: tuple[str, ...], runs: Path | None = None
+) -> list[Path]:
     """Run all of them; the run directories that have finished. InputError before the first starts, if one is wrong."""
     if read_launch() is not None:
         raise InputError("compare", "start it without a launcher: it starts the ranks of every experiment itself")
-    jobs = planned(files, seeds, ranks, settings)
+    jobs = planned(files, seeds, ranks, settings, runs)
     start = command(launcher) if any(job.ranks > 1 for job in jobs) else []
     done = []
     for number, job in enumerate(jobs, 1):
@@ -78,12 +80,19 @@ def compare(files: Sequence[Path], seeds: int, ranks: int, launcher: str, settin
     return done
 
 
-def planned(files: Sequence[Path], seeds: int, ranks: int, settings: tuple[str, ...]) -> list[Job]:
-    """Every experiment with every seed, seed by seed, so that a comparison that is stopped has something of all."""
+def planned(
+    files: Sequence[Path], seeds: int, ranks: int, settings: tuple[str, ...], runs: Path | None = None
+) -> list[Job]:
+    """Every experiment with every seed, seed by seed, so that a comparison that is stopped has something of all.
+
+    With ``runs`` their directories are moved there, each with its last name.
+    """
     jobs, owners = [], dict[str, Path]()
     for file in files:
         config = read_config(str(file), settings)
         grid, place = config.grid, config.run.directory
+        if runs is not None:
+            place = str(runs / Path(place).name)
         if place in owners:
             raise InputError(str(file), f"run.directory is {place}, as in {owners[place]}: each needs one of its own")
         owners[place] = file

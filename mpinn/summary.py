@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,19 +80,30 @@ def _numbers(quality: Quality, classes: int) -> dict[str, float]:
 
 def _gather(experiment: Experiment, times: Times, sent: int) -> Array:
     age = experiment.trainer.schedule.staleness
-    own = np.array([times.training, times.communicating, times.waiting, float(sent), age.mean, age.most, age.formula])
+    own = np.array([
+        times.training, times.communicating, times.waiting, float(sent), age.mean, age.most, age.formula, _peak(),
+    ])  # fmt: skip
     everyone = np.empty((experiment.grid.control.size, own.size))
     experiment.grid.control.all_gather(own, everyone).wait()
     return everyone
 
 
 def _rank(row: Array) -> dict[str, float]:
-    training, communicating, waiting, sent, mean, most, formula = row.tolist()
+    training, communicating, waiting, sent, mean, most, formula, memory = row.tolist()
     shares = [seconds / training if training else 0.0 for seconds in (communicating, waiting)]
     return {
         "computing": 1 - sum(shares), "communicating": shares[0], "waiting": shares[1], "bytes": sent,
-        "staleness": mean, "most_stale": most, "staleness_formula": formula,
+        "staleness": mean, "most_stale": most, "staleness_formula": formula, "memory": memory,
     }  # fmt: skip
+
+
+def _peak() -> float:
+    """Bytes of host memory that this process had at most; NaN where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return nan
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), nan)
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:

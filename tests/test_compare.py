@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launch import alone, mpirun
 
@@ -62,6 +63,8 @@ def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
 def test_the_ranks_are_those_of_the_grid_or_of_the_option(tmp_path: Path) -> None:
     files = [write(tmp_path, "a", "replicas = 2\nstages = 3"), write(tmp_path, "b", "replicas = 0")]
     jobs = planned(files, 2, 4, ("train.epochs=9",))
+    moved = planned(files, 2, 4, (), tmp_path / "elsewhere")
+    assert [job.directory for job in moved] == [tmp_path / "elsewhere" / job.directory.name for job in jobs]
     assert [(job.directory.name, job.seed, job.ranks) for job in jobs] == [
         ("a-0", 0, 6), ("b-0", 0, 4), ("a-1", 1, 6), ("b-1", 1, 4),
     ]  # fmt: skip
@@ -108,7 +111,12 @@ def test_the_compared_jobs_have_one_budget() -> None:
     assert {"serial", "weighted", "parareal-2", "fdg", "layerwise", "gpipe"} <= {*configs}
     for name, config in configs.items():
         assert config.run.directory == f"runs/compare/{name}"
-        for table in ("model", "train", "optimizer", "loss"):
+        for table in ("train", "optimizer", "loss", *(() if name.startswith("packed") else ("model",))):
             assert getattr(config, table) == getattr(configs["serial"], table), name
         assert config.data.batch == configs["serial"].data.batch
         assert config.grid.replicas * config.grid.stages <= 4
+    members = configs["packed"].model.members()
+    widths = [member.widths[0] for member in members]
+    assert len(members) == 100
+    assert abs(np.mean(widths) - configs["packed-alone"].model.widths[0]) < 1
+    assert {member.activation for member in members} == {configs["packed-alone"].model.activation}

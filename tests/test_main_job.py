@@ -43,6 +43,7 @@ def test_it_ends_well_on_any_number_of_ranks(ranks: int, main_job: Callable[[int
         assert len(found["weights"]) == len(found["ranks"]) == ranks
         assert sum(found["weights"]) == pytest.approx(1)
         assert all(rank["bytes"] > 0 for rank in found["ranks"])
+        assert all(rank["memory"] > 2**24 for rank in found["ranks"])
     assert (place / found["checkpoint"]).is_file()
 
 

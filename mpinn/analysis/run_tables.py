@@ -1,6 +1,7 @@
 """Tables of runs: what they reached, how they differ, their lines of metrics, their ranks and stages."""
 
 from collections.abc import Sequence
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from mpinn.analysis.page import Table
 from mpinn.analysis.runs import Run, Series
 from mpinn.config import ORDER, difference
 
-LEVELS = (0.9, 0.95, 0.97, 0.98, 0.99)
+LEVELS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
 """Validation accuracies to which the time is told, where any run reaches them."""
 
 
@@ -17,12 +18,14 @@ def result_table(series: Sequence[Series]) -> Table:
     """A row for every series: means over its seeds, with the standard deviation of accuracies."""
     levels = levels_of(series)
     columns = ["series", "seeds", "model", "grid", "epochs", "test accuracy (%)", "validation accuracy (%)",
-               "seconds", "samples/s", *(f"seconds to {level:.0%}" for level in levels), "MB sent"]  # fmt: skip
+               "seconds", "samples/s", *(f"seconds to {level:.0%}" for level in levels), "MB sent", "MB of a rank",
+               "networks", "networks x samples/s"]  # fmt: skip
     whole = run_table(series)
     rows = []
     for one in series:
         own = [dict(zip(whole.columns, row, strict=True)) for row in whole.rows if row[0] == one.label]
-        names = ("seconds", "samples/s", *(f"seconds to {level:.0%}" for level in levels), "MB sent")
+        names = ("seconds", "samples/s", *(f"seconds to {level:.0%}" for level in levels), "MB sent", "MB of a rank",
+                 "networks", "networks x samples/s")  # fmt: skip
         rows.append([
             one.label, len(own), own[0]["model"], " x ".join(map(str, one.runs[0].grid)), own[0]["epochs"],
             *(_spread([row[name] for row in own]) for name in ("test accuracy", "validation accuracy")),
@@ -30,7 +33,9 @@ def result_table(series: Sequence[Series]) -> Table:
         ])  # fmt: skip
     caption = (
         "Means over seeds, ± one standard deviation. The grid is replicas x stages x shards. Seconds are those of "
-        "training; those to an accuracy are until validation first reached it, empty where a seed never did."
+        "training; those to an accuracy are until validation first reached it, empty where a seed never did. MB of a "
+        "rank are the most host memory that one had, libraries included. A population trains all its networks with "
+        "every sample: one after the other they would take as long as one alone, times their number."
     )
     return Table("Results", columns, rows, "tables/results.csv", caption)
 
@@ -58,23 +63,28 @@ def run_table(series: Sequence[Series]) -> Table:
     levels = levels_of(series)
     columns = ["series", "run", "seed", "model", "data", "schedule", "consensus", "replicas", "stages", "epochs",
                "steps", "samples", "seconds", "samples/s", "test accuracy", "test loss", "validation accuracy",
-               "validation loss", *(f"seconds to {level:.0%}" for level in levels), "MB sent"]  # fmt: skip
+               "validation loss", *(f"seconds to {level:.0%}" for level in levels), "MB sent", "MB of a rank",
+               "networks", "networks x samples/s"]  # fmt: skip
     rows = []
     for one in series:
         for run in one.runs:
             told, tables = run.summary, run.tables
             test, validation = told.get("test", {}), told.get("validation", {})
             samples, seconds = (_last(run, name) for name in ("samples", "seconds"))
+            speed = samples / seconds if samples and seconds else None
+            networks = (told.get("population") or {}).get("members", 1)
+            memory = [rank["memory"] for rank in told.get("ranks", ()) if isfinite(rank.get("memory", nan))]
             rows.append([
                 one.label, run.name, run.seed, tables["model"]["name"], tables["data"]["name"],
                 tables["schedule"]["name"], tables["consensus"]["name"], *run.grid[:2], tables["train"]["epochs"],
                 int(_last(run, "step") or 0), int(samples or 0), seconds,
-                samples / seconds if samples and seconds else None,
+                speed,
                 test.get("accuracy"), test.get("loss"),
                 validation.get("accuracy", _last(run, "validation_accuracy")),
                 validation.get("loss", _last(run, "validation_loss")),
                 *(time_to(run, level) for level in levels),
                 sum(rank["bytes"] for rank in told["ranks"]) / 1e6 if told else None,
+                max(memory) / 1e6 if memory else None, networks, networks * speed if speed else None,
             ])  # fmt: skip
     return Table("Runs, one by one", columns, rows, "tables/runs.csv", long=True)
 

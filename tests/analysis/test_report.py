@@ -20,7 +20,7 @@ from mpinn.choices import CHOICES, DEFAULTS
 from mpinn.config import InputError, load
 
 RANK = {"computing": 0.5, "communicating": 0.2, "waiting": 0.3, "bytes": 1e6, "staleness": 0.9, "most_stale": 1.0,
-        "staleness_formula": 1.0}  # fmt: skip
+        "staleness_formula": 1.0, "memory": 1e8}  # fmt: skip
 
 
 def make_run(path: Path, losses, accuracies, seed=0, speed=10.0, finished=True, tables=None, meetings=None) -> Path:
@@ -38,7 +38,8 @@ def make_run(path: Path, losses, accuracies, seed=0, speed=10.0, finished=True, 
             lines.append({"step": 10 * number, "validation_loss": 1 - accuracy, "validation_accuracy": accuracy})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
-        told = {"grid": [2, 1, 1], "ranks": [RANK, {**RANK, "bytes": 3e6}], "test": {"accuracy": accuracies[-1]},
+        ranks = [RANK, {**RANK, "bytes": 3e6, "memory": 2e8}]
+        told = {"grid": [2, 1, 1], "ranks": ranks, "test": {"accuracy": accuracies[-1]},
                 "validation": {"accuracy": accuracies[-1], "loss": 0.1}}  # fmt: skip
         (path / "summary.json").write_text(json.dumps(told))
     return path
@@ -107,6 +108,20 @@ def test_results_are_means_with_a_deviation(tmp_path):
     assert told["b"]["test accuracy (%)"] == "99.00"
     assert (told["a"]["seeds"], told["a"]["seconds"], told["a"]["MB sent"]) == (2, 20.0, 4.0)
     assert (told["a"]["seconds to 98%"], told["b"]["seconds to 98%"]) == (None, 20.0)
+    # as much as the rank that had most; older summaries do not say
+    assert (told["a"]["MB of a rank"], told["b"]["MB of a rank"]) == (200.0, 200.0)
+    assert [told["a"][name] for name in ("networks", "networks x samples/s")] == [1, told["a"]["samples/s"]]
+
+
+def test_a_population_trains_as_many_networks_and_old_summaries_know_no_memory(tmp_path):
+    path = make_run(tmp_path / "a", [1.0, 0.5], [0.8, 0.9])
+    told = json.loads((path / "summary.json").read_text())
+    ranks = [{name: value for name, value in rank.items() if name != "memory"} for rank in told["ranks"]]
+    (path / "summary.json").write_text(json.dumps({**told, "ranks": ranks, "population": {"members": 50}}))
+    table = result_table(series_of([Run(path)]))
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["MB of a rank"], row["networks"]) == (None, 50)
+    assert row["networks x samples/s"] == 50 * row["samples/s"]
 
 
 def test_the_page_is_whole_and_tables_and_figures_stand_beside_it(tmp_path):
