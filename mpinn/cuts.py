@@ -6,9 +6,8 @@ from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
 from mpinn.abreast import choose, head_of
+from mpinn.array.precision import activations
 from mpinn.array.typing import Shape
 from mpinn.config import KEPT, Config
 from mpinn.costs import ASSUMED, Link, demands
@@ -44,7 +43,7 @@ def trained(config: Config, model: Model, cuts: Cuts) -> Whole:
 
 def size_of(config: Config, replicas: int) -> int:
     """Bytes of one number of every sample of a replica's batch."""
-    return -(-config.data.batch // replicas) * np.dtype(config.run.dtype).itemsize
+    return -(-config.data.batch // replicas) * activations(config.run.dtype, config.run.bf16).itemsize
 
 
 def whole(model: Model) -> Cuts:
@@ -99,7 +98,7 @@ def learn(
     config: Config, model: Model, outputs: int, batch: int, ops: ModuleType, measure: bool, file: Path | None = None
 ) -> Costs:
     """The costs that are measured, or were and are kept, or are estimated."""
-    dtype, sides, slots = np.dtype(config.run.dtype), None, held(config)
+    dtype, sides, slots = activations(config.run.dtype, config.run.bf16), None, held(config)
     if config.schedule.wanted(slots) is not None:
         ends = [unit.stop for unit in units(config.schedule.frame(model))]
         sides = sides_of(config.model, model, ends[:-1], ends)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpinn.agreement import Agreement
 from mpinn.array.device import Device, choose_device
-from mpinn.array.precision import bfloat16
+from mpinn.array.precision import activations
 from mpinn.array.typing import Shape
 from mpinn.binding import numbers
 from mpinn.boundary import Boundaries, Standing
@@ -300,7 +300,7 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
     source = open_source(config.data)
     deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
-    compute = bfloat16() if config.run.bf16 else dtype
+    compute = activations(config.run.dtype, config.run.bf16)
     spare = world.cores > world.local_size
     batches = Batches(
         source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare,

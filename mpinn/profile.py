@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from mpinn.array import ops as plain
+from mpinn.array.precision import activations, wide
 from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.comm.findings import probe_file
 from mpinn.config import Config, difference
@@ -117,9 +118,9 @@ def measure(
 ) -> list[Cost]:
     """The cost of every unit on random data, as the median of whole passes through the model, after one to warm up.
 
-    Seconds are processor time, which other processes do not disturb, so BLAS must have one thread; on a device they are
-    those until it is done. Backward includes
-    the weight gradient, and the input gradient for all units but the first, and for that one too if it is ``wanted``.
+    ``dtype`` is that of activations. Seconds are processor time, which other processes do not disturb, so BLAS must
+    have one thread; on a device they are those until it is done. Backward includes the weight gradient, and the input
+    gradient for all units but the first, and for that one too if it is ``wanted``.
     """
     part, pieces = _built(model, dtype, ops)
     part.initialize(0)
@@ -137,8 +138,10 @@ def estimate(model: Model, batch: int, dtype: Dtype) -> list[Cost]:
     Seconds are the multiply-adds of matrix products and convolutions, and `ELEMENT` for each element of what other
     layers read or write, over `OPERATIONS`; backward counts twice. Bytes are those that `measure` finds.
     """
-    part, pieces = _built(model, dtype, plain)
-    one, two = (_traced(part, pieces, np.zeros((samples, *model.shape), dtype)) for samples in (1, 2))
+    real = wide(dtype)
+    part, pieces = _built(model, real, plain)
+    one, two = (_traced(part, pieces, np.zeros((samples, *model.shape), real)) for samples in (1, 2))
+    one, two = (sizes * dtype.itemsize // real.itemsize for sizes in (one, two))
     forward, shape = [], model.shape
     for piece in pieces:
         forward.append(batch * _operations(piece, shape) / OPERATIONS)
@@ -217,13 +220,14 @@ def subject_of(
     """
     table = config.tables()["model"]
     kernels = "plain" if ops is plain else "compiled" if ops.LIBRARY is np else "cuda"
+    kernels += ", TF32" if kernels == "cuda" and config.run.tf32 else ""
     beside = {"beside": sides} if sides else {}
     return Subject(
         {**table, **beside},
         shape,
         outputs,
         batch,
-        config.run.dtype,
+        str(activations(config.run.dtype, config.run.bf16)),
         kernels,
         ops.device_name() or machine(),
     )
@@ -249,13 +253,13 @@ def _shapes(model: Model) -> Mapping[str, Any]:
 
 
 def _built(model: Model, dtype: Dtype, ops: Any) -> tuple[Part, list[Network]]:
-    part = build_part("profile", model.network, model.shape, np.dtype(dtype), (), ops=ops)
+    part = build_part("profile", model.network, model.shape, wide(dtype), (), ops=ops, compute_dtype=dtype)
     return part, [model.network[unit] for unit in units(model)]
 
 
 def _costs(model: Model, dtype: Dtype, forward: list[float], backward: list[float], sizes: Array) -> list[Cost]:
     """sizes: (U, 3), the bytes of input, output and what is kept."""
-    layout, found = Layout(_shapes(model), dtype), []
+    layout, found = Layout(_shapes(model), wide(dtype)), []
     for number, unit in enumerate(units(model)):
         names = model.network[unit].names
         count = sum(entry.size for entry in layout if entry.path[0] in names)

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 from launch import alive, alone, finish, mpirun, ranks_of, start, start_alone
-from training import SMALL, arguments, datasets, here, records, train, wait_for
+from training import SMALL, arguments, datasets, differences, here, records, train, wait_for
 
 from mpinn.config import Data
 from mpinn.datasets.hdf5 import digits
@@ -40,12 +40,15 @@ def whole(run: Path, log: int) -> None:
     assert steps == list(range(log, steps[-1] + 1, log))
 
 
-def test_a_killed_rank_ends_the_job_which_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "which"), [(2, 0), (3, 1), (4, 3)])
+def test_a_killed_rank_ends_the_job_which_goes_on_from_its_last_checkpoint(
+    count: int, which: int, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    job = start(4, *arguments(run, *LONG, "checkpoint.every=15 steps"))
+    job = start(count, *arguments(run, *LONG, "checkpoint.every=15 steps"))
     wait_for(run / "checkpoint-00000045.h5", job)
     ranks, killed = ranks_of(job), time.monotonic()
-    os.kill(ranks[2], signal.SIGKILL)
+    os.kill(ranks[which], signal.SIGKILL)
     ended = finish(job, timeout=30)
     assert time.monotonic() - killed < 15
     assert ended.returncode not in (0, 2, STOPPED)
@@ -53,11 +56,30 @@ def test_a_killed_rank_ends_the_job_which_goes_on_from_its_last_checkpoint(tmp_p
     assert not (run / "requeue").exists()
     step = step_of(run)
     assert step >= 45
-    again = train(4, run, *LONG, "checkpoint.every=15 steps", "--stop-after", str(step + 10))
+    again = train(count, run, *LONG, "checkpoint.every=15 steps", "--stop-after", str(step + 10))
     assert again.returncode == STOPPED
     assert f"at step {step}\n" in again.stdout
     assert step_of(run) == step + 10
     whole(run, 7)
+
+
+@pytest.mark.parametrize(("count", "then"), [(2, 2), (3, 3), (4, 4), (4, 2)])
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(count: int, then: int, tmp_path: Path) -> None:
+    """On as many ranks as before the end is that of a run that was never stopped."""
+    run, never = tmp_path / "run", tmp_path / "never"
+    settings = (*SMALL, "checkpoint.every=3 steps", "checkpoint.keep=9")
+    assert train(count, run, *settings, "--stop-after", "10").returncode == STOPPED
+    newest_file = run / "checkpoint-00000010.h5"
+    os.truncate(newest_file, random.Random(count).randrange(newest_file.stat().st_size))
+    again = train(then, run, *settings)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(f"{newest_file}: ") == 1
+    assert "trying the checkpoint before it" in again.stdout
+    assert f"resumed from {run / 'checkpoint-00000009.h5'} at step 9" in again.stdout
+    assert train(count, never, *settings).returncode == 0
+    found = differences(run / "latest", never / "latest")
+    assert found == ["configuration"] if then == count else "configuration" in found
+    assert [line["step"] for line in records(run)] == [line["step"] for line in records(never)]
 
 
 @pytest.mark.parametrize("ranks", [0, 3])

@@ -22,3 +22,8 @@ def bfloat16() -> Dtype:
 def wide(dtype: Dtype) -> Dtype:
     """The type of parameters, statistics and arithmetic where activations are stored as ``dtype``."""
     return np.dtype(np.float32) if dtype.char == BFLOAT16 else dtype
+
+
+def activations(dtype: str, bf16: bool) -> Dtype:
+    """The type in which a run stores activations, by its keys ``run.dtype`` and ``run.bf16``."""
+    return bfloat16() if bf16 else np.dtype(dtype)

@@ -17,8 +17,10 @@ from mpinn.array import cuda
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
 from mpinn.array.precision import bfloat16
+from mpinn.models.mlp import MLP
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy, SquaredError
+from mpinn.profile import estimate, measure
 
 BFLOAT16, SINGLE = bfloat16(), np.dtype(np.float32)
 STEP = 2.0**-8
@@ -200,3 +202,15 @@ def test_targets_that_are_drawn_are_as_wide_as_others() -> None:
     assert dy.dtype == BFLOAT16
     np.testing.assert_allclose(float(loss), 0.5 * np.square(cuda.on_host(y).astype(float) - target).sum(), rtol=1e-6)
     assert CrossEntropy().draw(cuda.on_host(y), rng).dtype.kind == "i"
+
+
+def test_a_profile_is_of_what_is_computed() -> None:
+    """Half the bytes of activations, and weights as they are."""
+    model = MLP(widths=(24, 16), norm="layer").build((7,), 5)
+    found, whole = (measure(model, 64, dtype, cuda, repeats=1) for dtype in (BFLOAT16, SINGLE))
+    told, known = (estimate(model, 64, dtype) for dtype in (BFLOAT16, SINGLE))
+    for one, other in ((found, whole), (told, known)):
+        assert [cost.parameter_bytes for cost in one] == [cost.parameter_bytes for cost in other]
+        assert [2 * cost.output_bytes for cost in one] == [cost.output_bytes for cost in other]
+        assert all(0.4 < own.kept_bytes / cost.kept_bytes < 0.7 for own, cost in zip(one, other, strict=True))
+    assert all(cost.forward > 0 and cost.backward > 0 for cost in found)
