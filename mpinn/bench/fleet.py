@@ -23,7 +23,7 @@ from mpinn.datasets.batches import Batch
 from mpinn.member_update import MemberUpdate
 from mpinn.models.population import Population
 from mpinn.models.sweep import Widths
-from mpinn.nn.fleet import fleets
+from mpinn.nn.fleet import fleets, units_of
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.part import Part, build_part
@@ -127,7 +127,8 @@ def _steps(load: Load, part: Part, ops: Any) -> list[Row]:
 
 def _kernels(load: Load, part: Part, ops: Any, flops: float, speed: float) -> list[Row]:
     population, pool, batch = population_of_part(part), part.pool, load.batch_of("float32", ops)
-    (fleet,) = fleets(population, part.layout, ops, [name for name, _ in population.panels])
+    names = [name for name, _ in population.panels]
+    (fleet,) = fleets(population, part.layout, ops, names, units_of(load.batch, part.layout))
     context, loss, grads, weights = Pass(pool, ops), CrossEntropy(), part.grads, part.weights
     y, units = fleet.forward(weights, batch.x, context)
     rows, heads, segments = y.transpose(1, 2, 0), fleet.heads, ops.prepared(OPTIMIZER.segments(part.layout))

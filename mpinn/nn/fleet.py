@@ -18,8 +18,8 @@ from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Entry, Layout
 from mpinn.nn.packed import LAYER, Packed, Panel
 
-MOST = 1 << 21
-"""Hidden units of a fleet, about: their buffer is 2 GiB for a batch of 256 in float32."""
+MOST = 2 << 30
+"""Bytes of the hidden units of a fleet, about."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,19 @@ class Fleet:
         ops.ragged_gradient(self.layers[0], x, units, grads, pool)
 
 
-def fleets(population: Packed, layout: Layout, ops: Any, names: Collection[str]) -> list[Fleet]:
-    """Those with the members of the panels with these names, each of about `MOST` units, in the layout of a part."""
+def units_of(samples: int, layout: Layout) -> int:
+    """As many units as a fleet may have for a batch of so many samples."""
+    return MOST // max(1, samples * layout.dtype.itemsize)
+
+
+def fleets(population: Packed, layout: Layout, ops: Any, names: Collection[str], most: int) -> list[Fleet]:
+    """Those with the members of the panels with these names, each of about ``most`` units, in the layout of a part."""
     entries = {entry.path[1:]: entry for entry in layout if entry.path[0] == LAYER}
     found: list[_Draft] = []
     draft, place = _Draft(), 0
     for name, panel in population.panels:
         if name in names:
-            if draft.units >= MOST:
+            if draft.units >= most:
                 found.append(draft)
                 draft = _Draft()
             draft.add(name, panel, place, entries)

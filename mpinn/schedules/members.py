@@ -10,7 +10,7 @@ import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
-from mpinn.nn.fleet import Fleet, fleets
+from mpinn.nn.fleet import Fleet, fleets, units_of
 from mpinn.nn.layer import EMPTY, Pass, Tree
 from mpinn.nn.loss import MemberLoss
 from mpinn.nn.packed import LAYER, Packed, population_of
@@ -31,7 +31,7 @@ class Members(Serial):
         self._member_loss = loss
         self.share = share
         self._idle: frozenset[str] = frozenset()
-        self._fleets: dict[frozenset[str], list[Fleet]] = {}
+        self._fleets: dict[tuple[frozenset[str], int], list[Fleet]] = {}
 
     @property
     def part(self) -> Part:
@@ -78,10 +78,12 @@ class Members(Serial):
             self._recorder.close()
         self._recorder = None if self._trace.wanted else self._part.ops.recorder()
 
-    def _fleets_of(self, names: frozenset[str]) -> list[Fleet]:
-        if names not in self._fleets:
-            self._fleets[names] = fleets(self.population, self._part.layout, self._part.ops, names)
-        return self._fleets[names]
+    def _fleets_of(self, names: frozenset[str], samples: int) -> list[Fleet]:
+        layout = self._part.layout
+        key = names, units_of(samples, layout)
+        if key not in self._fleets:
+            self._fleets[key] = fleets(self.population, layout, self._part.ops, *key)
+        return self._fleets[key]
 
     def _backpropagate(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:
         part, begun, version = self._part, self._trace.now(), self.staleness.updates
@@ -109,7 +111,7 @@ class Members(Serial):
     def _together(self, batch: Batch, context: Pass) -> Array:
         part = self._part
         total: Array = part.ops.LIBRARY.zeros((), np.float64)
-        for fleet in self._fleets_of(self._names() - self.idle):
+        for fleet in self._fleets_of(self._names() - self.idle, len(batch.x)):
             y, units = fleet.forward(part.weights, batch.x, context)
             losses, dy = self._member_loss.members(y, batch.target, context)
             fleet.backward(part.weights, batch.x, units, dy, part.grads, context)
@@ -149,7 +151,7 @@ class Members(Serial):
     ) -> Iterator[tuple[Array | slice, Array]]:
         """Places of some members, and what these predict, (B, M, O)."""
         if context.ops.TOGETHER:
-            for fleet in self._fleets_of(names):
+            for fleet in self._fleets_of(names, len(batch.x)):
                 yield fleet.places, fleet.forward(vector, batch.x, context)[0]
             return
         own, place = tree.get(LAYER, EMPTY), 0

@@ -52,7 +52,7 @@ def trained(
     ],
     ids=["nesterov", "clipped", "choosy", "adam"],
 )
-@pytest.mark.parametrize("most", [500, fleet.MOST])
+@pytest.mark.parametrize("most", [500 * 8 * 25, fleet.MOST])
 def test_the_steps_are_those_of_a_cpu(
     optimizer: Optimizer, clip: float, several: list[Member], loss: Any, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +106,7 @@ def test_a_member_computes_the_same_wherever_it_is(monkeypatch: pytest.MonkeyPat
     first = part_of(whole, (FEATURES,), "float32", (), cuda)
     trained(first, steps("float32", cuda), SGD(momentum=0.0))
     for pack in sets:
-        monkeypatch.setattr(fleet, "MOST", 300)
+        monkeypatch.setattr(fleet, "MOST", 300 * 4 * 25)
         part = part_of(pack, (FEATURES,), "float32", (), cuda)
         trained(part, steps("float32", cuda), SGD(momentum=0.0))
         for member in pack.members:

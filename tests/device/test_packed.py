@@ -10,6 +10,7 @@ from packs import members, outputs_of, own, population
 from mpinn.array import cuda
 from mpinn.array import ops as plain
 from mpinn.array.pool import Pool
+from mpinn.nn import fleet
 from mpinn.nn.fleet import fleets
 from mpinn.nn.layer import Pass
 from mpinn.nn.part import Part
@@ -44,7 +45,7 @@ def test_layers_are_those_of_the_plain_kernels(dtype: str, features: int, sample
     rng, pool = np.random.default_rng(samples), Pool()
     pack, vector = population_of_part(part), part.weights
     names = [name for name, _ in pack.panels]
-    (one,), (twin,) = (fleets(pack, part.layout, ops, names) for ops in (plain, cuda))
+    (one,), (twin,) = (fleets(pack, part.layout, ops, names, fleet.MOST) for ops in (plain, cuda))
     x = rng.normal(size=(samples, features)).astype(dtype)
     units = np.full((one.units, samples), np.nan, dtype)
     there, weights = up(units), up(vector)
@@ -157,8 +158,7 @@ def test_one_panel_is_computed_by_the_plain_kernels() -> None:
     parts: list[Part] = [population(several, (5,), ops=ops) for ops in (plain, cuda)]
     found = outputs_of(parts[1], up(x))
     np.testing.assert_allclose(found.get(), outputs_of(parts[0], x), rtol=1e-12, atol=1e-13)
-    twice = fleets(
-        population_of_part(parts[1]), parts[1].layout, cuda, [n for n, _ in population_of_part(parts[1]).panels]
-    )
+    pack = population_of_part(parts[1])
+    twice = fleets(pack, parts[1].layout, cuda, [name for name, _ in pack.panels], fleet.MOST)
     y, _ = twice[0].forward(parts[1].weights, up(x), Pass(Pool(cupy), cuda))
     np.testing.assert_allclose(found.get(), y.get(), rtol=1e-12, atol=1e-13)

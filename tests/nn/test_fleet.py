@@ -10,6 +10,7 @@ from packs import Plainly, batches, members, own, population, train
 from mpinn.array import ops as plain
 from mpinn.nn import fleet
 from mpinn.nn.fleet import fleets
+from mpinn.nn.layout import Layout
 from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD
 from mpinn.schedules.members import Members, population_of_part
@@ -24,7 +25,7 @@ def samples(count: int = 50) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(count, 5)), rng.integers(0, 3, count)
 
 
-@pytest.mark.parametrize("most", [1, 100, fleet.MOST], ids=["many fleets", "some fleets", "one fleet"])
+@pytest.mark.parametrize("most", [1, 100 * 8 * 50, fleet.MOST], ids=["many fleets", "some fleets", "one fleet"])
 @pytest.mark.parametrize("loss", [CrossEntropy(0.1), SquaredError()], ids=repr)
 def test_all_at_once_is_panel_by_panel(most: int, loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "MOST", most)
@@ -40,19 +41,18 @@ def test_all_at_once_is_panel_by_panel(most: int, loss: Any, monkeypatch: pytest
     np.testing.assert_allclose(sums[1], sums[0], rtol=1e-12)
 
 
-def test_each_fleet_is_of_panels_that_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "MOST", 100)
+def test_each_fleet_is_of_panels_that_are_wanted() -> None:
     part = population(SEVERAL, (5,))
     pack = population_of_part(part)
     names = [name for name, _ in pack.panels]
-    everyone = fleets(pack, part.layout, plain, names)
+    everyone = fleets(pack, part.layout, plain, names, 100)
     assert len(everyone) > 2
     assert [place for one in everyone for place in one.places] == list(range(len(SEVERAL)))
     assert sum(one.units for one in everyone) == sum(sum(member.widths) for member in SEVERAL)
-    some = fleets(pack, part.layout, plain, names[1::2])
+    some = fleets(pack, part.layout, plain, names[1::2], 100)
     wanted = [n for name, panel in pack.panels if name in names[1::2] for n in (m.number for m in panel.members)]
     assert [pack.members[place].number for one in some for place in one.places] == wanted
-    assert not fleets(pack, part.layout, plain, [])
+    assert not fleets(pack, part.layout, plain, [], 100)
 
 
 def test_panels_in_which_nobody_learns_are_left_out() -> None:
@@ -71,3 +71,15 @@ def test_panels_in_which_nobody_learns_are_left_out() -> None:
     assert (idle["output"]["bias"] == 0).all()
     schedule.idle = frozenset(names)
     assert float(schedule.step(batch, update)[0].loss) == 0
+
+
+def test_the_larger_a_batch_the_smaller_the_fleets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their buffers have as many bytes."""
+    layout = Layout({"weight": (3,)}, np.dtype("float32"))
+    assert fleet.units_of(256, layout) * 256 * 4 == fleet.MOST == 2 * 2**30
+    assert fleet.units_of(4096, layout) * 4096 * 4 == fleet.MOST
+    monkeypatch.setattr(fleet, "MOST", 100 * 8 * 10)
+    schedule = Members(population(SEVERAL, (5,), ops=TOGETHER), CrossEntropy(), 0)
+    few, many = (schedule._fleets_of(schedule._names(), samples) for samples in (1, 100))
+    assert len(few) < len(many)
+    assert sum(one.units for one in few) == sum(one.units for one in many)
