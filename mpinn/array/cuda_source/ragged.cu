@@ -64,6 +64,10 @@ template <int COUNT> __device__ __forceinline__ void fetch(Real (&into)[COUNT], 
     for (int i = 0; i < COUNT; i += (int)WIDTH) *(Lanes*)(into + i) = *(const Lanes*)(from + i);
 }
 
+// a b + c, rounded once, in one instruction: what is compiled without contraction would take two.
+__device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+
 __device__ __forceinline__ void add_products(Sums& sum, const Real* left, const Real* right) {
     __align__(16) Real a[DOWN], b[ACROSS];
     fetch(a, left);
@@ -71,7 +75,7 @@ __device__ __forceinline__ void add_products(Sums& sum, const Real* left, const 
 #pragma unroll
     for (int i = 0; i < DOWN; i++)
 #pragma unroll
-        for (int j = 0; j < ACROSS; j++) sum[i][j] += a[i] * b[j];
+        for (int j = 0; j < ACROSS; j++) sum[i][j] = fused(a[i], b[j], sum[i][j]);
 }
 
 // sum = left right, of ROWS x inner and inner x COLUMNS: left(r, k) and right(c, k) read an element, or 0 beyond the
