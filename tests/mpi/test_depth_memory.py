@@ -27,6 +27,7 @@ from mpinn.schedules.decoupled import DecoupledOptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
+from mpinn.schedules.versions import Version
 from mpinn.trace import SILENT
 from mpinn.update import OptimizerUpdate
 
@@ -145,11 +146,13 @@ def test_what_is_in_flight_is_what_the_plan_says(world: World, name: str) -> Non
     planned += demand.weights * (part.weights.nbytes - stages[number].parameter_bytes)
     held, backward = [], schedule._stage.backward
 
-    def watched(batch: Batch, saved: Any, dy: Array, weights: Tree, *rest: Any) -> None:
-        used = () if weights is part.weight_views else tuple(leaves(weights))
+    def watched(
+        batch: Batch, saved: Any, dy: Array, update: Any, version: Version | None = None, total: Any = None
+    ) -> None:
+        used = () if version is None else tuple(leaves(version.views))
         works = [(work.x, work.saved, work.version and work.version.vector) for work in schedule._works]
         held.append(size_of(owners((saved, used, works))))
-        backward(batch, saved, dy, weights, *rest)
+        backward(batch, saved, dy, update, version, total)
 
     schedule._stage.backward = watched
     for _ in range(4 * world.size):  # copies are shared until all stages have work
