@@ -97,13 +97,17 @@ def _rank(row: Array) -> dict[str, float]:
     }  # fmt: skip
 
 
+def resident(key: str) -> int:
+    """Bytes of host memory that this process has (VmRSS), or had at most (VmHWM); OSError where Linux is not."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
 def _peak() -> float:
-    """Bytes of host memory that this process had at most; NaN where the system does not say."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return float(resident("VmHWM"))
     except OSError:
         return nan
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), nan)
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:

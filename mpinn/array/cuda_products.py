@@ -128,9 +128,18 @@ def matmul(a: Array, b: Array, out: Array, tf32: bool) -> None:
         b = b.astype(a.dtype) if b.flags.c_contiguous else b.T.astype(a.dtype).T
     blas = _blas(cupy.cuda.get_current_stream().ptr, tf32)
     if blas is None:
-        np.copyto(out, np.matmul(a.astype(wide(a.dtype), copy=False), b.astype(wide(a.dtype), copy=False)))
+        _plainly(a, b, out)
     else:
         blas.multiply(_operand(a), _operand(b), out)
+
+
+def _plainly(a: Array, b: Array, out: Array) -> None:
+    """By CuPy, whose products are of the type of their factors."""
+    real = wide(a.dtype)
+    if real == a.dtype:
+        np.matmul(a, b, out=out)
+    else:
+        np.copyto(out, np.matmul(a.astype(real), b.astype(real)))
 
 
 def _operand(x: Array) -> Operand:

@@ -37,6 +37,7 @@ from mpinn.nn.packed import Member
 from mpinn.nn.part import Part, build_part
 from mpinn.schedules.members import Members
 from mpinn.schedules.serial import Serial
+from mpinn.summary import resident
 from mpinn.update import OptimizerUpdate
 
 ROUNDS, SAMPLE = 7, 0.2
@@ -298,10 +299,10 @@ def _first_step(build: Callable[[], Program]) -> tuple[Program, int | None]:
     _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the largest size is from now on
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         program = build()
         program.step()
-        return program, _resident("VmHWM") - before
+        return program, resident("VmHWM") - before
     except OSError:  # not on Linux
         program = build()
         program.step()
@@ -313,8 +314,3 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
