@@ -1,0 +1,39 @@
+"""A run that goes on on other grids, again and again, ends as one that was never stopped on one rank."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training import datasets, records, train
+
+SETTINGS = (
+    "model.widths=[16,12]", "train.epochs=4", "train.log=1 step", "consensus.name=gradients", "run.dtype=float64",
+    "run.kernels=plain",
+)  # fmt: skip
+STAGED = ("grid.stages=2", "schedule.name=1f1b", "schedule.cut=estimated")
+STOPPED = 75
+WAYS = {
+    "4 to 2 to 3 ranks, to 1": [(4, 9, ()), (2, 17, ()), (3, 26, ()), (0, 40, ())],
+    "2 stages of 2 replicas, to 4 replicas": [(4, 11, STAGED), (4, 40, ())],
+    "serial, to a pipeline": [(0, 13, ()), (2, 40, STAGED)],
+}
+"""(ranks, the step after which they stop, more settings), one after the other; the last ones come to the end."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_end_is_the_same_on_any_grids(way: str, tmp_path: Path) -> None:
+    run, never, before = tmp_path / "run", tmp_path / "never", 0
+    for ranks, stop, more in WAYS[way]:
+        last = stop == 40
+        job = train(ranks, run, *SETTINGS, *more, *(() if last else ("--stop-after", str(stop))))
+        assert job.returncode == (0 if last else STOPPED), job.stderr
+        assert f"at step {before}\n" in job.stdout if before else "resumed" not in job.stdout
+        assert not before or "the grid was " in job.stdout
+        before = stop
+    assert train(0, never, *SETTINGS).returncode == 0
+    assert [line["step"] for line in records(run) if "loss" in line] == [*range(1, 41)]
+    found, known = datasets(run / "latest"), datasets(never / "latest")
+    names = [name for name in known if name.startswith(("model/", "optimizer/"))]
+    assert len(names) > 8
+    for name in names:
+        np.testing.assert_allclose(found[name], known[name], rtol=1e-9, atol=1e-12)
