@@ -77,7 +77,9 @@ def _run(world: World, trial: Trial) -> Found:
         told = [json.loads(text) for text in world.gather_text(json.dumps([sent(experiment), memory(experiment)]))]
     finally:
         start.lock.release()
-    return Found(float(seconds[0]), min(1.0, max(0.0, float(others))), [one for one, _ in told], [size for _, size in told])
+    return Found(
+        float(seconds[0]), min(1.0, max(0.0, float(others))), [one for one, _ in told], [size for _, size in told]
+    )
 
 
 def busy_seconds() -> float:
