@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -90,11 +92,20 @@ def remember_communicators() -> None:
     MpiChannel.__init__ = noted  # type: ignore[method-assign]
 
 
+def own_folder(config: pytest.Config) -> None:
+    """Files of each rank where no other rank tidies up: Pytest warns where two remove the same old folder."""
+    folder = Path(tempfile.mkdtemp(prefix="mpinn-rank-"))
+    config.option.basetemp = folder / "tests"
+    config.add_cleanup(lambda: shutil.rmtree(folder))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     remember_communicators()
     install_abort_hook()
     world = connect()
     config.stash[WORLD] = world
+    own_folder(config)
     config.pluginmanager.register(Together(world), "together")
     if world.rank != 0:
         # Pytest's reporter, made after this, writes to nowhere: the others report through rank 0, or by disagreeing.
