@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
+from mpinn.array.device import Device, open_nccl
+from mpinn.checks import everywhere
 from mpinn.comm.grid import World
+from mpinn.comm.group import Nccl
+from mpinn.errors import InputError
 
 
 def binding(world: World, bus: str) -> list[str]:
@@ -39,3 +43,18 @@ def numbers(ranks: Sequence[int]) -> str:
     """Rising numbers, such as 0-3, or 0, 2."""
     whole = len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1
     return f"{ranks[0]}-{ranks[-1]}" if whole else ", ".join(map(str, ranks))
+
+
+def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
+    """NCCL on this rank's GPU, and a sentence for the log; called by all ranks, raises InputError on all of them."""
+    places = world.gather_text(f"{world.host}\t{device.bus}")
+    sharing = [rank for rank, place in enumerate(places) if places.count(place) > 1]
+    hosts = [place.partition("\t")[0] for place in places]
+
+    def open_it() -> tuple[Nccl, str]:
+        nccl, version = open_nccl(device, hosts.index(world.host))
+        if sharing:
+            raise InputError("run.collectives", f"nccl: ranks {numbers(sharing)} share GPUs; choose mpi")
+        return nccl, f"collectives within a machine by NCCL {version}: the configuration says so"
+
+    return everywhere(world, open_it)

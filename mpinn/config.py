@@ -50,6 +50,7 @@ class Run:
     ``device = "auto"`` is a GPU where there is one: that of the rank's number on its machine. With ``tf32`` a GPU
     multiplies float32 in 10 bits of mantissa, which is several times as fast. With ``bf16`` it stores activations in
     bfloat16 and multiplies them; weights, their gradients, statistics and the optimizer stay in float32.
+    ``collectives`` of GPUs go by MPI, or within a machine by NCCL, which each rank then needs a GPU of its own for.
     ``kernels``, of the CPU: ``auto`` is compiled where numba can be imported. All kinds round differently: a run keeps
     its own.
     With ``survive`` replicas go on when ranks of others have died, which needs an MPI that has ULFM; each rank then
@@ -62,6 +63,7 @@ class Run:
     seed: Seed = 0
     dtype: Literal["float32", "float64"] = "float32"
     transport: Literal["auto", "direct", "staged"] = "auto"
+    collectives: Literal["mpi", "nccl"] = "mpi"
     deterministic: bool = False
     device: Literal["auto", "cpu", "gpu"] = "auto"
     tf32: bool = False
@@ -75,6 +77,8 @@ class Run:
             raise InputError("run.directory", "expected the path of a directory, got an empty string")
         if self.bf16 and self.dtype != "float32":
             raise InputError("run.bf16", f"beside bfloat16 stand weights in float32, got run.dtype = {self.dtype!r}")
+        if self.collectives == "nccl" and self.survive:
+            raise InputError("run.collectives", "nccl: NCCL does not survive the death of a rank: choose mpi")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +12,7 @@ from mpinn.agreement import Agreement
 from mpinn.array.device import Device, choose_device
 from mpinn.array.precision import activations
 from mpinn.array.typing import Shape
-from mpinn.binding import numbers
+from mpinn.binding import choose_nccl, numbers
 from mpinn.boundary import Boundaries, Standing
 from mpinn.checks import Start, everywhere, prepare
 from mpinn.choices import build_model, outputs_of
@@ -90,6 +90,9 @@ def build(
     ops = device.kernels
     found = findings(world, device.name)
     transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
+    if run.collectives == "nccl":
+        nccl, said = choose_nccl(world, device)
+        transports, transport = replace(transports, nccl=nccl), f"{transport}; {said}"
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
     kept = survival.begin if survival else None

@@ -94,6 +94,22 @@ def _gpu(index: int, count: int, precision: str, tf32: bool) -> Device:
     return Device(cuda, said, name, bus, CudaMemory())
 
 
+def open_nccl(device: Device, machine: int) -> tuple[Any, str]:
+    """NCCL on a device, see `mpinn.comm.group.Nccl`, and its version; raises InputError where there is none.
+
+    machine: a number that is the same for the ranks of one machine.
+    """
+    if device.memory is None:
+        raise InputError("run.collectives", f"nccl: only GPUs have it, and the device is {device.said}; choose mpi")
+    from mpinn.array.cuda_nccl import CudaNccl
+
+    try:
+        nccl = CudaNccl(device.memory, machine)
+    except ImportError as error:
+        raise InputError("run.collectives", f"nccl: {error}; or choose mpi") from None
+    return nccl, nccl.version
+
+
 def choose_kernels(setting: Setting) -> tuple[ModuleType, str]:
     """The module of kernels for the host and the reason for it; never by timing.
 

@@ -1,7 +1,7 @@
-"""Time of messages between the arrays of GPUs, as they are or through host buffers, beside those of host arrays."""
+"""Time of messages between arrays of GPUs, as they are, through host buffers, or by NCCL, and between hosts'."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -10,15 +10,17 @@ from mpinn.array.device import Device
 from mpinn.array.typing import Array
 from mpinn.bench.messages import measure, ping_pong, summing
 from mpinn.bench.timing import Operation, Spread, seconds_text
+from mpinn.binding import choose_nccl
 from mpinn.comm.channel import Channel
 from mpinn.comm.findings import findings
 from mpinn.comm.grid import World
 from mpinn.comm.transport import Direct, Staged, same
+from mpinn.errors import InputError
 
 SIZES = {"8 B": 8, "4 KB": 2**12, "1 MB": 2**20, "16 MB": 2**24, "64 MB": 2**26}
 SECONDS = 1.0
 """About how long a row may take."""
-ROUTES = ("host", "direct", "staged")
+ROUTES = {"host": "host", "direct": "GPU, direct", "staged": "GPU, staged", "nccl": "GPU, NCCL"}
 
 Make: TypeAlias = Callable[[Channel, Array], Operation]
 
@@ -43,21 +45,33 @@ def run(world: World, device: Device) -> list[Row]:
         "direct": world.channel("direct", transports=same(Direct(device.memory))),
         "staged": world.channel("staged", transports=same(Staged(device.memory))),
     }
+    # sums alone are NCCL's
+    summed = {**channels, **_by_nccl(world, device)}
     rows = [
         _row(f"{name} there and back", 2 * size, size, channels, device, bool(found.messages), ping_pong)
         for name, size in SIZES.items()
     ]
     rows += [
-        _row(f"all_sum {name}", size, size, channels, device, bool(found.sums), summing) for name, size in SIZES.items()
+        _row(f"all_sum {name}", size, size, summed, device, bool(found.sums), summing) for name, size in SIZES.items()
     ]
     return rows
 
 
+def _by_nccl(world: World, device: Device) -> dict[str, Channel]:
+    """The channel whose sums NCCL carries, where it can."""
+    try:
+        nccl, _ = choose_nccl(world, device)
+    except InputError:
+        return {}
+    return {"nccl": world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=nccl))}
+
+
 def print_rows(rows: list[Row]) -> None:
     """Print a table; called on rank 0 only."""
-    print(f"\n{'median (25-75 %)':20}" + "".join(f"  {name:>33}" for name in ("host", "GPU, direct", "GPU, staged")))
+    routes = [route for route in ROUTES if route != "nccl" or any(row.seconds[route] for row in rows)]
+    print(f"\n{'median (25-75 %)':20}" + "".join(f"  {ROUTES[route]:>33}" for route in routes))
     for row in rows:
-        print(f"{row.name:20}" + "".join(f"  {_text(row, row.seconds[route]):>33}" for route in ROUTES))
+        print(f"{row.name:20}" + "".join(f"  {_text(row, row.seconds[route]):>33}" for route in routes))
     if any(row.seconds["direct"] is None for row in rows):
         print("direct where a probe has shown that it can be: mpirun -n 2 python -m mpinn doctor --probe")
 
@@ -75,7 +89,7 @@ def _row(
     """All routes in turns."""
     operations: dict[str, Operation] = {}
     for route in ROUTES:
-        if route == "direct" and not direct:
+        if route not in channels or (route == "direct" and not direct):
             continue
         array: Array = np.zeros(size // 4, np.float32)
         operations[route] = make(channels[route], array if route == "host" else device.kernels.on_device(array))

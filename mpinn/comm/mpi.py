@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic, sleep
 from typing import NoReturn
 
@@ -162,12 +163,7 @@ class MpiChannel:
         index = self.meter.begin()
         gathered = np.empty_like(array, shape=(self.size, *array.shape))
         gathered[self.rank] = array
-
-        def add() -> None:
-            array[...] = gathered[0]
-            for rank in range(1, self.size):
-                np.add(array, gathered[rank], out=array)
-
+        add = partial(add_rows, gathered, array)
         return MpiPending(self, ("all_sum", None), *self._gather(gathered), index=index, finish=add)
 
     def _gather(self, into: Array) -> tuple[list[MPI.Request], list[Loan]]:
@@ -197,6 +193,13 @@ class MpiChannel:
 
     def _limit(self, transport: Transport) -> int:
         return min(self._chunk, transport.piece)
+
+
+def add_rows(rows: Array, into: Array) -> None:
+    """The sum of the rows, in their order; rows: (R, *shape), into: shape."""
+    into[...] = rows[0]
+    for row in rows[1:]:
+        np.add(into, row, out=into)
 
 
 def _start(loans: Sequence[Loan], start: Callable[[Array], MPI.Request]) -> list[MPI.Request]:
@@ -233,7 +236,11 @@ def _channel(
     if communicator.Get_size() == 1:
         communicator.Free()
         return NullChannel(name)
-    return MpiChannel(communicator, name, transports, polite=polite, ordered=ordered, chunk=chunk)
+    if transports.nccl is None:
+        return MpiChannel(communicator, name, transports, polite=polite, ordered=ordered, chunk=chunk)
+    from mpinn.comm.nccl import NcclChannel
+
+    return NcclChannel(communicator, name, transports, transports.nccl, polite=polite, ordered=ordered, chunk=chunk)
 
 
 def open_local(name: str) -> Channel:

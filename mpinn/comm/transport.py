@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.comm.group import Nccl
 from mpinn.comm.memory import PAST, Event, HostMemory, Memory
 
 PIECE = 4 * 2**20
@@ -177,11 +178,13 @@ class Staged:
 class Transports:
     """One for each kind of message: an MPI library may send from a device and yet not add up there.
 
-    messages: between two ranks, broadcasts and gathered arrays; sums: also maxima.
+    messages: between two ranks, broadcasts and gathered arrays; sums: also maxima. ``nccl`` carries collectives within
+    a machine, if it is wanted.
     """
 
     messages: Transport
     sums: Transport
+    nccl: Nccl | None = None
 
     def __str__(self) -> str:
         apart = "" if self.sums.name == self.messages.name else f", sums {self.sums.name}"

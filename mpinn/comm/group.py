@@ -1,0 +1,49 @@
+"""What a channel must know of NCCL."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from mpinn.array.typing import Array
+from mpinn.comm.memory import Event, Memory
+
+
+class Group(Protocol):
+    """Collectives among the devices of a group of ranks, in place, in arrays of one piece.
+
+    All ranks ask for them in the same order. Each begins after an event, and gives back that of its end.
+    """
+
+    def all_sum(self, array: Array, after: Event) -> Event:
+        """The sum over the ranks, the same bits on all of them."""
+
+    def all_max(self, array: Array, after: Event) -> Event:
+        """The elementwise maximum over the ranks."""
+
+    def all_gather(self, into: Array, after: Event) -> Event:
+        """Row r of ``into`` comes from rank r."""
+
+    def broadcast(self, array: Array, root: int, after: Event) -> Event:
+        """The array of rank ``root``."""
+
+    def collect(self, pieces: Sequence[Array], after: Event) -> Event:
+        """Piece k becomes the sum over the ranks on rank k; on others it may have any value."""
+
+    def spread(self, pieces: Sequence[Array], after: Event) -> Event:
+        """Piece k becomes that of rank k."""
+
+
+class Nccl(Protocol):
+    """NCCL on the device of this rank. ``machine``: a number that is the same for the ranks of one machine."""
+
+    machine: int
+    memory: Memory
+
+    def identity(self) -> bytes:
+        """Names a new group; as long as every other one."""
+
+    def group(self, identity: bytes, rank: int, size: int) -> Group:
+        """The group with a name, when all of its ranks are here."""
+
+    def as_of(self, event: Event) -> AbstractContextManager[None]:
+        """Messages that begin in here wait for what was asked of the device before the event, and for nothing later."""

@@ -1,0 +1,161 @@
+"""NCCL between processes, through files, as strict as it can be: ranks that ask for different things are told so.
+
+With MPINN_EMULATED_EARLY set the work is done as soon as it may be, while the host goes on: what its stream waits for
+comes first, and nothing else.
+"""
+
+# ruff: noqa: N802
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._memory import block_at
+from .._streams import Stream, current_device
+
+available = not os.environ.get("MPINN_EMULATED_WITHOUT_NCCL")
+KINDS = ("INT8", "UINT8", "INT32", "UINT32", "INT64", "UINT64", "FLOAT16", "FLOAT32", "FLOAT64")
+(
+    NCCL_INT8, NCCL_UINT8, NCCL_INT32, NCCL_UINT32, NCCL_INT64, NCCL_UINT64, NCCL_FLOAT16, NCCL_FLOAT32, NCCL_FLOAT64,
+) = range(len(KINDS))  # fmt: skip
+NCCL_SUM, NCCL_PROD, NCCL_MAX, NCCL_MIN = range(4)
+OPERATIONS = {NCCL_SUM: np.add, NCCL_MAX: np.maximum}
+PATIENCE = 60.0
+
+
+class NcclError(RuntimeError):
+    """What NCCL refuses."""
+
+
+def get_version() -> int:
+    return 22703
+
+
+def get_unique_id() -> bytes:
+    return os.urandom(128)
+
+
+def groupStart() -> None:
+    """What is asked for until `groupEnd` may be done at once; here it is done in turn."""
+
+
+def groupEnd() -> None:
+    """See `groupStart`."""
+
+
+class NcclCommunicator:
+    def __init__(self, ndev: int, commId: bytes, rank: int):
+        self._size, self._rank, self._numbers = ndev, rank, itertools.count()
+        self._folder = Path(tempfile.gettempdir()) / f"nccl-{commId[:16].hex()}"
+        self._folder.mkdir(exist_ok=True)
+        self._device = current_device()
+        devices = self._exchange("device", bytes([self._device]))
+        if len(set(devices)) < ndev:
+            raise NcclError("NCCL_ERROR_INVALID_USAGE: duplicate GPU detected")
+
+    def size(self) -> int:
+        return self._size
+
+    def rank_id(self) -> int:
+        return self._rank
+
+    def allReduce(self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, stream: int) -> None:
+        def work(own: Any, into: Any, rows: list[Any]) -> None:
+            _add(into, rows, op)
+
+        self._ask(f"allReduce {count} {datatype} {op}", sendbuf, recvbuf, count, count, datatype, stream, work)
+
+    def reduce(self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, root: int, stream: int) -> None:
+        def work(own: Any, into: Any, rows: list[Any]) -> None:
+            if self._rank == root:
+                _add(into, rows, op)
+
+        self._ask(f"reduce {count} {datatype} {op} {root}", sendbuf, recvbuf, count, count, datatype, stream, work)
+
+    def broadcast(self, sendbuff: int, recvbuff: int, count: int, datatype: int, root: int, stream: int) -> None:
+        def work(own: Any, into: Any, rows: list[Any]) -> None:
+            into[:] = rows[root]
+
+        self._ask(f"broadcast {count} {datatype} {root}", sendbuff, recvbuff, count, count, datatype, stream, work)
+
+    def allGather(self, sendbuf: int, recvbuf: int, count: int, datatype: int, stream: int) -> None:
+        def work(own: Any, into: Any, rows: list[Any]) -> None:
+            into[:] = np.concatenate(rows)
+
+        length = count * self._size
+        self._ask(f"allGather {count} {datatype}", sendbuf, recvbuf, count, length, datatype, stream, work)
+
+    def _ask(
+        self, what: str, send: int, receive: int, count: int, length: int, kind: int, stream: int,
+        work: Callable[[Any, Any, list[Any]], None],
+    ) -> None:  # fmt: skip
+        """Let the stream exchange the arrays; NCCL looks at no device but that of its communicator."""
+        if current_device() != self._device:
+            raise NcclError("NCCL_ERROR_INVALID_USAGE: another device is current")
+        queue = Stream.known[stream]
+        if queue.is_capturing():
+            raise NcclError("the stand-in does not capture NCCL's work")
+        own, into = _view(send, count, kind), _view(receive, length, kind)
+
+        def exchange() -> None:
+            rows = [np.frombuffer(row, own.dtype) for row in self._exchange(what, own.tobytes())]
+            work(own, into, rows)
+
+        queue.submit(exchange, [block for block in (block_at(send), block_at(receive)) if block is not None])
+        if os.environ.get("MPINN_EMULATED_EARLY"):
+            queue.synchronize()
+
+    def _exchange(self, what: str, own: bytes) -> list[bytes]:
+        """What each rank gives; all must ask for the same thing."""
+        number = next(self._numbers)
+        name = self._folder / f"{number}-{self._rank}"
+        name.with_suffix(".part").write_bytes(what.encode() + b"\n" + own)
+        name.with_suffix(".part").rename(name)
+        rows = []
+        for rank in range(self._size):
+            asked, _, row = _awaited(self._folder / f"{number}-{rank}").partition(b"\n")
+            if asked.decode() != what:
+                raise NcclError(f"rank {self._rank} asks for {what}, rank {rank} for {asked.decode()}")
+            rows.append(row)
+        # all have begun this one, so all have read the one before
+        with suppress(FileNotFoundError):
+            (self._folder / f"{number - 1}-{self._rank}").unlink()
+        return rows
+
+
+def _awaited(path: Path) -> bytes:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise NcclError(f"nobody has asked for {path.name} after {PATIENCE:g} s")
+        time.sleep(1e-4)
+    return path.read_bytes()
+
+
+def _add(into: Any, rows: list[Any], operation: int) -> None:
+    total = rows[0].copy()
+    for row in rows[1:]:
+        OPERATIONS[operation](total, row, out=total)
+    into[:] = total
+
+
+def _view(address: int, count: int, kind: int) -> Any:
+    """The elements at an address of the device."""
+    dtype = np.dtype(KINDS[kind].lower())
+    if not count:
+        return np.empty(0, dtype)
+    block = block_at(address)
+    if block is None or address + count * dtype.itemsize > block.ptr + block.size:
+        raise NcclError(f"no {count} elements of a device at {address:#x}")
+    begin = block.start + address - block.ptr
+    return block.raw[begin : begin + count * dtype.itemsize].view(dtype)
+
+
+__all__ = ["NcclCommunicator", "NcclError", "get_unique_id", "get_version", "groupEnd", "groupStart"]
