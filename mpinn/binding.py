@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from mpinn.array.device import Device, open_nccl
-from mpinn.checks import everywhere
 from mpinn.comm.grid import World
 from mpinn.comm.group import Nccl
 from mpinn.errors import InputError
@@ -57,4 +56,4 @@ def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
             raise InputError("run.collectives", f"nccl: ranks {numbers(sharing)} share GPUs; choose mpi")
         return nccl, f"collectives within a machine by NCCL {version}: the configuration says so"
 
-    return everywhere(world, open_it)
+    return world.everywhere(open_it)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from mpinn.array import ops as plain
 from mpinn.array.device import check_bf16, choose_kernels, count_devices
 from mpinn.array.precision import bfloat16
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
-from mpinn.comm.grid import World, shape_of
+from mpinn.comm.grid import shape_of
 from mpinn.config import MAY_CHANGE, Config, difference, load
 from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
@@ -30,7 +30,6 @@ from mpinn.storage.lock import Lock, check_free
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -358,22 +357,3 @@ def set_aside(directory: RunDirectory) -> str:
     finally:
         lock.release()
     return f"the run that was in {directory.path} is now in {moved}"
-
-
-def everywhere(world: World, action: Callable[[], T]) -> T:
-    """What ``action`` returns on this rank; called by all ranks, it sends no messages.
-
-    An InputError on any rank, which another machine's files may cause, is raised on all of them.
-    """
-    found: list[T] = []
-    told = ""
-    try:
-        found.append(action())
-    except InputError as error:
-        told = json.dumps([error.path, str(error).removeprefix(f"{error.path}: ")])
-    failures = [(rank, text) for rank, text in enumerate(world.gather_text(told)) if text]
-    if failures:
-        path, message = json.loads(failures[0][1])
-        alone = f" (on rank {failures[0][0]})" if len(failures) < world.size else ""
-        raise InputError(path, message + alone)
-    return found[0]

@@ -14,7 +14,7 @@ from mpinn.array.precision import activations
 from mpinn.array.typing import Shape
 from mpinn.binding import choose_nccl, numbers
 from mpinn.boundary import Boundaries, Standing
-from mpinn.checks import Start, everywhere, prepare
+from mpinn.checks import Start, prepare
 from mpinn.choices import build_model, outputs_of
 from mpinn.comm.channel import Channel
 from mpinn.comm.choice import choose_transports
@@ -85,7 +85,7 @@ def build(
     The run directory is first written when all that can raise InputError is done.
     """
     config, run = start.config, start.config.run
-    device = everywhere(world, lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32, run.bf16))
+    device = world.everywhere(lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32, run.bf16))
     _check_alike(world, device)
     ops = device.kernels
     found = findings(world, device.name)
@@ -100,7 +100,7 @@ def build(
     column = grid.replicas.split(0, grid.replica, "column")
     trace = Trace(TRACED if start.trace else 0, ops.synchronize)
     warmth = None if kept else _warmth(world, start)
-    loaded = everywhere(world, lambda: _load(world, start, grid, ops, cuts, warmth))
+    loaded = world.everywhere(lambda: _load(world, start, grid, ops, cuts, warmth))
     batches = loaded.batches
     place = _place(grid, loaded.model, cuts, trace, second_core(world, ops))
     schedule = _schedule(config, loaded, place, grid)
@@ -116,7 +116,7 @@ def build(
         begin = restored(kept.standing, schedule.parts, grid.stages)
     elif path is not None:
         stand = Stand(grid.shape, grid.replica, grid.place, cuts.bounds, config.tables()["schedule"], ops.fill)
-        begin = everywhere(world, lambda: resume(path, schedule.parts, grid_kinds, stand))
+        begin = world.everywhere(lambda: resume(path, schedule.parts, grid_kinds, stand))
         if begin.flight is not None:
             schedule.resume(begin.flight, batches.batch)
     plan = plan_of(config, batches.steps_per_epoch, begin.step, stop_after)

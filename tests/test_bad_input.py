@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from training import contents, here, train, world
 
-from mpinn.checks import Request, check, everywhere
+from mpinn.checks import Request, check
 from mpinn.comm.grid import World
 from mpinn.errors import InputError
 
@@ -229,5 +229,5 @@ def test_a_mistake_that_one_machine_sees_is_told_by_all() -> None:
 
     pair = Pair(**{**world().__dict__, "size": 2})
     with pytest.raises(InputError, match=r"^data.path: there is no file 'x' \(on rank 1\)$"):
-        everywhere(pair, fail)
-    assert everywhere(world(), lambda: 7) == 7
+        pair.everywhere(fail)
+    assert world().everywhere(lambda: 7) == 7

@@ -134,8 +134,8 @@ REFUSED = [
     ("[loss]\nsmoothing = 0.1", "loss.smoothing: unknown key; [loss] cross_entropy has no options"),
     (
         '[run]\nname = "x"',
-        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, deterministic, device, tf32, bf16, "
-        "kernels, survive, patience",
+        "run.name: unknown key; [run] knows: directory, seed, dtype, transport, collectives, deterministic, device, "
+        "tf32, bf16, kernels, survive, patience",
     ),
     (
         '[consensus]\nname = "average"',
@@ -146,6 +146,11 @@ REFUSED = [
         '[run]\ndtype = "float64"\nbf16 = true',
         "run.bf16: beside bfloat16 stand weights in float32, got run.dtype = 'float64'",
     ),
+    (
+        '[run]\ncollectives = "nccl"\nsurvive = true',
+        "run.collectives: nccl: NCCL does not survive the death of a rank: choose mpi",
+    ),
+    ("[run]\ncollectives = 1", "run.collectives: expected one of mpi, nccl, got 1"),
     ("run = 1", "run: expected a table, got 1"),
     ("consensus = 1", "consensus: expected a table, got 1"),
     ("[[train]]\nepochs = 1", "train: expected a table, got [{'epochs': 1}]"),

@@ -8,7 +8,7 @@ from ctypes.util import find_library
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from mpinn.comm.channel import Channel, NullChannel, Pending
 from mpinn.comm.launch import Launch, read_launch
 from mpinn.comm.transport import Direct, Transports, same
 from mpinn.config import InputError
+
+T = TypeVar("T")
 
 
 class OpenChannel(Protocol):
@@ -108,6 +110,24 @@ class World:
             path, message = json.loads(payload.tobytes())
             raise InputError(path, message.removeprefix(f"{path}: ") if path else message)
         return payload.tobytes()
+
+    def everywhere(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns on this rank; called by all ranks, it sends no messages.
+
+        An InputError on any rank, which another machine's files may cause, is raised on all of them.
+        """
+        found: list[T] = []
+        told = ""
+        try:
+            found.append(action())
+        except InputError as error:
+            told = json.dumps([error.path, str(error).removeprefix(f"{error.path}: ")])
+        failures = [(rank, text) for rank, text in enumerate(self.gather_text(told)) if text]
+        if failures:
+            path, message = json.loads(failures[0][1])
+            alone = f" (on rank {failures[0][0]})" if len(failures) < self.size else ""
+            raise InputError(path, message + alone)
+        return found[0]
 
     def gather_text(self, text: str) -> list[str]:
         """The ``text`` of every rank, on every rank, in the order of ranks."""

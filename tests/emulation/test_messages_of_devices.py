@@ -240,6 +240,12 @@ def test_only_what_a_probe_allows_is_measured(cache: Path) -> None:
     assert measured == [2, 2, 2, 2, 3, 3, 2, 2, 3, 3, 3, 3]
     assert all((line.count("GB/s") == count) == ("5 MB" in line) for line, count in zip(lines, measured, strict=True))
     assert done.stdout.count("direct where a probe has shown") == 2
+    assert "NCCL" not in done.stdout
+    two = job(2, cache, "-c", BENCH, env={"MPINN_EMULATED_GPUS": "2", "TMPDIR": str(cache.parents[1])})
+    assert (two.returncode, two.stderr) == (0, "")
+    assert two.stdout.count("GPU, NCCL") == 3
+    sums = [line[20:].count("(") for line in two.stdout.splitlines() if line.startswith("all_sum")]
+    assert sums == [3, 3, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -249,6 +255,41 @@ def test_staged_messages_of_a_device(ranks: int, order: str, cache: Path) -> Non
     done = job(ranks, cache, *chosen, env=ORDERS[order])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "61 passed" in done.stdout
+
+
+@pytest.mark.parametrize("order", ["late", "early"])
+def test_collectives_by_nccl(order: str, cache: Path) -> None:
+    """Early: what NCCL is asked for is done as soon as it may be, while all else is late."""
+    early = {"MPINN_EMULATED_EARLY": "1"} if order == "early" else {}
+    settings = {"MPINN_EMULATED_GPUS": "4", "TMPDIR": str(cache.parents[1]), **LATE, **early}
+    chosen = ("-m", "pytest", "--with-mpi", "-p", "no:cacheprovider", "-q", "tests/mpi/test_nccl.py", "-k", "gpu")
+    done = job(4, cache, *chosen, env=settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "32 passed" in done.stdout
+
+
+NCCL = ("-m", "mpinn", "--set", "run.device=gpu", "--set", "run.collectives=nccl", "--set", "train.epochs=1")
+
+
+def test_the_log_says_who_carries_collectives(cache: Path) -> None:
+    settings = {"MPINN_EMULATED_GPUS": "2", "TMPDIR": str(cache.parents[1])}
+    done = job(2, cache, *NCCL, "--set", f"run.directory={cache.parent}", env=settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "; collectives within a machine by NCCL 2.27.3: the configuration says so" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"MPINN_EMULATED_GPUS": "1"}, "nccl: ranks 0-1 share GPUs; choose mpi"),
+        ({"MPINN_EMULATED_GPUS": "2", "MPINN_EMULATED_WITHOUT_NCCL": "1"}, "nccl: CuPy finds no NCCL: pip install"),
+    ],
+)
+def test_nccl_is_refused_at_the_door(env: dict[str, str], told: str, cache: Path) -> None:
+    done = job(2, cache, *NCCL, "--set", f"run.directory={cache.parent}", env=env)
+    assert done.returncode == 2
+    assert done.stderr.count(f"run.collectives: {told}") == 1
+    assert not cache.parent.exists()
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -37,6 +37,8 @@ class Case:
     apart: float = EXACT
     cpu_only: tuple[str, ...] = ()
     """Settings of the run on the host alone."""
+    gpus: int = 1
+    """How many GPUs it needs."""
 
 
 def _alone() -> tuple[Case, ...]:
@@ -124,9 +126,27 @@ def _both() -> tuple[Case, ...]:
     )  # fmt: skip
 
 
-CASES: tuple[Case, ...] = (*_both(), *_replicas(4), *_stages(), *_replicas(2), *_alone())
+def _nccl(ranks: int) -> tuple[Case, ...]:
+    """Sums in order are gathered by NCCL, others are its own."""
+    named = {
+        "gradients": ("consensus.name=gradients", "consensus.bucket=0.001"),
+        "gradients, in order": ("consensus.name=gradients", "consensus.bucket=0.001"),
+        "averaging": ("consensus.period=3 steps", "consensus.slots=average"),
+        "averaging, the best": ("consensus.score=best",),
+    }
+    return tuple(
+        Case(
+            f"{ranks} replicas, {name}, NCCL", ranks,
+            (*own, "run.collectives=nccl", f"run.deterministic={str(name.endswith('order')).lower()}"),
+            twice=name == "gradients", direct=False, cpu_only=("run.collectives=mpi",), gpus=ranks,
+        )
+        for name, own in named.items()
+    )  # fmt: skip
+
+
+CASES: tuple[Case, ...] = (*_both(), *_replicas(4), *_nccl(4), *_stages(), *_replicas(2), *_nccl(2), *_alone())
 """Those of most ranks first, so that none is left for the end alone."""
-SMALL = ("perceptron", "2 replicas, gradients", "2 stages, fdg")
+SMALL = ("perceptron", "2 replicas, gradients", "2 replicas, gradients, NCCL", "2 stages, fdg")
 """What a stand-in for a device trains in half a minute."""
 
 

@@ -27,6 +27,7 @@ from launch import ROOT, alone, mpirun  # noqa: E402
 from training import arguments, datasets, differences  # noqa: E402
 
 from gpu.cases import CASES, SMALL, STOP, Case, settings_of  # noqa: E402
+from mpinn.array.device import count_devices  # noqa: E402
 
 TIME_LIMIT = 100
 """Seconds of one job, of which the first few compile kernels."""
@@ -100,7 +101,7 @@ class Jobs:
         directory = self.folder / "".join(c if c.isalnum() else "-" for c in case.name) / name
         placed = ("run.device=cpu", *case.cpu_only) if where == "cpu" else ("run.device=gpu", f"run.transport={where}")
         line = arguments(directory, *settings_of(case), *placed, *more)
-        environment = {} if where == "cpu" else self.device
+        environment = {} if where == "cpu" else {**self.device, "MPINN_EMULATED_GPUS": str(case.gpus)}
         with self.slots.taken(case.ranks):
             try:
                 if case.ranks == 1:
@@ -234,6 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     if not chosen:
         parser.error("no case has such a name")
+    gpus = max(case.gpus for case in CASES) if given.stand_in else count_devices()[0]
+    if left_out := [case for case in chosen if case.gpus > gpus]:
+        print(f"{len(left_out)} cases need more GPUs than {gpus}, and are left out", flush=True)
+        chosen = [case for case in chosen if case.gpus <= gpus]
     begun = time.monotonic()
     direct = given.direct == "yes" or (given.direct == "auto" and not given.stand_in and reads_device_memory())
     print(f"{len(chosen)} cases, {given.slots} ranks at once, device memory read by MPI: {'yes' if direct else 'no'}")
