@@ -31,7 +31,6 @@ from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
 
-
 @dataclass(frozen=True)
 class Request:
     """What the user asked for: a configuration or none, overrides, and what becomes of a run that is there."""
