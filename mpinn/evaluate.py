@@ -1,16 +1,18 @@
 """The command ``evaluate``: the quality of a saved model on a split of its data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpinn.array.device import choose_kernels
+from mpinn.array.device import Device, Where, choose_device, count_devices
+from mpinn.array.precision import activations
 from mpinn.array.typing import Array
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of
 from mpinn.comm.grid import World
-from mpinn.config import Config, InputError, load
+from mpinn.config import Config, InputError, Run, load
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import check_source, open_source
 from mpinn.keeper import bounds_of
@@ -29,7 +31,10 @@ def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], wa
     """Print loss and accuracy of a checkpoint, or of a run's newest or best one; the ranks share the samples."""
     told = json.loads(world.verdict(lambda: _check(path, overrides, want_best)))
     file, config = Path(told["file"]), load(told["tables"], (), CHOICES, DEFAULTS)
-    sums = _sums(world, file, config, split)
+    device = world.everywhere(lambda: device_of(config.run, world.local_rank, overrides))
+    if world.rank == 0 and device.name:
+        told["notes"].append(f"on {device.said}")
+    sums = _sums(world, file, config, split, device)
     world.control.all_sum(sums).wait()
     if world.rank == 0:
         for note in told["notes"]:
@@ -79,19 +84,37 @@ def _check_data(config: Config) -> dict[str, Any]:
         raise InputError("", f"{error}; where it is here, say with --set data.path=...") from None
 
 
-def _sums(world: World, file: Path, config: Config, split: str) -> Array:
+def device_of(run: Run, local_rank: int, overrides: Sequence[str]) -> Device:
+    """What a run's model is measured with: a GPU where there is one, unless the run was trained without.
+
+    A run that a GPU has trained can be measured where there is none, in float32 if it was in bfloat16. Raises
+    InputError if the ``overrides`` ask for a device that is not there.
+    """
+    asked = any(own.startswith("run.device=") for own in overrides)
+    where: Where = run.device if asked or run.device == "cpu" else "auto"
+    short = run.bf16 and (asked or (where == "auto" and count_devices()[0] > 0))
+    return choose_device(where, run.kernels, local_rank, run.tf32, short)
+
+
+def _sums(world: World, file: Path, config: Config, split: str, device: Device) -> Array:
     source = open_source(config.data)
-    dtype = np.dtype(config.run.dtype)
+    dtype, ops = np.dtype(config.run.dtype), device.kernels
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
-    ops, _ = choose_kernels(config.run.kernels)
+    compute = activations(config.run.dtype, config.run.bf16 and bool(device.name))
     with Checkpoint(file) as checkpoint:
         if config.names["model"] == "population":
             part = read_member(checkpoint, None).part
         else:
-            part = build_part("network", _network(file, config, model), model.shape, dtype, (), ops=ops)
-            checkpoint.fill(part.layout, part.weights, "model/network")
-            checkpoint.fill(part.state_layout, part.state, "state/network")
+            network = _network(file, config, model)
+            part = build_part("network", network, model.shape, dtype, (), ops=ops, compute_dtype=compute)
+            kinds = {"model": (part.layout, part.weights), "state": (part.state_layout, part.state)}
+            for kind, (layout, vector) in kinds.items():
+                values = np.empty(layout.size, dtype)
+                checkpoint.fill(layout, values, f"{kind}/network")
+                ops.fill(vector, values)
     schedule = Serial(part, config.loss, config.run.seed)
-    batches = Batches(source, config.run.seed, config.data.batch, 1, 0, "redealt", dtype)
+    batches = Batches(
+        source, config.run.seed, config.data.batch, 1, 0, "redealt", dtype, ops=part.ops, compute=part.compute_dtype
+    )
     share = batches.evaluation(split, EVALUATION_BATCH * world.size, world.rank, world.size)
     return totals(schedule, config.loss, share)

@@ -29,13 +29,17 @@ def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: View
 
     Zeros on a rank on which the depth does not end.
     """
-    sums = np.zeros(3)
+    found: list[tuple[Array, Array, int]] = []
     part = next(iter(schedule.parts.values()))
     context = Pass(part.pool, part.ops, training=False)
     for batch in batches:
         if batch.count and (y := schedule.predict(batch.x, *(views or ()))) is not None:
             own, right = loss(y, batch.target, context)[0], correct(y, batch.target, context)
-            sums += float(own), float(right), batch.count
+            found.append((own, right, batch.count))
+    # a device is waited for once, at the end
+    sums = np.zeros(3)
+    for own, right, count in found:
+        sums += float(own), float(right), count
     return sums
 
 
