@@ -154,8 +154,7 @@ def check_population(config: Config, model: Model, ranks: int) -> None:
     population, names, grid = population_of(model.network), config.names, config.grid
     if population is None:
         return
-    if config.run.bf16:
-        raise InputError("run.bf16", "a population is trained in float32 or float64: leave this false")
+    check_types(config)
     replicas, _, shards = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
     if names["schedule"] != "serial":
         raise InputError("schedule.name", f"a population is trained by the schedule serial, not by {names['schedule']}")
@@ -166,6 +165,12 @@ def check_population(config: Config, model: Model, ranks: int) -> None:
     if shards > len(population.panels):
         said = f"the {len(population.members):,} members make {len(population.panels)} panels, which are never cut"
         raise InputError("grid.shards", f"{said}, so this can be at most as many, got {shards}")
+
+
+def check_types(config: Config) -> None:
+    """Those in which a population can be trained."""
+    if config.run.bf16 and config.names["model"] == "population":
+        raise InputError("run.bf16", "a population is trained in float32 or float64: leave this false")
 
 
 def check_together(config: Config, data: Mapping[str, Any]) -> None:
@@ -207,14 +212,19 @@ def check_kernels(config: Config) -> None:
     if run.bf16:
         count, why = (0, "") if run.device == "cpu" else count_devices()
         check_bf16(not count, run.device, why)
-        try:
-            bfloat16()
-        except ImportError as error:
-            raise InputError("run.bf16", f"ml_dtypes can't be imported ({error}): it comes with mpinn[gpu]") from None
+        check_bfloat16()
     try:
         choose_kernels(run.kernels)
     except ImportError as error:
         raise InputError("run.kernels", f"numba can't be imported ({error}); auto goes on without") from None
+
+
+def check_bfloat16() -> None:
+    """There must be such a type of numbers."""
+    try:
+        bfloat16()
+    except ImportError as error:
+        raise InputError("run.bf16", f"ml_dtypes can't be imported ({error}): it comes with mpinn[gpu]") from None
 
 
 def look_back(directory: RunDirectory, notes: list[str]) -> Path | None:

@@ -46,6 +46,11 @@ def size_of(config: Config, replicas: int) -> int:
     return -(-config.data.batch // replicas) * activations(config.run.dtype, config.run.bf16).itemsize
 
 
+def remark(config: Config) -> str:
+    """What estimated costs do not tell of bfloat16; nothing for a run without it."""
+    return "; seconds as of float32, only the bytes are those of bfloat16" if config.run.bf16 else ""
+
+
 def whole(model: Model) -> Cuts:
     """No cuts: one rank has the whole depth."""
     return Cuts((0, len(model.network)))

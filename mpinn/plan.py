@@ -9,13 +9,12 @@ from typing import Any
 
 from mpinn import abreast
 from mpinn.abreast import Abreast
-from mpinn.array.device import choose_device
+from mpinn.array.precision import activations
 from mpinn.array.typing import Shape
-from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.config import Config, not_one_of
 from mpinn.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
-from mpinn.cuts import Costs, divide, held, joined, learn, size_of
+from mpinn.cuts import Costs, divide, held, joined, learn, remark, size_of
 from mpinn.datasets.samples import GIB
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
@@ -25,6 +24,7 @@ from mpinn.nn.network import Network
 from mpinn.nn.parareal import Parareal
 from mpinn.partition import BANDWIDTH, LATENCY, Partition, parse
 from mpinn.profile import ELEMENT, OPERATIONS, Cost
+from mpinn.target import kernels_of
 
 WIDE = 160
 """Columns for a file or a pipe."""
@@ -82,6 +82,9 @@ class Plan:
     """Samples of one replica in a step."""
     replicas: int
     dtype: str
+    """Of weights, and of all that is as long as they are."""
+    activations: str
+    """In what type they are stored."""
     source: str
     """Where the costs are from."""
     link: Link
@@ -104,8 +107,7 @@ def answer(question: Question) -> Plan:
     """Build the model, learn what its units cost, cut it, and forecast; raises InputError."""
     _check(question)
     config = read_config(question.file, question.overrides)
-    check_kernels(config)
-    ops = choose_device(config.run.device, config.run.kernels, 0, config.run.tf32).kernels
+    ops = kernels_of(config, measured=not question.estimated)
     summary = open_source(config.data).summary()
     model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
     replicas = question.replicas or config.grid.replicas or 1
@@ -138,6 +140,7 @@ def answer(question: Question) -> Plan:
         batch=batch,
         replicas=replicas,
         dtype=config.run.dtype,
+        activations=str(activations(config.run.dtype, config.run.bf16)),
         source=costs.source,
         link=link,
         assumed=question.bandwidth is None and question.latency is None,
@@ -206,6 +209,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "batch": plan.batch,
         "replicas": plan.replicas,
         "dtype": plan.dtype,
+        "activations": plan.activations,
         "costs": plan.source,
         "messages": {**asdict(plan.link), "assumed": plan.assumed},
         "micro_batches": plan.micro_batches,
@@ -238,7 +242,7 @@ def _costs(config: Config, model: Model, outputs: int, batch: int, ops: ModuleTy
     found = learn(config, model, outputs, batch, ops, not question.estimated, question.profile)
     if question.estimated:
         counted = f"{OPERATIONS:.0e} multiply-adds a second, an element of other layers for {ELEMENT}"
-        return replace(found, source=f"estimated: {counted}")
+        return replace(found, source=f"estimated: {counted}{remark(config)}")
     return found
 
 
@@ -272,10 +276,11 @@ def _print(plan: Plan) -> None:
 
 def _facts(plan: Plan) -> list[str]:
     shared = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
+    wide = f", weights of {plan.dtype}" if plan.dtype != plan.activations else ""
     link = f"{plan.link.bandwidth / 1e9:g} GB/s, {plan.link.latency * 1e6:g} us"
     known = ": assumed; mpirun -n 2 python -m mpinn doctor measures them" if plan.assumed else ""
     return [
-        f"{plan.model} on {plan.data}: {plan.batch} samples of {plan.dtype} a step{shared}",
+        f"{plan.model} on {plan.data}: {plan.batch} samples of {plan.activations} a step{wide}{shared}",
         f"costs     {plan.source}",
         f"messages  {link}{known}",
     ]

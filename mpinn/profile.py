@@ -129,7 +129,7 @@ def measure(
     dy = ops.on_device(rng.standard_normal((batch, *model.network.output_shape(model.shape))).astype(dtype))
     rounds = np.array([_times(part, pieces, x, dy, wanted) for _ in range(1 + repeats)])
     forward, backward = np.median(rounds[1:], axis=0)
-    return _costs(model, dtype, forward.tolist(), backward.tolist(), _traced(part, pieces, x))
+    return _costs(model, dtype, forward.tolist(), backward.tolist(), _traced(part, pieces, x, dtype))
 
 
 def estimate(model: Model, batch: int, dtype: Dtype) -> list[Cost]:
@@ -140,8 +140,7 @@ def estimate(model: Model, batch: int, dtype: Dtype) -> list[Cost]:
     """
     real = wide(dtype)
     part, pieces = _built(model, real, plain)
-    one, two = (_traced(part, pieces, np.zeros((samples, *model.shape), real)) for samples in (1, 2))
-    one, two = (sizes * dtype.itemsize // real.itemsize for sizes in (one, two))
+    one, two = (_traced(part, pieces, np.zeros((samples, *model.shape), real), dtype) for samples in (1, 2))
     forward, shape = [], model.shape
     for piece in pieces:
         forward.append(batch * _operations(piece, shape) / OPERATIONS)
@@ -294,20 +293,30 @@ def _times(part: Part, pieces: list[Network], x: Array, dy: Array, wanted: bool)
     return forward, backward[::-1]
 
 
-def _traced(part: Part, pieces: list[Network], x: Array) -> Array:
-    """(U, 3): the bytes of each piece's input and output, and of the buffers that it makes and a pass keeps."""
+def _traced(part: Part, pieces: list[Network], x: Array, dtype: Dtype) -> Array:
+    """(U, 3): the bytes of each piece's input and output, and of the buffers that it makes and a pass keeps.
+
+    Activations, which are of the type of x, count as if they were stored as ``dtype``. Masks do not, nor statistics:
+    one number for each channel, or for each position of a sample, as which activations of one channel inside a piece
+    count too.
+    """
     context, borders = Pass(part.pool, part.ops), [x]
     held: list[dict[int, Array]] = []
     for piece in pieces:
         y, saved = piece.forward(part.weight_views, part.state_views, borders[-1], context)
         borders.append(y)
         held.append({id(owner): owner for owner in _owners(saved)})
-    sizes = []
+    ends, sizes = {id(_owner(border)) for border in borders}, []
+
+    def stored(array: Array) -> int:
+        activation = id(array) in ends or (array.ndim > 1 and array.shape[-1] > 1)
+        return array.size * (dtype if activation and array.dtype == x.dtype else array.dtype).itemsize
+
     for before, after, own, following in zip(borders, borders[1:], held, [*held[1:], {}], strict=False):
         last = _owner(after)
         made = own | ({id(last): last} if id(last) in following else {})
         made.pop(id(_owner(before)), None)
-        sizes.append((before.nbytes, after.nbytes, sum(owner.nbytes for owner in made.values())))
+        sizes.append((before.size * dtype.itemsize, after.size * dtype.itemsize, sum(map(stored, made.values()))))
     return np.array(sizes, np.int64)
 
 

@@ -40,7 +40,7 @@ ORDER = [
     {"trainer"},
     {"keeper", "fit"},
     {"checks", "warm"},
-    {"survival"},
+    {"survival", "target"},
     {"experiment"},
     {"summary", "timeline"},
     {"train", "submit", "evaluate", "extract", "bench", "plan", "member_plan", "intake", "compare"},

@@ -10,7 +10,6 @@ from types import ModuleType
 
 import numpy as np
 
-from mpinn.array.device import choose_device
 from mpinn.checks import check_kernels
 from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.comm.launch import read_launch
@@ -25,9 +24,10 @@ from mpinn.scaling.check import PERIOD, RANKS, Outcome, Subject, local, run, tab
 from mpinn.scaling.cluster import Cluster, read_cluster
 from mpinn.scaling.population import PopulationPlanner, steps_of
 from mpinn.scaling.predict import Planner, Prediction, Samples, Scaling
-from mpinn.scaling.report import COLUMNS, Outlook, lines, rows
+from mpinn.scaling.report import COLUMNS, Outlook, lines, rows, types_text
 from mpinn.scaling.work import work_of
 from mpinn.storage.directory import write_text
+from mpinn.target import kernels_of, on_gpu
 
 TABLE = "predictions.csv"
 FIGURE = "scaling.png"
@@ -67,15 +67,12 @@ class Opened:
 def opened(inquiry: Inquiry) -> Opened:
     """Read the configuration, and open its data; raises InputError."""
     config = read_config(inquiry.file, inquiry.overrides)
-    if config.run.bf16:
-        raise InputError("run.bf16", "layers are measured in float32 and float64 only: a plan goes without it")
-    check_kernels(config)
+    ops = kernels_of(config, measured=not inquiry.estimated)
     source = open_source(config.data)
     sizes = source.summary()["sizes"]
     samples = Samples(inquiry.samples or sizes["train"], sizes["validation"])
     if config.data.batch > samples.train:
         raise InputError("data.batch", f"{config.data.batch} is more than the {samples.train} samples to train")
-    ops = choose_device(config.run.device, config.run.kernels, 0, config.run.tf32).kernels
     return Opened(config, source, build_model(config, source.sample_shape, outputs_of(source.summary())), samples, ops)
 
 
@@ -95,7 +92,7 @@ def outlook(inquiry: Inquiry) -> Outlook:
         raise InputError("--profile", "with --estimated nothing is measured, so there is nothing to keep")
     found = read_cluster(inquiry.network) if inquiry.network not in ("", "local") else None
     one = opened(inquiry)
-    cluster = found or _cluster(inquiry, one.ops)
+    cluster = found or _cluster(inquiry, one.config)
     planner, source = _planner(inquiry, one, cluster)
     advice, predictions = advise(planner, counts, inquiry.memory * GIB)
     statistics = bool(one.model.network.state(one.model.shape))
@@ -119,12 +116,12 @@ def _planner(inquiry: Inquiry, one: Opened, cluster: Cluster) -> tuple[Predicts,
 SCALINGS: Mapping[bool, Scaling] = {False: "strong", True: "weak"}
 
 
-def _cluster(inquiry: Inquiry, ops: ModuleType) -> Cluster:
+def _cluster(inquiry: Inquiry, config: Config) -> Cluster:
     if inquiry.network == "local":
         if read_launch() is not None:
             raise InputError("--network", "local: start it without a launcher, it starts two ranks itself")
         return local(inquiry.launcher)
-    return read_cluster("cpu-hdr" if ops.LIBRARY is np else "h100-ndr")
+    return read_cluster("h100-ndr" if on_gpu(config) else "cpu-hdr")
 
 
 def write(told: Outlook, out: Path) -> None:
@@ -173,12 +170,13 @@ def compare(inquiry: Inquiry, ranks: Sequence[int] = RANKS) -> list[Outcome]:
     """Run trials, and print them beside what was predicted; raises InputError and FatalError."""
     if read_launch() is not None:
         raise InputError("--check", "start it without a launcher: it starts the ranks of every trial itself")
-    if read_config(inquiry.file, inquiry.overrides).names["model"] == "population":
+    config = read_config(inquiry.file, inquiry.overrides)
+    if config.names["model"] == "population":
         raise InputError("--check", "a population sends nothing while it trains: there is no schedule to compare")
+    check_kernels(config)
     subject = subject_of(inquiry)
-    config = subject.config
     print(
-        f"{config.names['model']} on {config.data.name}, {config.run.dtype}: {config.data.batch} samples a step, "
+        f"{config.names['model']} on {config.data.name}, {types_text(config)}: {config.data.batch} samples a step, "
         "which the replicas share (strong scaling)"
     )
     print(f"costs    {subject.work.source}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mpinn.array.precision import activations
 from mpinn.array.typing import Shape, Shapes
 from mpinn.config import Config
 from mpinn.consensus.statistics import extra_size
@@ -107,7 +108,8 @@ class Ownership:
         whole = options.network(self.config.model, self.model, bounds)
         if not isinstance(whole, Parareal):
             raise TypeError("a network of several blocks is a parareal one")
-        size, stages, found = batch * itemsize(self.config), len(bounds) - 1, []
+        size = batch * activations(self.config.run.dtype, self.config.run.bf16).itemsize
+        stages, found = len(bounds) - 1, list[Piece]()
         gathers = options.gathers(whole, size)[0]
         for number, block in enumerate(whole.blocks):
             network, shape = options.share(whole, self.model, bounds, number, stages, size)
@@ -140,5 +142,5 @@ def _parcels(blocks: Sequence[Block], number: int) -> tuple[int, ...]:
 
 
 def itemsize(config: Config) -> int:
-    """Bytes of a number."""
+    """Bytes of a number of a vector: of weights, gradients, slots, statistics."""
     return np.dtype(config.run.dtype).itemsize

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from mpinn.array.precision import activations
 from mpinn.config import Config
 from mpinn.consensus.registry import CONSENSUSES
 from mpinn.models.model import Model
@@ -91,6 +92,7 @@ class Planner:
         self.depths = Depths(config, model, work, cluster)
         self.consensuses = {name: self._consensus(name) for name in CONSENSUSES}
         self._item, self._slots = itemsize(config), len(config.optimizer.slots)
+        self._activation = activations(config.run.dtype, config.run.bf16).itemsize
         sizes = work.sizes
         whole = work.units(sizes[-1])
         self._forward = sum(cost.forward for cost in whole) / sizes[-1]
@@ -227,7 +229,7 @@ class Planner:
         layers = max(piece.layers for piece in depth.pieces)
         seat = Seat(depth.pieces[number], number, len(depth.pieces))
         clip = self.config.train.clip > 0
-        return stage_sent(depth.schedule, depth.options, seat, counts, self._item, clip, layers)
+        return stage_sent(depth.schedule, depth.options, seat, counts, self._activation, clip, layers)
 
     def to_replicas(self, depth: Depth, number: int, consensus: str, course: Course) -> Sent:
         """What a stage sends to the same stage of other replicas."""

@@ -60,7 +60,7 @@ def _facts(outlook: Outlook) -> list[str]:
         "weak": f"weak scaling: {batch:,} samples a step of each replica (data.batch), so the global batch grows",
     }
     return [
-        f"{config.names['model']} on {config.data.name}, {config.run.dtype}; {outlook.samples.train:,} samples",
+        f"{config.names['model']} on {config.data.name}, {types_text(config)}; {outlook.samples.train:,} samples",
         meaning[outlook.scaling],
         f"costs    {outlook.source}",
         f"network  {outlook.cluster.name}: {outlook.cluster.source}",
@@ -68,6 +68,11 @@ def _facts(outlook: Outlook) -> list[str]:
         f"{_link(outlook.cluster.between)} between nodes"
         + ("; sums overlap with the backward pass" if outlook.cluster.overlap else ""),
     ]
+
+
+def types_text(config: Config) -> str:
+    """In which types of numbers a run computes."""
+    return config.run.dtype + ", activations in bfloat16" * config.run.bf16
 
 
 def _link(link: Link) -> str:

@@ -80,8 +80,8 @@ def stage_sent(schedule: str, options: Any, seat: Seat, counts: Sequence[int], i
                layers: int) -> Sent:  # fmt: skip
     """Of one stage for batches in which its replica has so many samples.
 
-    ``layers``: the most that learn on a stage. With ``clip`` stages that apply the gradient of the same batch tell each
-    other the norms of their layers.
+    ``item``: bytes of a number of an activation, or of its gradient; ``layers``: the most that learn on a stage. With
+    ``clip`` stages that apply the gradient of the same batch tell each other the norms of their layers.
     """
     calls = size = 0
     for count in counts:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.pool import Pool
+from mpinn.array.precision import activations
 from mpinn.array.typing import Array
 from mpinn.choices import outputs_of
 from mpinn.comm.channel import NullChannel
 from mpinn.config import Config
 from mpinn.consensus.independent import Independent
-from mpinn.cuts import Costs, learn
+from mpinn.cuts import Costs, learn, remark
 from mpinn.datasets.batches import Batch, Batches
 from mpinn.datasets.samples import Source
 from mpinn.errors import InputError
@@ -139,6 +140,7 @@ def work_of(
         costs[size] = learn(wanted, model, outputs, size, ops, measured, path)
     if not measured:
         said = f"estimated: {OPERATIONS:.0e} multiply-adds a second; loss, batches and updates are not counted"
+        said += remark(config)
         return Work(costs, Rest(dict.fromkeys(costs, 0.0), 0.0, dict.fromkeys(costs, 1.0)), said)
     rest = _rest(config, model, source, ops, costs)
     made = sum(cost.source.startswith("measured now") for cost in costs.values())
@@ -161,12 +163,13 @@ def _with_sides(config: Config, model: Model, ops: ModuleType, outputs: int) -> 
 
 
 def _rest(config: Config, model: Model, source: Source, ops: ModuleType, costs: Mapping[int, Costs]) -> Rest:
-    dtype = np.dtype(config.run.dtype)
+    dtype, compute = np.dtype(config.run.dtype), activations(config.run.dtype, config.run.bf16)
     samples, buffers = {}, {}
     for size, known in costs.items():
-        part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
+        slots = config.optimizer.slots
+        part = build_part("network", model.network, model.shape, dtype, slots, ops=ops, compute_dtype=compute)
         part.initialize(config.run.seed)
-        batches = Batches(source, config.run.seed, size, 1, 0, "redealt", dtype, ops=ops)
+        batches = Batches(source, config.run.seed, size, 1, 0, "redealt", dtype, ops=ops, compute=compute)
         y = _step(part, config.loss, batches.batch(0))
         kept = known.units[0].input_bytes + sum(cost.kept_bytes for cost in known.units)
         buffers[size] = part.pool.nbytes / kept

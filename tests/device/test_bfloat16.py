@@ -1,6 +1,7 @@
 """With activations in bfloat16: kernels give what those for float32 do, rounded once; steps have float32 weights."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpinn.array import cuda
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
 from mpinn.array.precision import bfloat16
+from mpinn.choices import build_model, read_config
 from mpinn.models.mlp import MLP
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy, SquaredError
@@ -214,3 +216,19 @@ def test_a_profile_is_of_what_is_computed() -> None:
         assert [2 * cost.output_bytes for cost in one] == [cost.output_bytes for cost in other]
         assert all(0.4 < own.kept_bytes / cost.kept_bytes < 0.7 for own, cost in zip(one, other, strict=True))
     assert all(cost.forward > 0 and cost.backward > 0 for cost in found)
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, BFLOAT16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((7,), ("model.widths=[24,16]", "model.norm=layer", "model.dropout=0.3")),
+        ((7,), ("model.widths=[24,16]", "model.norm=batch", "model.activation=gelu")),
+        ((8, 8, 1), ("model.name=cnn", "model.channels=[3,4]", "model.widths=[6]", "model.dropout=0.3")),
+    ],
+)
+def test_an_estimate_counts_the_bytes_of_a_device(shape: Any, settings: tuple[str, ...], dtype: Any) -> None:
+    """Masks of dropout, places of a pool and statistics of a norm are as wide as ever."""
+    model = build_model(read_config(None, settings), shape, 10)
+    for found, told in zip(measure(model, 5, dtype, cuda, repeats=1), estimate(model, 5, dtype), strict=True):
+        assert replace(found, forward=0.0, backward=0.0) == replace(told, forward=0.0, backward=0.0)
