@@ -128,7 +128,7 @@ def _steps(load: Load, part: Part, ops: Any) -> list[Row]:
 def _kernels(load: Load, part: Part, ops: Any, flops: float, speed: float) -> list[Row]:
     population, pool, batch = population_of_part(part), part.pool, load.batch_of("float32", ops)
     names = [name for name, _ in population.panels]
-    (fleet,) = fleets(population, part.layout, ops, names, units_of(load.batch, part.layout))
+    (fleet,) = fleets(population, part.layout, ops, names, units_of(load.batch, part.layout.dtype))
     context, loss, grads, weights = Pass(pool, ops), CrossEntropy(), part.grads, part.weights
     y, units = fleet.forward(weights, batch.x, context)
     rows, heads, segments = y.transpose(1, 2, 0), fleet.heads, ops.prepared(OPTIMIZER.segments(part.layout))

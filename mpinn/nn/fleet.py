@@ -5,7 +5,7 @@ hidden units. Panels do not matter here: they are where they are for checkpoints
 does not depend on any other, to the last bit; see `mpinn.array.cuda_packed`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.ragged import NAMES, Heads, Products
-from mpinn.array.typing import Array
+from mpinn.array.typing import Array, Dtype
 from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Entry, Layout
 from mpinn.nn.packed import LAYER, Packed, Panel
@@ -30,6 +30,10 @@ class Fleet:
     """Where the kernels work."""
     members: int
     units: int
+    room: int
+    """Rows of the buffer of units, at least as many as there are, and ``seats``: members for whom that of outputs has
+    room; so fleets can share them."""
+    seats: int
     outputs: int
     layers: tuple[Any, ...]
     """Hidden layers, each of those members that have so many, as the kernels take them."""
@@ -38,10 +42,10 @@ class Fleet:
     def forward(self, weights: Array, x: Array, context: Pass) -> tuple[Array, Array]:
         """From the part's vector and x: (B, ...) to y: (B, M, O), with the batch last in memory, and what is kept."""
         ops, pool, x = context.ops, context.pool, x.reshape(len(x), -1)
-        units = pool.empty((self.units, len(x)), x.dtype)
+        units = pool.empty((self.room, len(x)), x.dtype)[: self.units]
         for depth, layer in enumerate(self.layers):
             ops.ragged_hidden(weights, layer, None if depth else x, units, pool)
-        y = pool.empty((self.members, self.outputs, len(x)), x.dtype)
+        y = pool.empty((self.seats, self.outputs, len(x)), x.dtype)[: self.members]
         ops.ragged_output(weights, self.heads, units, y, pool)
         return y.transpose(2, 0, 1), units
 
@@ -55,24 +59,47 @@ class Fleet:
         ops.ragged_gradient(self.layers[0], x, units, grads, pool)
 
 
-def units_of(samples: int, layout: Layout) -> int:
+def units_of(samples: int, dtype: Dtype) -> int:
     """As many units as a fleet may have for a batch of so many samples."""
-    return MOST // max(1, samples * layout.dtype.itemsize)
+    return MOST // max(1, samples * dtype.itemsize)
+
+
+def grouped(population: Packed, names: Collection[str], most: int) -> list[list[tuple[int, str, Panel]]]:
+    """The panels of each fleet, of those with these names: the place of the first member, the name and the panel.
+
+    A fleet is full when it has ``most`` units.
+    """
+    found: list[list[tuple[int, str, Panel]]] = []
+    units, place = most, 0
+    for name, panel in population.panels:
+        if name in names:
+            if units >= most:
+                found.append([])
+                units = 0
+            found[-1].append((place, name, panel))
+            units += panel.units
+        place += len(panel.members)
+    return found
 
 
 def fleets(population: Packed, layout: Layout, ops: Any, names: Collection[str], most: int) -> list[Fleet]:
     """Those with the members of the panels with these names, each of about ``most`` units, in the layout of a part."""
     entries = {entry.path[1:]: entry for entry in layout if entry.path[0] == LAYER}
-    found: list[_Draft] = []
-    draft, place = _Draft(), 0
-    for name, panel in population.panels:
-        if name in names:
-            if draft.units >= most:
-                found.append(draft)
-                draft = _Draft()
+    groups = grouped(population, names, most)
+    found = []
+    for group in groups:
+        draft = _Draft()
+        for place, name, panel in group:
             draft.add(name, panel, place, entries)
-        place += len(panel.members)
-    return [each.built(population.outputs, ops) for each in (*found, draft) if each.places]
+        found.append(draft.built(population.outputs, *_largest(groups), ops))
+    return found
+
+
+def _largest(groups: Iterable[Sequence[tuple[int, str, Panel]]]) -> tuple[int, int]:
+    """The most units, and the most members, that one of some fleets has."""
+    sizes = [(sum(panel.units for *_, panel in each), sum(len(panel.members) for *_, panel in each)) for each in groups]
+    units, members = zip(*sizes, strict=True)
+    return max(units), max(members)
 
 
 @dataclass
@@ -103,14 +130,14 @@ class _Draft:
         self.places += range(place, place + len(panel.members))
         self.units = bases[-1]
 
-    def built(self, outputs: int, ops: Any) -> Fleet:
+    def built(self, outputs: int, room: int, seats: int, ops: Any) -> Fleet:
         layers = tuple(
             ops.ragged_products(Products(*np.concatenate(columns, axis=1)), first=not depth)
             for depth, columns in enumerate(self.layers)
         )
         heads = ops.ragged_heads(Heads(*np.concatenate(self.heads, axis=1)))
         places = ops.on_device(np.array(self.places, np.int64))
-        return Fleet(places, len(self.places), self.units, outputs, layers, heads)
+        return Fleet(places, len(self.places), self.units, room, seats, outputs, layers, heads)
 
 
 def _first(panel: Panel, base: int, weight: int, bias: int, inputs: int) -> Array:

@@ -89,6 +89,11 @@ class Panel:
         """The number of hidden layers."""
         return len(self.members[0].widths)
 
+    @property
+    def units(self) -> int:
+        """Hidden units of all layers of all members."""
+        return sum(int(starts[-1]) for starts in self.starts)
+
     @cached_property
     def starts(self) -> tuple[Array, ...]:
         """For each hidden layer (M + 1,): the first row of each member, and the number of rows."""
@@ -177,9 +182,9 @@ class Panel:
 
     def cost(self, inputs: int) -> int:
         """Multiplications of a sample, in proportion; what an activation costs is some of them."""
-        units = [int(starts[-1]) for starts in self.starts]
+        first, last = (int(self.starts[layer][-1]) for layer in (0, -1))
         between = sum(int(groups[-1].weights.stop) for groups in self.groups)
-        return sum(units) * ACTIVATION + between + units[0] * inputs + units[-1] * self.outputs
+        return self.units * ACTIVATION + between + first * inputs + last * self.outputs
 
     def initialize(self, weights: Tree, state: Tree, rng: Draws) -> None:
         """Uniform within 1 / sqrt(fan-in), the fan-in being the member's own, as Farias et al. draw them."""

@@ -80,7 +80,7 @@ class Members(Serial):
 
     def _fleets_of(self, names: frozenset[str], samples: int) -> list[Fleet]:
         layout = self._part.layout
-        key = names, units_of(samples, layout)
+        key = names, units_of(samples, layout.dtype)
         if key not in self._fleets:
             self._fleets[key] = fleets(self.population, layout, self._part.ops, *key)
         return self._fleets[key]
@@ -116,7 +116,8 @@ class Members(Serial):
             losses, dy = self._member_loss.members(y, batch.target, context)
             fleet.backward(part.weights, batch.x, units, dy, part.grads, context)
             total = total + part.ops.finite_sum(losses)
-            del y, units, dy
+            # so that the next fleet has their buffers
+            del y, units, losses, dy
         return total * self.share
 
     def _names(self) -> frozenset[str]:

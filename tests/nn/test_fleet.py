@@ -10,11 +10,12 @@ from packs import Plainly, batches, members, own, population, train
 from mpinn.array import ops as plain
 from mpinn.nn import fleet
 from mpinn.nn.fleet import fleets
-from mpinn.nn.layout import Layout
+from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD
 from mpinn.schedules.members import Members, population_of_part
 
+SINGLE = np.dtype(np.float32)
 TOGETHER: Any = SimpleNamespace(**{name: getattr(plain, name) for name in plain.__all__ if name != "TOGETHER"})
 TOGETHER.LIBRARY, TOGETHER.TOGETHER = np, True
 SEVERAL = members([(1,), (9,), (40,), (3, 7), (4, 2), (5, 3, 6)])
@@ -73,11 +74,26 @@ def test_panels_in_which_nobody_learns_are_left_out() -> None:
     assert float(schedule.step(batch, update)[0].loss) == 0
 
 
+@pytest.mark.parametrize("most", [1, 30, 10**9])
+def test_fleets_share_buffers_that_are_as_large_as_the_largest_needs(most: int) -> None:
+    """So one is given back for the next: a pool has an array for each shape."""
+    samples = 3000
+    part = population(SEVERAL, (5,), ops=TOGETHER)
+    pack = population_of_part(part)
+    found = fleets(pack, part.layout, plain, [name for name, _ in pack.panels], most)
+    room, seats = max(one.units for one in found), max(one.members for one in found)
+    assert (len(found) > 1) == (most < 10**9)
+    for one in found:
+        y, units = one.forward(part.weights, np.zeros((samples, 5)), Pass(part.pool, TOGETHER))
+        assert (y.shape, units.shape) == ((samples, one.members, 3), (one.units, samples))
+        assert units.base.shape == (room, samples)
+        assert y.base.shape == (seats, 3, samples)
+
+
 def test_the_larger_a_batch_the_smaller_the_fleets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their buffers have as many bytes."""
-    layout = Layout({"weight": (3,)}, np.dtype("float32"))
-    assert fleet.units_of(256, layout) * 256 * 4 == fleet.MOST == 2 * 2**30
-    assert fleet.units_of(4096, layout) * 4096 * 4 == fleet.MOST
+    assert fleet.units_of(256, SINGLE) * 256 * 4 == fleet.MOST == 2 * 2**30
+    assert fleet.units_of(4096, SINGLE) * 4096 * 4 == fleet.MOST
     monkeypatch.setattr(fleet, "MOST", 100 * 8 * 10)
     schedule = Members(population(SEVERAL, (5,), ops=TOGETHER), CrossEntropy(), 0)
     few, many = (schedule._fleets_of(schedule._names(), samples) for samples in (1, 100))
