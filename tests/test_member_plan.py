@@ -1,17 +1,19 @@
 """What the plan of a population says is what training it takes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from launch import alone
 from packs import batches
 
+from mpinn import target
 from mpinn.array import cpu
 from mpinn.choices import CHOICES, DEFAULTS
 from mpinn.config import Config, load
 from mpinn.errors import InputError
-from mpinn.member_plan import shard_plans
+from mpinn.member_plan import plan_members, shard_plans
 from mpinn.models.population import shard_of
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.part import Part, build_part
@@ -66,6 +68,43 @@ def test_more_shards_than_panels_are_refused() -> None:
     config = configured("model.widths=[2]")
     with pytest.raises(InputError, match=r"--shards: the population has 2 panels, got 3"):
         shard_plans(config, config.model.build((20,), 10), 3, BATCH)
+
+
+def test_a_gpu_has_fleets_of_all_layers() -> None:
+    """See tests/device/test_population_plan.py for the bytes."""
+    config = configured("model.layers=[1, 2]")
+    model = config.model.build((20,), 10)
+    rows, before = (shard_plans(config, model, 3, BATCH, gpu=gpu) for gpu in (True, False))
+    for row, other in zip(rows, before, strict=True):
+        assert replace(row, buffers=0, fleets=0) == replace(other, buffers=0)
+        assert (row.fleets, other.fleets) == (1, 0)
+        # all units are kept, each once, and all outputs
+        numbers = (row.units + 10 * row.members) * BATCH
+        assert 4 * numbers < row.buffers < 4.1 * numbers
+
+
+def test_the_device_of_the_run_is_planned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*settings: str) -> tuple[str, list[dict[str, int]]]:
+        plan_members(None, (*SETTINGS, *settings), 2, False)
+        text = capsys.readouterr().out
+        plan_members(None, (*SETTINGS, *settings), 2, True)
+        return text, json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(target, "count_devices", lambda: (0, "no GPU is visible"))
+    text, rows = told()
+    assert "float32, on a CPU\n" in text
+    assert "fleets" not in text
+    assert [row["fleets"] for row in rows] == [0, 0]
+    asked, own = told("run.device=gpu")
+    assert "float32, on a GPU\n" in asked
+    assert "all fleets share the buffers of the largest" in asked
+    assert [row["fleets"] for row in own] == [1, 1]
+    assert all(row["buffers"] > other["buffers"] for row, other in zip(own, rows, strict=True))
+    monkeypatch.setattr(target, "count_devices", lambda: (1, ""))
+    assert told() == (asked, own)
+    assert told("run.device=cpu") == (text, rows)
+    with pytest.raises(InputError, match=r"^run\.bf16: a population is trained in float32 or float64"):
+        told("run.bf16=true")
 
 
 def test_the_command_prints_a_row_for_each_shard() -> None:

@@ -20,11 +20,9 @@ from mpinn.array.cuda_kernels import THREADS, launch, power_of_two
 from mpinn.array.cuda_memory import on_device
 from mpinn.array.cuda_vectors import DOUBLE, wanted
 from mpinn.array.pool import Pool
-from mpinn.array.ragged import Heads, Products
+from mpinn.array.ragged import LOW, TALL, Heads, Products
 from mpinn.array.typing import Array
 
-TALL, LOW = 64, 32
-"""Rows of a tile: of first layers, where it may have rows of several networks, and of later ones."""
 BROAD, SLIM = 64, 32
 """Columns of a tile, whichever leaves fewer of them empty."""
 OWN = 8 * 4

@@ -16,6 +16,9 @@ from mpinn.array.typing import Array
 
 NAMES = tuple(ACTIVATIONS)
 """Activations by their numbers."""
+TALL, LOW = 64, 32
+"""Rows of a tile, as a device cuts layers: of first ones, where it may have rows of several networks, and of later
+ones."""
 
 
 class Products(NamedTuple):

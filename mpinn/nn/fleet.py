@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mpinn.array.ragged import NAMES, Heads, Products
+from mpinn.array.ragged import LOW, NAMES, TALL, Heads, Products
 from mpinn.array.typing import Array, Dtype
 from mpinn.nn.layer import Pass
 from mpinn.nn.layout import Entry, Layout
@@ -20,6 +20,8 @@ from mpinn.nn.packed import LAYER, Packed, Panel
 
 MOST = 2 << 30
 """Bytes of the hidden units of a fleet, about."""
+WORD = 8
+"""Bytes of a number in a table, of a class number, and of a loss."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,37 @@ def _largest(groups: Iterable[Sequence[tuple[int, str, Panel]]]) -> tuple[int, i
     sizes = [(sum(panel.units for *_, panel in each), sum(len(panel.members) for *_, panel in each)) for each in groups]
     units, members = zip(*sizes, strict=True)
     return max(units), max(members)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the fleets of a step take on a device: how many they are, and the bytes of all that is theirs.
+
+    These are the hidden units and the outputs of the largest one, whose buffers all share, with a loss of each member;
+    the tables of all; and the batch, as a recorded step has it, with class numbers.
+    """
+
+    fleets: int
+    bytes: int
+
+
+def space(population: Packed, samples: int, features: int, dtype: Dtype) -> Space:
+    """For a batch of so many samples with so many features."""
+    groups = grouped(population, {name for name, _ in population.panels}, units_of(samples, dtype))
+    if not groups:
+        return Space(0, 0)
+    room, seats = _largest(groups)
+    numbers = (room + seats * population.outputs + features) * samples
+    tables = sum(_table_bytes(panel) for _, panel in population.panels)
+    return Space(len(groups), numbers * dtype.itemsize + WORD * (seats + samples) + tables)
+
+
+def _table_bytes(panel: Panel) -> int:
+    """Of the places of its members, and of its part of all tables; see `mpinn.array.cuda_packed`."""
+    widths = np.array([member.widths for member in panel.members])
+    tiles = sum(-(-(stop - start) // TALL) for _, start, stop in panel.runs[0])
+    tiles += int((-(-widths[:, 1:] // LOW) - (-widths[:, :-1] // LOW)).sum())
+    return WORD * (len(Products._fields) * tiles + (len(Heads._fields) + 1) * len(panel.members))
 
 
 @dataclass

@@ -107,7 +107,8 @@ def _planner(inquiry: Inquiry, one: Opened, cluster: Cluster) -> tuple[Predicts,
         if inquiry.profile is not None:
             raise InputError("--profile", "the steps of a population are measured anew every time")
         steps = steps_of(one.config, one.model, population, one.source, one.ops, measured)
-        known = PopulationPlanner(one.config, one.model, population, steps, cluster, one.samples, scaling)
+        gpu = on_gpu(one.config)
+        known = PopulationPlanner(one.config, one.model, population, steps, cluster, one.samples, scaling, gpu)
         return known, steps.source
     work = work_of(one.config, one.model, one.source, one.ops, measured, inquiry.profile)
     return Planner(one.config, one.model, work, cluster, one.samples, scaling), work.source

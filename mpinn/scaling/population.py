@@ -17,10 +17,11 @@ from mpinn.consensus.gradients import GradientsOptions
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.samples import Source
+from mpinn.member_plan import buffers_of
 from mpinn.member_update import MemberUpdate
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
-from mpinn.nn.packed import Packed
+from mpinn.nn.packed import Packed, Panel
 from mpinn.nn.part import build_part
 from mpinn.profile import OPERATIONS
 from mpinn.scaling.cluster import Cluster
@@ -77,7 +78,7 @@ class PopulationPlanner:
     """Predicts as `mpinn.scaling.predict.Planner` does, for R replicas of S shards; see there for the scalings."""
 
     def __init__(self, config: Config, model: Model, population: Packed, steps: Steps, cluster: Cluster,
-                 samples: Samples, scaling: Scaling = "strong"):  # fmt: skip
+                 samples: Samples, scaling: Scaling = "strong", gpu: bool = False):  # fmt: skip
         self.config, self.cluster, self.samples, self.scaling = config, cluster, samples, scaling
         self._population, self._shape, self._steps = population, model.shape, steps
         self._item, self._slots = itemsize(config), len(config.optimizer.slots) + bool(config.model.patience)
@@ -88,15 +89,33 @@ class PopulationPlanner:
         self._costs = {panel.members[0].number: panel.cost(prod(model.shape)) for _, panel in population.panels}
         configured = config.names["consensus"] == "gradients"
         self._gradients = config.consensus if configured else GradientsOptions()
-        self.shares = cache(self._shares)
+        self._gpu = gpu
+        self.shares, self.dealt, self.memory = cache(self._shares), cache(self._dealt), cache(self._memory)
+
+    def _dealt(self, shards: int) -> list[tuple[Packed, int]]:
+        """The members of each shard, and its parameters."""
+        owners, panels = self._population.dealt(shards, self._shape), self._population.panels
+        found: list[list[tuple[str, Panel]]] = [[] for _ in range(shards)]
+        for name, panel in panels:
+            found[owners[panel.members[0].number]].append((name, panel))
+        return [(Packed(tuple(own), self._population.outputs), sum(map(self._size, own))) for own in found]
+
+    def _size(self, own: tuple[str, Panel]) -> int:
+        return self._sizes[own[1].members[0].number]
 
     def _shares(self, shards: int) -> tuple[float, int]:
         """The largest part of all work that a shard has, and the most parameters."""
-        owners, work, sizes = self._population.dealt(shards, self._shape), [0] * shards, [0] * shards
-        for number, cost in self._costs.items():
-            work[owners[number]] += cost
-            sizes[owners[number]] += self._sizes[number]
-        return max(work) / sum(work), max(sizes)
+        found = self.dealt(shards)
+        work = [sum(self._costs[panel.members[0].number] for _, panel in own.panels) for own, _ in found]
+        return max(work) / sum(work), max(size for _, size in found)
+
+    def _memory(self, shards: int, batch: int) -> int:
+        """Bytes of the shard that holds most, for so many samples of a replica."""
+        features, dtype = prod(self._shape), np.dtype(self.config.run.dtype)
+        return max(
+            (2 + self._slots) * size * self._item + buffers_of(own, batch, features, dtype, self._gpu).bytes
+            for own, size in self.dealt(shards)
+        )
 
     def refusal(self, shards: int, replicas: int) -> str:
         """Why there is no such grid; nothing if there is one."""
@@ -140,10 +159,9 @@ class PopulationPlanner:
         crowded = here * self._steps.of(local) / shards / min(here, self.cluster.cores)
         seconds = max(busy + summed, crowded)
         alone = batch / self._steps.of(batch)
-        vectors = (2 + self._slots) * parameters + self._population.buffers(local)
         return Prediction(
             ranks=shards * replicas, replicas=replicas, stages=1, schedule="serial", consensus="gradients",
             batch=whole, local=local, seconds=seconds, computing=self._steps.of(local) / shards,
-            exchanging=summed, speedup=whole / seconds / alone, memory=vectors * self._item,
+            exchanging=summed, speedup=whole / seconds / alone, memory=self.memory(shards, local),
             sent=bytes_of(sent), changes="", shards=shards,
         )  # fmt: skip

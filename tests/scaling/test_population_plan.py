@@ -22,18 +22,20 @@ SETTINGS = ("model.name=population", "model.widths={from = 1, to = 100}", "model
 TIMES = Steps({1: 0.02, 32: 0.17, 64: 0.32}, "made up")
 
 
-def population(*settings, on=None, scaling="strong", train=10**6):
+def population(*settings, on=None, scaling="strong", train=10**6, gpu=False):
     config = read_config(None, (*SETTINGS, *settings))
     model = build_model(config, (64,), 10)
     found = population_of(model.network)
-    return PopulationPlanner(config, model, found, TIMES, on or cluster(), Samples(train, 0), scaling), config, model
+    planner = PopulationPlanner(config, model, found, TIMES, on or cluster(), Samples(train, 0), scaling, gpu)
+    return planner, config, model
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
-@pytest.mark.parametrize("settings", [(), ("optimizer.name=adam", "model.patience=3")])
-def test_a_shard_takes_and_holds_what_its_plan_says(shards, settings):
-    planner, config, model = population(*settings)
-    one, own = planner.predict(shards, 1), shard_plans(config, model, shards, 64)
+@pytest.mark.parametrize("settings", [(), ("optimizer.name=adam", "model.patience=3"), ("model.layers=[1, 2]",)])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_shard_takes_and_holds_what_its_plan_says(shards, settings, gpu):
+    planner, config, model = population(*settings, gpu=gpu)
+    one, own = planner.predict(shards, 1), shard_plans(config, model, shards, 64, gpu)
     assert one.seconds == pytest.approx(0.32 * max(row.share for row in own))
     assert one.memory == max(row.vectors + row.buffers for row in own)
     assert (one.sent, one.exchanging, one.changes) == (0, 0, "")
@@ -94,6 +96,18 @@ def test_what_is_printed_and_refused():
     assert not any(line.startswith("\nstep and grid on") for line in told)
     with pytest.raises(InputError, match=r"^--check: a population sends nothing"):
         compare(Inquiry(overrides=SETTINGS))
+
+
+def test_a_plan_for_gpus_needs_none():
+    def memory(*settings):
+        told = outlook(Inquiry(overrides=(*SETTINGS, *settings), ranks="1", estimated=True))
+        return told.cluster.name, told.predictions[0].memory
+
+    _, config, model = population()
+    rows = [shard_plans(config, model, 1, 64, gpu)[0] for gpu in (False, True)]
+    expected = [row.vectors + row.buffers for row in rows]
+    assert memory("run.device=cpu") == ("cpu-hdr", expected[0])
+    assert memory("run.device=gpu") == ("h100-ndr", expected[1])
 
 
 def test_the_command():
