@@ -105,14 +105,14 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
     check_free(directory.lock)
     if request.fresh:
         check_fresh(request, directory)
-        check_warm(config, model)
+        check_warm(config, model, notes.append)
         return Start(config, None, True, tuple(notes), None, facts, trace=request.trace)
     found = names_of(directory)
     checkpoint = look_back(directory, notes)
     if checkpoint is None:
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
-        check_warm(config, model)
+        check_warm(config, model, notes.append)
         return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
     with reading(checkpoint):
         notes += check_resume(checkpoint, config, model, facts)

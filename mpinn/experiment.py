@@ -26,7 +26,7 @@ from mpinn.cuts import Cuts, cut, size_of, trained
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
-from mpinn.fit import checkpoint_of, warm_start
+from mpinn.fit import warm_checkpoint, warm_start
 from mpinn.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume, saved_model
 from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.member_update import MemberUpdate
@@ -262,7 +262,7 @@ def _warmth(world: World, start: Start) -> Path | None:
     """The checkpoint with whose fine blocks a new run begins; found by one rank."""
     if start.checkpoint is not None or not start.config.schedule.warm:
         return None
-    return Path(world.verdict(lambda: str(checkpoint_of(start.config.schedule.warm)).encode()).decode())
+    return Path(world.verdict(lambda: str(warm_checkpoint(start.config, lambda said: None)).encode()).decode())
 
 
 def second_core(world: World, ops: ModuleType) -> bool:

@@ -32,7 +32,7 @@ from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part, build_part
 from mpinn.nn.sweeps import BackwardSweeps, ForwardSweeps, all_of
 from mpinn.storage.reader import Checkpoint
-from mpinn.storage.restore import newest
+from mpinn.storage.restore import Log, checkpoint_of
 
 ADAM = Adam(rate=5e-3, decay="cosine", warmup=Length("0 steps"))
 KEY = "schedule.warm"
@@ -41,23 +41,18 @@ Step: TypeAlias = Callable[[Batch, Pass], tuple[Array, Finish]]
 """From a batch to the error of a fit, (B, ...), and the finish of its gradient."""
 
 
-def checkpoint_of(given: str) -> Path:
-    """The checkpoint from which fine blocks are taken: a file, or the newest good one of a run; else InputError."""
-    path = Path(given)
-    if path.is_dir():
-        found = newest(path, lambda said: None)
-        if found is None:
-            raise InputError(KEY, f"there is no checkpoint in {path}")
-        return found
-    if not path.exists():
-        raise InputError(KEY, f"there is no such file or run: {path}")
-    return path
+def warm_checkpoint(config: Config, log: Log) -> Path:
+    """The checkpoint from which fine blocks are taken, of the file or the run that is configured; else InputError."""
+    try:
+        return checkpoint_of(Path(config.schedule.warm), False, log)
+    except InputError as error:
+        raise InputError(KEY, str(error)) from None
 
 
-def check_warm(config: Config, model: Model) -> None:
-    """A warm start that is asked for must be of this model; raises InputError."""
+def check_warm(config: Config, model: Model, log: Log) -> None:
+    """A warm start that is asked for must be of this model; raises InputError. Says which checkpoints are damaged."""
     if config.schedule.warm:
-        _trained(checkpoint_of(config.schedule.warm), config, model, None)
+        _trained(warm_checkpoint(config, log), config, model, None)
 
 
 def _trained(path: Path, config: Config, model: Model, ops: ModuleType | None) -> Part:

@@ -7,6 +7,7 @@ import pytest
 from launch import alone, mpirun
 from training import SMALL, arguments, differences, here, summary, train
 
+from mpinn.errors import InputError
 from mpinn.storage.reader import Checkpoint
 
 PLAIN = (*SMALL, "model.widths=[10,9,8,7]", "consensus.name=gradients", "data.batch=100")
@@ -80,11 +81,28 @@ def test_one_block_is_the_trained_network(trained: Path, tmp_path: Path) -> None
     assert not [name for name in differences(one, trained / "latest") if name.startswith(("model", "state"))]
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    assert here(source, *PLAIN, "model.norm=batch", "checkpoint.every=1 epoch", "train.epochs=2") == 0
+    newest = (source / "latest").resolve()
+    newest.write_bytes(newest.read_bytes()[:-1])
+    capsys.readouterr()
+    settings = (*DEEP, "model.norm=batch", "schedule.blocks=2", "schedule.fit=0", f"schedule.warm={source}")
+    assert here(tmp_path / "run", *settings, "train.epochs=0") == 0
+    assert capsys.readouterr().out.count(f"{newest}: damaged: ") == 1
+    for path in source.glob("checkpoint-*.h5"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"^schedule\.warm: .*source: none of its 2 checkpoints can be used$"):
+        here(tmp_path / "other", *settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("schedule.warm={tmp}/none",), "there is no such file or run: "),
-        (("schedule.warm={tmp}",), "there is no checkpoint in "),
+        (("schedule.warm={tmp}/none",), "none: there is no such file or directory"),
+        (("schedule.warm={tmp}",), ": there is no checkpoint in this directory"),
         (("schedule.warm={tmp}/text",), "not a readable HDF5 file"),
         (
             ("schedule.warm={trained}", "model.norm=batch", "model.widths=[10,9,8,8]"),
