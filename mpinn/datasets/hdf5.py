@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -45,7 +46,7 @@ def read_hdf5(path: Path, read: int) -> Source:
             raise InputError("data.path", f"{str(path)!r} is not an HDF5 file")
         # The file is only read: a lock gains nothing, and many shared file systems refuse it.
         with h5py.File(path, "r", locking=False) as file:
-            return Contents(path.name, f"{path}:/", _arrays(path, file), dict(file.attrs), read).source()
+            return Contents(path.name, f"{path}:/", _arrays(path, file), _attributes(path, file), read).source()
     except OSError as error:
         raise InputError("data.path", f"{str(path)!r} cannot be read: {error}") from error
 
@@ -62,6 +63,17 @@ def _arrays(path: Path, file: h5py.File) -> Mapping[str, Samples]:
                     _check_size(path, entry)
                     arrays[f"{split}/{kind}"] = Stored(path, f"{split}/{kind}", entry.shape, entry.dtype)
     return arrays
+
+
+def _attributes(path: Path, file: h5py.File) -> Mapping[str, Any]:
+    """The numbers that are asked for. Nothing else is looked at: HDF5 may read a damaged text for ever."""
+    found: dict[str, Any] = {}
+    for name in ("mean", "std", "classes"):
+        if name in file.attrs:
+            if file.attrs.get_id(name).dtype.kind not in "biuf":
+                raise InputError(f"{path}:/", f"the attribute {name} must be numeric")
+            found[name] = file.attrs[name]
+    return found
 
 
 def _check_size(path: Path, entry: h5py.Dataset) -> None:

@@ -165,17 +165,17 @@ class Checkpoint:
 
     def _read_header(self) -> None:
         try:
-            attributes = dict(self._file.attrs)
+            attributes = {name: self._file.attrs[name] for name in schema.ATTRIBUTES if name in self._file.attrs}
         except (OSError, RuntimeError) as error:
             raise self._wrong(f"damaged attributes: {error}") from error
-        if attributes.get("format") != schema.FORMAT:
+        if _text(attributes.get("format")) != schema.FORMAT:
             raise self._wrong("not a checkpoint of this program")
         if attributes.get("version") != schema.VERSION:
             raise self._wrong(f"format version {attributes.get('version')}, this program reads {schema.VERSION}")
         try:
             self.step, self.epoch, self.seed = (int(attributes[name]) for name in ("step", "epoch", "seed"))
             replicas, stages, shards = (int(length) for length in attributes["grid"])
-            self.dtype, self.program = str(attributes["dtype"]), str(attributes["program"])
+            self.dtype, self.program = _text(attributes["dtype"]), _text(attributes["program"])
         except (KeyError, ValueError, TypeError) as error:
             raise self._wrong(f"damaged attributes: {error}") from error
         self.grid = (replicas, stages, shards)
@@ -184,7 +184,7 @@ class Checkpoint:
         if isinstance(item, h5py.Dataset):
             return []
         if schema.KIND in item.attrs:
-            return [str(item.attrs[schema.KIND])]
+            return [_text(item.attrs[schema.KIND])]
         return [kind for name in item for kind in self._kinds_below(item[name])]
 
     def _find(self, kind: str, name: str, replica: int | None) -> h5py.Dataset:
@@ -217,6 +217,11 @@ class Checkpoint:
 
     def _wrong(self, message: str) -> InputError:
         return InputError(str(self.path), message)
+
+
+def _text(value: Any) -> str:
+    """A text among the attributes: bytes of a fixed number, or of any in the first files."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _leaves(group: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, h5py.Dataset]]:

@@ -15,6 +15,8 @@ BLOCK = 4 << 20
 """Bytes of one block, which is one message, one write and one HDF5 chunk. The writer's thread keeps Python's lock while
 it writes a block, so this also bounds for how long a training step can be held up."""
 
+ATTRIBUTES = ("format", "version", "step", "epoch", "seed", "grid", "dtype", "program")
+"""Of the file."""
 CONFIGURATION = "configuration"
 NETWORK = "model/network"
 """The kind of the model's weights."""

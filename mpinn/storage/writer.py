@@ -155,7 +155,7 @@ def write(path: Path, header: Header, pieces: Iterable[Piece]) -> None:
     # the metadata too, and no index tree for an array of one chunk, which would be larger than most parameters.
     with Sink(path) as sink, h5py.File(sink, "w", rdcc_nbytes=0, libver=("v110", "v110")) as file:
         for name, value in header.attributes.items():
-            file.attrs[name] = value
+            file.attrs[name] = _fixed(value)
         for name, value in header.values.items():
             _value(file, name, value)
         for piece in pieces:
@@ -204,7 +204,7 @@ def _write_block(file: h5py.File, piece: Piece) -> None:
     dataset = file.get(path)
     if dataset is None:
         group = _group(file, piece.group)
-        group.attrs[schema.KIND] = piece.kind
+        group.attrs[schema.KIND] = _fixed(piece.kind)
         dataset = _dataset(file, path, piece.shape, piece.values.dtype)
         if piece.merged:
             dataset.attrs[schema.MERGED] = True
@@ -213,13 +213,19 @@ def _write_block(file: h5py.File, piece: Piece) -> None:
 
 
 def _value(file: h5py.File, path: str, value: Any) -> None:
-    if isinstance(value, str):
-        text = value.encode("utf-8")
-        value = np.array(text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
+    value = _fixed(value)
     dataset = _dataset(file, path, value.shape, value.dtype)
     for block in schema.blocks(value.shape, value.dtype.itemsize):
         if value.size:
             dataset[block.selection] = value[block.selection]
+
+
+def _fixed(value: Any) -> Any:
+    """A text as a fixed number of bytes. HDF5 keeps others without a checksum, and may read damaged ones for ever."""
+    if not isinstance(value, str):
+        return value
+    text = value.encode("utf-8")
+    return np.array(text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
 
 
 def _dataset(file: h5py.File, path: str, shape: Shape, dtype: Dtype) -> h5py.Dataset:

@@ -24,7 +24,8 @@ def write_hdf5(path: Path) -> None:
         for split in ("train", "test"):
             file.create_dataset(f"{split}/x", data=X, chunks=(5, 3), fletcher32=True)
             file.create_dataset(f"{split}/target", data=LABELS, chunks=(20,), fletcher32=True)
-        file.attrs.update({"mean": X.mean(0), "std": X.std(0), "classes": 3})
+        texts = {"title": "three columns", "class_names": ["none", "one", "two"], "origin": "drawn " * 20}
+        file.attrs.update({"mean": X.mean(0), "std": X.std(0), "classes": 3, **texts})
 
 
 def write_old_hdf5(path: Path) -> None:

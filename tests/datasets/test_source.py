@@ -222,7 +222,7 @@ BAD = {
     "classes as text": (
         contents(),
         {"classes": "ten"},
-        ": the attribute classes must be a positive integer, got ten",
+        ": the attribute classes must be numeric",
     ),
 }
 
