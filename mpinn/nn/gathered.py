@@ -142,7 +142,7 @@ class Gathered:
         predicted, fine, coarses, kept = saved
         saved.clear()
         block, wanted = self.block, context.wants_dx
-        done: list[tuple[str, Finish]] = []
+        swept: list[tuple[str, Finish]] = []
         own = BackwardSweeps(block, weights, context, _Errors(post, self.number))
         less = None
         if self.last:
@@ -151,17 +151,19 @@ class Gathered:
                 dy = inside
                 yield name, None, finish
             context.wants_dx = wanted
-            less, done = self._sweep_back(weights, coarses, dy, context, post)
+            less, swept = self._sweep_back(weights, coarses, dy, context, post)
         else:
             dy = post.receive("adjoint", self.number)
         found, finish = own.back("fine", block.fine, fine, dy, self.number > 1 or wanted)
-        done.append((f"fine{self.number}", finish))
+        # gradients are complete from the end of the part on, which begins with the coarse networks of other blocks
+        done = [*swept[:1], (f"fine{self.number}", finish)]
         if self.number > 1:
             less = post.receive("less", self.number) if less is None else less
             found = minus(found, less, context.pool)
         if block.predictor is not None:
             found, finish = own.back("predictor", block.predictor, predicted, found, wanted)
             done.append((f"predictor{self.number}", finish))
+        done += swept[1:]
         for name, finish in done:
             yield name, found if name == done[-1][0] else None, finish
 

@@ -75,6 +75,17 @@ def test_every_network_is_on_one_rank_and_their_order_is_known(count, form):
     ]
 
 
+@EACH
+@pytest.mark.parametrize("make", [parareal, noisy])
+def test_the_gradient_of_every_rank_is_complete_from_its_end_on(count, form, make):
+    network = make(count, form, 1)
+    for share in shares(network):
+        built, context = build(share, (3,)), Pass()
+        y, saved = share.forward(built.weights, built.state, noise((6, 3)), context)
+        names = [name for name, _, _ in share.sweep(built.weights, saved, noise(y.shape), context)]
+        assert [name for name in names if name in built.weights] == [*reversed(share.parameters((3,)))]
+
+
 def test_initial_weights_are_those_of_the_network():
     network = parareal(3, "residual", 1)
     whole = build_part("network", network, (3,), np.dtype("f8"), ())
