@@ -17,6 +17,7 @@ from typing import Annotated
 from msgspec import Meta
 from numpy.random import default_rng
 
+from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 from mpinn.datasets.batches import Batch
 from mpinn.nn.dense import Dense
@@ -28,8 +29,9 @@ from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import GlobalAveragePool
 from mpinn.schedules.flight import awaited, landed
 from mpinn.schedules.options import StagedOptions
+from mpinn.schedules.recorded import Cut, Keys, Ready, no_numbers, repeat
 from mpinn.schedules.schedule import Flight, Measured, Update
-from mpinn.schedules.stage import Message, Place, Ready, Stage
+from mpinn.schedules.stage import Message, Place, Stage
 from mpinn.schedules.staged import Staged
 
 AUXILIARY_STREAM = 0x41555849
@@ -83,6 +85,7 @@ class Auxiliary:
             auxiliary=True, compute_dtype=own.compute_dtype,
         )  # fmt: skip
         self._stage, self._loss = stage, loss
+        self._recorder = None if stage.trace.wanted else own.ops.recorder()
         self._spans = {name: self.part.layout.span((name,)) for name in self.part.weight_views}
         self.initialize(seed)
 
@@ -91,20 +94,36 @@ class Auxiliary:
         stage = self._stage.number
         self.part.initialize_with(lambda path: default_rng([AUXILIARY_STREAM, seed, stage, *path]))
 
-    def backpropagate(self, y: Array, batch: Batch, ready: Ready) -> Array:
-        """The gradient of the head for the activation y: (B, *shape); dy."""
-        part, trace = self.part, self._stage.trace
-        begun = trace.now()
-        context = Pass(part.pool, part.ops, batch=batch.index, rows=batch.rows, wants_dx=True, poke=self._stage.poke)
+    def backpropagate(self, y: Array, batch: Batch, update: Update) -> Array:
+        """The gradient of the head for the activation y: (B, *shape); dy, which the next call may write."""
+        stage, context = self._stage, Pass(self.part.pool, self.part.ops, batch=batch.index, rows=batch.rows)
+        context.wants_dx = True
+        if self._recorder is None:
+            context.poke = stage.poke
+            begun = stage.trace.now()
+            found = self._pass(y, batch.target, context, update.ready)
+            stage.trace.add("auxiliary", begun, batch.index, stage.version)
+            return found
+
+        def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut, ready: Ready) -> Array:
+            y, target = inputs
+            context.pool = pool
+            return self._pass(y, target, context, ready)
+
+        dy: Array = repeat(self._recorder, self.part, (y, batch.target), no_numbers, update, work)
+        stage.poke()
+        return dy
+
+    def _pass(self, y: Array, target: Array, context: Pass, ready: Ready) -> Array:
+        part = self.part
         z, saved = part.network.forward(part.weight_views, part.state_views, y, context)
-        _, dz = self._loss(z, batch.target, context)
+        _, dz = self._loss(z, target, context)
         del z
         dy = dz
         for name, dy, finish in part.network.sweep(part.weight_views, saved, dz, context):  # noqa: B007
             if name in self._spans:
                 finish(part.grad_views[name])
                 ready(part, self._spans[name])
-        trace.add("auxiliary", begun, batch.index, self._stage.version)
         return dy
 
     def nothing(self, ready: Ready) -> None:
@@ -173,7 +192,7 @@ class Local(Staged):
             if self._auxiliary:
                 stage.pass_on(y, batch)
                 stage.settle(AHEAD)
-                dy = self._auxiliary.backpropagate(y, batch, update.ready)
+                dy = self._auxiliary.backpropagate(y, batch, update)
             else:
                 loss, dy = stage.loss(y, batch)
                 measured.append(Measured(batch.index, loss, batch.count))

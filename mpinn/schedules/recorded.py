@@ -27,8 +27,22 @@ RARE = 8
 Ready: TypeAlias = Callable[[Part, slice], None]
 """Told of a slice of a gradient that is complete."""
 Keys: TypeAlias = Callable[[tuple[int, ...]], Any]
-Cut: TypeAlias = Callable[[Callable[[], Callable[[], None]]], None]
+Numbers: TypeAlias = Callable[[tuple[int, ...]], tuple[int, ...]]
+Between: TypeAlias = Callable[[], None]
+Cut: TypeAlias = Callable[[Callable[[], Between]], None]
 """See `mpinn.array.cuda_graph`."""
+Work: TypeAlias = Callable[[tuple[Array, ...], Pool, Keys | None, Cut, Ready], Any]
+"""A pass forward and backward, with what it needs of `mpinn.array.cuda_graph`, and whom it tells of its gradient."""
+
+
+def numbers_of(seed: int, batch: Batch) -> Numbers:
+    """What the layer at a path is given in a pass with a batch: its key, and the rows."""
+    return lambda path: (*drawn_key(seed, batch.index, path), *batch.rows)
+
+
+def no_numbers(path: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a pass in which nothing is drawn."""
+    return ()
 
 
 class Pieces:
@@ -56,6 +70,24 @@ class Pieces:
             piece = slice(self._start, self._stop)
             self._cut(lambda: partial(self._update.ready, self._part, piece))
             self._stop = self._start
+
+
+def repeat(recorder: Any, part: Part, inputs: tuple[Array, ...], numbers: Numbers, update: Update, work: Work) -> Any:
+    """A whole pass of a part, forward and backward, as it was recorded for the first inputs of these shapes.
+
+    One is under way at a time. What it gives is written again by the next one.
+    """
+
+    def told(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut) -> Any:
+        pieces = Pieces(update, cut, part)
+        result = work(inputs, pool, keys, cut, pieces.ready)
+        pieces.finish()
+        return result
+
+    result = recorder(tuple(given.shape for given in inputs), inputs, numbers, told)
+    if not update.bucket:
+        update.ready(part, slice(0, part.layout.size))
+    return result
 
 
 class Kept(list[Any]):
@@ -124,10 +156,7 @@ class Recordings:
             context.pool, context.keys, context.poke = pool, keys, None
             return owner.part.network.forward(weights, owner.part.state_views, inputs[0], context)
 
-        def numbers(path: tuple[int, ...]) -> tuple[int, ...]:
-            return (*drawn_key(self._seed, batch.index, path), *batch.rows)
-
-        y, saved = self._recorder(key, (x,), numbers, work, keep=True)
+        y, saved = self._recorder(key, (x,), numbers_of(self._seed, batch), work, keep=True)
         if not played:
             return y, saved
         kept = Kept(saved, key)
@@ -185,11 +214,11 @@ class Recordings:
             pieces.finish()
 
         self._batch = batch
-        self._recorder(key, (dy,), lambda path: (), work)
+        self._recorder(key, (dy,), no_numbers, work)
         if whole and not update.bucket:
             update.ready(owner.part, slice(0, owner.part.layout.size))
 
-    def _leave(self, dx: Array) -> Callable[[], None]:
+    def _leave(self, dx: Array) -> Between:
         """Copy an input gradient; what sends the copy."""
         if self._batch is None:
             raise AssertionError("a pass is played without a batch")

@@ -7,11 +7,11 @@ from typing import Any
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
-from mpinn.nn.layer import EMPTY, Pass, Tree, drawn_key
+from mpinn.nn.layer import EMPTY, Pass, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.options import ScheduleOptions
-from mpinn.schedules.recorded import Cut, Keys, Pieces, Ready
+from mpinn.schedules.recorded import Cut, Keys, Ready, numbers_of, repeat
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT, Trace
@@ -65,21 +65,13 @@ class Serial:
     def _repeat(self, batch: Batch, update: Update, recorder: Any) -> Array:
         """The same, as it was recorded for the first batch of this size."""
 
-        def numbers(path: tuple[int, ...]) -> tuple[int, ...]:
-            return (*drawn_key(self._seed, batch.index, path), *batch.rows)
-
-        def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut) -> Array:
+        def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut, ready: Ready) -> Array:
             x, target = inputs
-            pieces = Pieces(update, cut, self._part)
-            loss = self._train(replace(batch, x=x, target=target), pieces.ready, pool, keys)
-            pieces.finish()
-            return loss
+            return self._train(replace(batch, x=x, target=target), ready, pool, keys)
 
-        key = (batch.x.shape, batch.target.shape)
-        loss: Array = recorder(key, (batch.x, batch.target), numbers, work).copy()
-        if not update.bucket:
-            update.ready(self._part, slice(0, self._part.layout.size))
-        return loss
+        numbers = numbers_of(self._seed, batch)
+        loss: Array = repeat(recorder, self._part, (batch.x, batch.target), numbers, update, work)
+        return loss.copy()
 
     def gradient(self, batch: Batch) -> None:
         """Write the gradient of the summed loss to the part, with running statistics and no update."""

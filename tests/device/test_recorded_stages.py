@@ -7,6 +7,7 @@ from typing import Any
 import cupy
 import numpy as np
 import pytest
+from recording import assert_same
 
 from mpinn.array import cuda
 from mpinn.array.typing import Array
@@ -121,17 +122,6 @@ def run(record: bool, order: str, size: Callable[[int], int], bucket: int = 0, v
             stash.release(version)
         part.weights *= 0.99
     return [channel.sent, gradients, [cuda.on_host(part.state)], update.pieces]
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_same(left, right)
-    elif isinstance(one, np.ndarray):
-        np.testing.assert_array_equal(one, other)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("versions", [False, True])
