@@ -1,7 +1,8 @@
 """Messages between the blocks of a parareal network, in a chain or to and from the rank of the last one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from mpinn.array.typing import Array, Shape
@@ -13,9 +14,12 @@ from mpinn.nn.network import Swept, Whole
 from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part
 from mpinn.nn.sweeps import BackwardSweeps, ForwardSweeps
+from mpinn.schedules.recorded import Between, Cut
 from mpinn.trace import Trace
 
 Kind: TypeAlias = Way | Parcel
+Address: TypeAlias = tuple[Kind, int, int]
+"""Kind, sweep and rank."""
 PLACES: dict[Kind, int] = {"fine": 0, "coarse": 1, "guess": 1, "less": 1, "adjoint": 2}
 """In a tag; those that share a place never pass between the same ranks in the same direction."""
 MOST = 128
@@ -36,24 +40,40 @@ class Mail:
     """What is sent and received in a pass; what will come is expected before anything is computed.
 
     The timeline shows as ``forward`` and ``backward`` what lies between messages, so without any wait for them.
+
+    A pass that is recorded is ``cut`` at each message. Whoever plays it again expects the same letters with the index
+    of another batch, and settles before the next one, so that no array that is sent is written too early. ``stays``:
+    what comes is always in the same arrays, as such a pass needs it.
     """
 
-    def __init__(self, channel: Channel, part: Part, trace: Trace):
+    def __init__(self, channel: Channel, part: Part, trace: Trace, stays: bool = False):
         self.channel = channel
+        self.cut: Cut = _at_once
         self._part = part
         self._trace = trace
         self._open: list[Pending] = []
-        self._coming: dict[tuple[Kind, int, int], tuple[Array, Pending]] = {}
+        self._coming: dict[Address, tuple[Array, Pending]] = {}
+        self._kept: dict[tuple[Address, int], Array] | None = {} if stays else None
         self._batch, self._doing, self._begun = 0, "forward", 0.0
 
     def expect(self, batch: int, samples: int, letters: Iterable[Letter]) -> None:
         """Begin a pass with a batch, and to receive what will come in it."""
         self._batch, self._doing = batch, "forward"
         for letter in letters:
-            array = self._part.pool.empty((samples, *letter.shape), self._part.compute_dtype)
+            address = letter.kind, letter.sweep, letter.rank
+            array = self._room(address, (samples, *letter.shape))
             pending = self.channel.receive(array, letter.rank, self._tag(letter.kind, letter.sweep))
-            self._coming[letter.kind, letter.sweep, letter.rank] = array, pending
+            self._coming[address] = array, pending
         self._begun = self._trace.now()
+
+    def _room(self, address: Address, shape: Shape) -> Array:
+        """Not in memory of a recording, which writes there what it has in it before the message is wanted."""
+        if self._kept is None:
+            return self._part.pool.empty(shape, self._part.compute_dtype)
+        key = address, shape[0]
+        if key not in self._kept:
+            self._kept[key] = self._part.pool.empty(shape, self._part.compute_dtype)
+        return self._kept[key]
 
     def _tag(self, kind: Kind, sweep: int) -> int:
         return (self._batch % 64 * (MOST + 1) + sweep) * 3 + PLACES[kind]
@@ -68,18 +88,27 @@ class Mail:
         """Send an array that is not written afterwards."""
         self.done()
         whole = self._part.ops.contiguous(array)
-        self._open.append(self.channel.send(whole, rank, self._tag(kind, sweep)))
-        self._trace.add("send", self._begun, self._batch, size=whole.nbytes)
+        self.cut(lambda: partial(self._leave, (kind, sweep, rank), whole))
         self._begun = self._trace.now()
+
+    def _leave(self, address: Address, array: Array) -> None:
+        kind, sweep, rank = address
+        self._open.append(self.channel.send(array, rank, self._tag(kind, sweep)))
+        self._trace.add("send", self._begun, self._batch, size=array.nbytes)
 
     def receive(self, kind: Kind, sweep: int, rank: int) -> Array:
         """What was expected, when it is there."""
         self.done()
-        array, pending = self._coming.pop((kind, sweep, rank))
-        pending.wait()
-        self._trace.add("receive", self._begun, self._batch, size=array.nbytes)
+        array, _ = self._coming[kind, sweep, rank]
+        self.cut(partial(self._arrive, (kind, sweep, rank)))
         self._begun = self._trace.now()
         return array
+
+    def _arrive(self, address: Address) -> Between:
+        array, pending = self._coming.pop(address)
+        pending.wait()
+        self._trace.add("receive", self._begun, self._batch, size=array.nbytes)
+        return _nothing
 
     def poke(self) -> None:
         """Move along what is under way."""
@@ -188,3 +217,12 @@ def route(network: Whole, mail: Mail) -> Route:
         raise TypeError("a stage of a parareal network has one of its blocks")
     (block,) = network.blocks
     return Chain(block, mail)
+
+
+def _at_once(first: Callable[[], Between]) -> None:
+    """The cut of a pass that is not recorded."""
+    first()()
+
+
+def _nothing() -> None:
+    """The message is there."""

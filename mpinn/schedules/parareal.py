@@ -14,13 +14,14 @@ The last stage has the head and the loss. What it computes is what `mpinn.nn.par
 the last bit, and nothing is reduced over the stages.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
 from mpinn.abreast import Wanted, waits
+from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 from mpinn.datasets.batches import Batch
 from mpinn.errors import InputError
@@ -35,6 +36,7 @@ from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part
 from mpinn.schedules.mail import MOST, Mail, Route, route
 from mpinn.schedules.options import Bounds, StagedOptions
+from mpinn.schedules.recorded import Cut, Keys, Ready, numbers_of, repeat
 from mpinn.schedules.schedule import Measured, Update
 from mpinn.schedules.serial import Serial
 from mpinn.schedules.stage import Place, Stage
@@ -149,35 +151,58 @@ class PararealStage(Staged):
     def __init__(self, part: Part, loss: Loss, seed: int, place: Place):
         super().__init__(Stage(part, loss, seed, place))
         self._part, self._loss, self._seed = part, loss, seed
-        self._route = route(part.network, Mail(place.channel, part, place.trace))
+        self._recorder = None if place.trace.wanted else part.ops.recorder()
+        self._route = route(part.network, Mail(place.channel, part, place.trace, stays=self._recorder is not None))
         self._aside = route(part.network, Mail(place.aside, part, SILENT))
         self._spans = {name: part.layout.span((name,)) for name in part.weight_views}
         self._order = part.network.order if isinstance(part.network, Gathered) else ()
 
     def step(self, batch: Batch, update: Update) -> Sequence[Measured]:
         """Forward, loss and backward of one batch on all stages, and the update."""
-        measured, mail = [], self._route.mail
+        measured = []
         if batch.count:
-            context = Pass(
-                self._part.pool, self._part.ops, seed=self._seed, batch=batch.index, rows=batch.rows, poke=mail.poke
-            )
-            loss = self._pass(batch, context, self._route, update.ready)
+            loss = self._repeat(batch, update, self._recorder) if self._recorder else self._train(batch, update)
             if loss is not None:
                 measured.append(Measured(batch.index, loss, batch.count))
         else:
             self._stage.nothing(update.ready)
         update(self._part, batch)
-        mail.settle()
+        self._route.mail.settle()
         self.staleness.add(0)
         return measured
 
-    def _pass(self, batch: Batch, context: Pass, route: Route, ready: Callable[[Part, slice], None]) -> Array | None:
+    def _train(self, batch: Batch, update: Update) -> Array | None:
         """Forward and backward; the loss on the last stage."""
+        context, route = self._context(batch), self._route
+        context.poke = route.mail.poke
+        self._expect(batch, route)
+        return self._pass(batch.x, batch.target, context, route, update.ready)
+
+    def _repeat(self, batch: Batch, update: Update, recorder: Any) -> Array | None:
+        """The same, as it was recorded for the first batch of this size, in graphs that end at each message."""
+        route, context = self._route, self._context(batch)
+
+        def work(inputs: tuple[Array, ...], pool: Pool, keys: Keys | None, cut: Cut, ready: Ready) -> Array | None:
+            x, target = inputs
+            context.pool, context.keys, route.mail.cut = pool, keys, cut
+            return self._pass(x, target, context, route, ready)
+
+        self._expect(batch, route)
+        numbers = numbers_of(self._seed, batch)
+        loss = repeat(recorder, self._part, (batch.x, batch.target), numbers, update, work)
+        return None if loss is None else loss.copy()
+
+    def _context(self, batch: Batch) -> Pass:
+        return Pass(self._part.pool, self._part.ops, seed=self._seed, batch=batch.index, rows=batch.rows)
+
+    def _expect(self, batch: Batch, route: Route) -> None:
+        route.mail.expect(batch.index, batch.count, route.letters(backward=True))
+
+    def _pass(self, x: Array, target: Array, context: Pass, route: Route, ready: Ready) -> Array | None:
         part, mail, loss, dy = self._part, route.mail, None, None
-        mail.expect(batch.index, batch.count, route.letters(backward=True))
-        y, saved = route.forward(part.weight_views, part.state_views, batch.x, context)
+        y, saved = route.forward(part.weight_views, part.state_views, x, context)
         if self._stage.last:
-            loss, dy = self._loss(y, batch.target, context)
+            loss, dy = self._loss(y, target, context)
         del y
         mail.done("backward")
         for name, _, finish in route.backward(part.weight_views, saved, dy, context):
@@ -200,7 +225,8 @@ class PararealStage(Staged):
         """The gradient of the batch's summed loss, with running statistics and no update."""
         mail = self._aside.mail
         context = Pass(self._part.pool, self._part.ops, training=False, gradients=True, poke=mail.poke)
-        self._pass(batch, context, self._aside, lambda part, span: None)
+        self._expect(batch, self._aside)
+        self._pass(batch.x, batch.target, context, self._aside, lambda part, span: None)
         mail.settle()
 
     def chained(self, values: Sequence[float]) -> Sequence[float]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import cupy
 import numpy as np
+import pytest
 
 from mpinn.array import cuda
 from mpinn.array.cuda_memory import CudaMemory
+from mpinn.array.pool import SMALL
 from mpinn.array.typing import Array
 from mpinn.comm.channel import NullChannel, Pending
 from mpinn.comm.transport import ALL, NOTHING, Direct, Staged
@@ -24,6 +26,8 @@ SIZES: dict[str, Callable[[int], int]] = {
     "none at times": lambda n: 0 if n % 6 == 5 else 6,
 }
 """Samples of batch n."""
+WAYS = pytest.mark.parametrize(("transport", "clip", "small"), [("staged", 0.1, 0), ("direct", 0.0, SMALL)])
+"""Arrays of at least ``small`` bytes come from pools."""
 OPTIMIZER = SGD(rate=0.05, decay="constant", weight_decay=0.01)
 
 

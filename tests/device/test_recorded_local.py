@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recording import OPTIMIZER, SIZES, Neighbours, Told, assert_same, batch, sizes_of, vectors
+from recording import OPTIMIZER, SIZES, WAYS, Neighbours, Told, assert_same, batch, sizes_of, vectors
 
-from mpinn.array import cuda
+from mpinn.array import cuda, pool
 from mpinn.comm.channel import NullChannel
 from mpinn.models.cnn import CNN
 from mpinn.models.mlp import MLP
@@ -38,7 +38,14 @@ def middle(name: str, width: int, transport: str, record: bool) -> tuple[Local, 
 
 
 def trained(
-    name: str, record: bool, size: Any, *, width: int = 6, transport: str = "staged", bucket: int = 0, clip: float = 0.0
+    name: str,
+    record: bool,
+    size: Any,
+    *,
+    width: int = 16,
+    transport: str = "staged",
+    bucket: int = 0,
+    clip: float = 0.0,
 ) -> tuple[Local, list[Any]]:
     """The schedule, and all that it has done."""
     schedule, channel = middle(name, width, transport, record)
@@ -48,13 +55,17 @@ def trained(
     schedule.drain(update)
     assert len(update.gradients) == 2 * steps
     assert len(channel.notes) == sum(size(index) > 0 for index in range(steps))
+    assert all("values" in note for note in channel.notes)
     return schedule, [channel.notes, update.gradients, [vectors(part) for part in schedule.parts.values()]]
 
 
-@pytest.mark.parametrize(("transport", "clip"), [("staged", 0.1), ("direct", 0.0)])
+@WAYS
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_recorded_head_learns_the_same_to_the_last_bit(name: str, size: str, transport: str, clip: float) -> None:
+def test_a_recorded_head_learns_the_same_to_the_last_bit(
+    name: str, size: str, transport: str, clip: float, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "SMALL", small)
     (one, found), (_, other) = (
         trained(name, record, SIZES[size], transport=transport, clip=clip) for record in (True, False)
     )
@@ -63,8 +74,8 @@ def test_a_recorded_head_learns_the_same_to_the_last_bit(name: str, size: str, t
     assert sizes_of(one._auxiliary._recorder) == {SIZES[size](index) for index in range(10)} - {0}
 
 
-@pytest.mark.parametrize("width", [0, 6])
-@pytest.mark.parametrize("bucket", [1, 200])
+@pytest.mark.parametrize("width", [0, 16])
+@pytest.mark.parametrize("bucket", [1, 10**6])
 def test_pieces_of_its_gradient_are_complete_when_they_are_told(bucket: int, width: int) -> None:
     found = [trained("mlp", record, SIZES["a last one"], width=width, bucket=bucket)[1] for record in (True, False)]
     assert_same(*found)

@@ -16,6 +16,8 @@ SHORT = ("run.dtype=float32", "run.bf16=true")
 ROUGH: dict[str, Any] = {"apart": 0.1, "cpu_only": ("run.bf16=false",)}
 CNN = ("model.name=cnn", "model.channels=[4,6]", "model.kernel=3", "model.widths=[16]")
 STAGES = ("schedule.cut=estimated", "consensus.name=gradients")
+NOISY = ("model.dropout=0.2", "model.norm=batch", "train.clip=0.5", "data.batch=160", "train.epochs=3")
+"""Seven batches in an epoch and one of half the size, which comes often enough to be recorded too."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Case:
     """A program. On the device and on the host its weights are the same up to ``apart``.
 
     ``mail``: whether ranks exchange messages between two of them only, so that the way of a message changes no bit;
-    ``twice``: whether it is also trained again, and also stopped and gone on with, to the same bits. ``direct``:
-    whether its messages are tried without the host.
+    ``twice``: whether it is also trained again, then without recordings, and also stopped and gone on with, to the same
+    bits. ``direct``: whether its messages are tried without the host.
     """
 
     name: str
@@ -103,8 +105,22 @@ def _stages() -> tuple[Case, ...]:
     )
     images = ("grid.stages=2", "schedule.name=fdg", *STAGES, *CNN)
     short = (*images, *SHORT)
+    noisy = (
+        Case(
+            f"{ranks} stages, {name}, noisy", ranks, (*STAGES, *NOISY, f"grid.stages={ranks}", *own), mail=True,
+            twice=True, quick=quick,
+        )
+        for ranks, name, quick, own in (
+            (2, "local", True, ("schedule.name=local", "schedule.width=12")),
+            (3, "local", False, ("schedule.name=local",)),
+            (2, "parareal", True, ("schedule.name=parareal",)),
+            (3, "parareal in a chain", False, ("schedule.name=parareal", "schedule.sweep=chain")),
+            (3, "parareal gathered", True, ("schedule.name=parareal", "schedule.sweep=gather")),
+            (3, "parareal, two sweeps", False, ("schedule.name=parareal", "schedule.iterations=2")),
+        )
+    )  # fmt: skip
     return (
-        *two, *four, Case("2 stages, fdg, cnn", 2, images, mail=True, quick=False),
+        *two, *four, *noisy, Case("2 stages, fdg, cnn", 2, images, mail=True, quick=False),
         Case("2 stages, fdg, cnn, bfloat16", 2, short, mail=True, twice=True, **ROUGH),
         Case("2 stages, parareal, bfloat16", 2, (*STAGES, "grid.stages=2", "schedule.name=parareal", *SHORT), mail=True,
              **ROUGH),

@@ -21,7 +21,7 @@ def test_every_schedule_and_consensus_is_compared() -> None:
     assert {config.names["schedule"] for _, config in configs} == {*SCHEDULES}
     for ranks in (2, 4):
         assert {config.names["consensus"] for own, config in configs if own == ranks} == {*CONSENSUSES}
-    assert {ranks for ranks, _ in configs} == {1, 2, 4}
+    assert {ranks for ranks, _ in configs} == {1, 2, 3, 4}
     assert all(case.apart == EXACT for case in CASES if read_config(None, settings_of(case)).run.dtype == "float64")
     names = [case.name for case in CASES]
     assert len({*names}) == len(names)

@@ -143,6 +143,9 @@ def _compared(case: Case, jobs: Jobs, direct: bool) -> tuple[float, tuple[str, .
         if "direct" not in equal:
             _same("again and staged", jobs.train(case, "again", "staged"), staged)
             equal.append("again")
+        # a timeline is of passes that are not recorded
+        _same("not recorded and staged", jobs.train(case, "plain", "staged", "--trace"), staged)
+        equal.append("plain")
         jobs.train(case, "stopped", "staged", "--stop-after", STOP, code=STOPPED)
         _same("stopped and staged", jobs.train(case, "stopped", "staged"), staged)
         equal.append("resumed")

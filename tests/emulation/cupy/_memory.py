@@ -158,7 +158,8 @@ def block_at(address: int) -> Memory | None:
     """The live block that an address lies in, or one beyond its end."""
     behind = None
     with LOCK:
-        for start, reference in list(LIVE.items()):
+        # a copy is made at once, while a list of pairs may be interrupted by blocks that are freed
+        for start, reference in LIVE.copy().items():
             memory = reference()
             if memory is not None and start <= address <= start + memory.size:
                 if address < start + memory.size:
