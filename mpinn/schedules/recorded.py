@@ -2,7 +2,8 @@
 
 A recorded pass leaves what it keeps in arrays of its own, so each pass in flight needs a recording of its own: there
 are as many as there were passes in flight at once, and each is played again when nobody has its arrays any more. They
-are worth their memory only for a size of batches that comes often: the last one of an epoch is not recorded.
+are worth their memory only for a size of batches that comes often: the last one of an epoch is not recorded. Whole
+passes, forward and backward, of which one is under way at a time, share their memory: they are recorded for every size.
 """
 
 import weakref

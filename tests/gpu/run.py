@@ -112,7 +112,7 @@ def stages(quick: bool, folder: Path, stand_in: bool) -> tuple[list[Stage], list
     fast = ["--quick"] if quick else []
     size = ["--small", "--stand-in"] if stand_in else fast
     checks = [
-        Stage("whole programs", ("tests/gpu/whole_program.py", *size), 200),
+        Stage("whole programs", ("tests/gpu/whole_program.py", *size), 300),
         Stage("device tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "tests/device"), 200),
     ]
     bench = ("-m", "mpinn", "bench", "gpu", *fast, "--json")
