@@ -217,14 +217,19 @@ def bench(
             parareal.print_rows(*told)
     else:
         from mpinn.array.device import choose_device
-        from mpinn.bench import device_messages, messages
+        from mpinn.bench import device_messages, messages, window
         from mpinn.comm.grid import connect
 
         world = connect()
-        rows = messages.run(world)
-        between_devices = device_messages.run(world, choose_device("auto", "plain", world.local_rank))
+        device = choose_device("auto", "plain", world.local_rank)
+        rows, windows, between_devices = (
+            messages.run(world),
+            window.run(world, device),
+            device_messages.run(world, device),
+        )
         if world.rank == 0:
             messages.print_rows(rows)
+            window.print_rows(windows)
             if between_devices:
                 device_messages.print_rows(between_devices)
 

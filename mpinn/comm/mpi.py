@@ -55,7 +55,7 @@ class MpiChannel:
         ordered: bool = False,
         chunk: int = CHUNK,
     ):
-        self._communicator = communicator
+        self.communicator = communicator
         self.rank = communicator.Get_rank()
         self.size = communicator.Get_size()
         self.ranks = ranks_of(communicator, JOB.everyone)
@@ -75,7 +75,7 @@ class MpiChannel:
         check_rank(self.name, "send", to, self.size)
         self.meter.count("send", array.nbytes)
         loans = self._lend_bytes(array, filled=True, wanted=False)
-        requests = _start(loans, lambda buffer: self._communicator.Isend(_raw(buffer), to, tag))
+        requests = _start(loans, lambda buffer: self.communicator.Isend(_raw(buffer), to, tag))
         return MpiPending(self, ("send to rank", to), requests, loans)
 
     def receive(self, into: Array, source: int, tag: int = 0) -> Pending:
@@ -88,7 +88,7 @@ class MpiChannel:
 
         def start(buffer: Array) -> MPI.Request:
             sizes.append(buffer.nbytes)
-            return self._communicator.Irecv(_raw(buffer), source, tag)
+            return self.communicator.Irecv(_raw(buffer), source, tag)
 
         requests = _start(loans, start)
         return MpiPending(self, ("receive from rank", source), requests, loans, sizes=sizes)
@@ -121,17 +121,17 @@ class MpiChannel:
         """Block until every rank is here."""
         self.meter.count("barrier", 0)
         index = self.meter.begin()
-        MpiPending(self, ("barrier", None), [self._communicator.Ibarrier()], index=index).wait()
+        MpiPending(self, ("barrier", None), [self.communicator.Ibarrier()], index=index).wait()
 
     def split(self, color: int, key: int, name: str) -> Channel:
         """The channel of the ranks that give the same ``color``, ordered by ``key``; called by all ranks."""
-        communicator = MPI.Intracomm(self._communicator.Split(color, key))
+        communicator = MPI.Intracomm(self.communicator.Split(color, key))
         return _channel(communicator, name, self.transports, self.polite, self.ordered, self._chunk)
 
     def with_chunk(self, chunk: int) -> "MpiChannel":
         """The same ranks with at most ``chunk`` bytes given to MPI at once; called by all ranks."""
         return MpiChannel(
-            MPI.Intracomm(self._communicator.Dup()),
+            MPI.Intracomm(self.communicator.Dup()),
             self.name,
             self.transports,
             polite=self.polite,
@@ -141,7 +141,7 @@ class MpiChannel:
 
     def revoke(self) -> None:
         """Let the messages of all its ranks fail, for ever."""
-        self._communicator.Revoke()
+        self.communicator.Revoke()
 
     def settle(self) -> None:
         """Return when MPI has done with the arrays of a channel that is revoked."""
@@ -154,7 +154,7 @@ class MpiChannel:
         index = self.meter.begin()
         sums = self.transports.sums
         loans = sums.lend(_cut(array, self._limit(sums)), ALL, True)
-        requests = _start(loans, lambda buffer: self._communicator.Iallreduce(MPI.IN_PLACE, buffer, operation))
+        requests = _start(loans, lambda buffer: self.communicator.Iallreduce(MPI.IN_PLACE, buffer, operation))
         return MpiPending(self, (name, None), requests, loans, index=index)
 
     def _sum_in_order(self, array: Array) -> Pending:
@@ -175,14 +175,14 @@ class MpiChannel:
         if into[0].nbytes <= self._limit(transport):
             loans = transport.lend([into], slice(self.rank, self.rank + 1), True, fresh=True)
             length = into[0].nbytes
-            whole = self._communicator.Iallgather
+            whole = self.communicator.Iallgather
             return _start(loans, lambda buffer: whole(MPI.IN_PLACE, [buffer, length, MPI.BYTE])), loans
         spread = [self._spread(into[root], root) for root in range(self.size)]
         return [request for requests, _ in spread for request in requests], [loan for _, own in spread for loan in own]
 
     def _spread(self, array: Array, root: int) -> tuple[list[MPI.Request], list[Loan]]:
         loans = self._lend_bytes(array, filled=self.rank == root, wanted=self.rank != root, fresh=True)
-        return _start(loans, lambda buffer: self._communicator.Ibcast(_raw(buffer), root)), loans
+        return _start(loans, lambda buffer: self.communicator.Ibcast(_raw(buffer), root)), loans
 
     def _lend_bytes(self, array: Array, filled: bool, wanted: bool, fresh: bool = False) -> list[Loan]:
         """Loans for the pieces of an array; where it is cut follows from its bytes: there may be another dtype."""

@@ -117,7 +117,7 @@ class NcclChannel(MpiChannel):
 
     def _link(self) -> Links | None:
         """Called by all ranks."""
-        everyone = self._communicator
+        everyone = self.communicator
         machine = MPI.Intracomm(everyone.Split(self._nccl.machine, self.rank))
         rank, sizes = machine.Get_rank(), np.empty(self.size, np.int64)
         everyone.Allgather(np.array([machine.Get_size()]), sizes)
