@@ -45,7 +45,7 @@ def numbers(ranks: Sequence[int]) -> str:
 
 
 def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
-    """NCCL on this rank's GPU, and a sentence for the log; called by all ranks, raises InputError on all of them."""
+    """NCCL on this rank's GPU, and its version; called by all ranks, raises InputError on all of them."""
     places = world.gather_text(f"{world.host}\t{device.bus}")
     sharing = [rank for rank, place in enumerate(places) if places.count(place) > 1]
     hosts = [place.partition("\t")[0] for place in places]
@@ -54,6 +54,6 @@ def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
         nccl, version = open_nccl(device, hosts.index(world.host))
         if sharing:
             raise InputError("run.collectives", f"nccl: ranks {numbers(sharing)} share GPUs; choose mpi")
-        return nccl, f"collectives within a machine by NCCL {version}: the configuration says so"
+        return nccl, version
 
     return world.everywhere(open_it)

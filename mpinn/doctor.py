@@ -13,11 +13,12 @@ from mpinn import __version__
 from mpinn.array.device import Device
 from mpinn.bench.messages import measure, ping_pong
 from mpinn.bench.timing import Spread
-from mpinn.binding import binding
+from mpinn.binding import binding, choose_nccl
 from mpinn.comm.choice import choose_transports
 from mpinn.comm.findings import findings, probe_file
 from mpinn.comm.grid import World
 from mpinn.comm.probe import probe
+from mpinn.errors import InputError
 
 LIBRARIES = ("numpy", "numba", "mpi4py", "cupy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -49,10 +50,22 @@ def doctor(
     ranks = [json.loads(text) for text in world.gather_text(json.dumps(own))]
     found = findings(world, device.name)
     _, transport = choose_transports("auto", world.library, found, device.memory, world.size)
+    routes = {"transport": transport.removeprefix("messages ")}
+    if found is not None and world.size > 1:
+        routes["NCCL"] = _nccl(world, device)
     shared = binding(world, device.bus)
     speed = speeds(world)
     if world.rank == 0:
-        _print(world, ranks, speed, transport.removeprefix("messages "), versions or {}, shared)
+        _print(world, ranks, speed, {**routes, **(versions or {})}, shared)
+
+
+def _nccl(world: World, device: Device) -> str:
+    """Whether NCCL can carry collectives, or why not; called by all ranks."""
+    try:
+        _, version = choose_nccl(world, device)
+    except InputError as error:
+        return str(error).removeprefix("run.collectives: nccl: ").removesuffix("; choose mpi")
+    return f"{version}, if run.collectives is nccl"
 
 
 def try_transports(world: World, device: Device) -> None:
@@ -106,7 +119,6 @@ def _print(
     world: World,
     ranks: Sequence[Mapping[str, object]],
     speed: Sequence[tuple[str, str]],
-    transport: str,
     versions: Mapping[str, str],
     shared: Sequence[str],
 ) -> None:
@@ -140,7 +152,6 @@ def _print(
         *_installed(),
         ("MPI", world.library),
         ("launcher", world.launcher or "none"),
-        ("transport", transport),
         *versions.items(),
         *speed,
     ]:
