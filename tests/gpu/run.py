@@ -24,6 +24,7 @@ LOOK = """
 import cupy
 from cupy.cuda import runtime
 from mpinn.array.cuda_conv import frontend
+from mpinn.array.cuda_nccl import library
 from mpinn.array.device import describe_devices
 
 for line in describe_devices():
@@ -31,6 +32,10 @@ for line in describe_devices():
 print("CuPy", cupy.__version__, "with CUDA", runtime.runtimeGetVersion())
 cudnn = frontend()
 print("cuDNN", "is missing: convolutions will be slow" if cudnn is None else cudnn.backend_version())
+try:
+    print("NCCL", library().get_version())
+except ImportError as error:
+    print(error)
 """
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
