@@ -36,7 +36,7 @@ pytestmark = pytest.mark.mpi
 MODEL = ResNet(depth=8).build((16, 16, 3), 10)
 BOUNDS = {1: (0, 6), 2: (0, 2, 6), 3: (0, 2, 3, 6), 4: (0, 1, 2, 3, 6)}
 """Every stage begins with a convolution, which keeps its input."""
-SAMPLES = 128
+SAMPLES = 64
 DTYPE = np.dtype(np.float32)
 OPTIMIZER = SGD(rate=1e-3)
 STEPS = 18
