@@ -1,10 +1,14 @@
 """Which rank has which GPU."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from mpinn.array.device import Device, open_nccl
 from mpinn.comm.grid import World
 from mpinn.comm.group import Nccl
+from mpinn.comm.transport import Staged, same
 from mpinn.errors import InputError
 
 
@@ -45,7 +49,10 @@ def numbers(ranks: Sequence[int]) -> str:
 
 
 def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
-    """NCCL on this rank's GPU, and its version; called by all ranks, raises InputError on all of them."""
+    """NCCL on this rank's GPU, and what it carries; called by all ranks, raises InputError on all of them.
+
+    Ranks whose machines have the same name are taken to be on one.
+    """
     places = world.gather_text(f"{world.host}\t{device.bus}")
     sharing = [rank for rank, place in enumerate(places) if places.count(place) > 1]
     hosts = [place.partition("\t")[0] for place in places]
@@ -56,4 +63,26 @@ def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
             raise InputError("run.collectives", f"nccl: ranks {numbers(sharing)} share GPUs; choose mpi")
         return nccl, version
 
-    return world.everywhere(open_it)
+    nccl, version = world.everywhere(open_it)
+    if len({*hosts}) == world.size:
+        return nccl, f"NCCL {version} has nothing to do: no two ranks share a machine"
+    failure = _failure(world, device, nccl)
+
+    def tell() -> None:
+        if failure:
+            raise InputError("run.collectives", f"nccl: NCCL {version} does not add up here ({failure}); choose mpi")
+
+    world.everywhere(tell)
+    return nccl, f"collectives within a machine by NCCL {version}"
+
+
+def _failure(world: World, device: Device, nccl: Nccl) -> str:
+    """What goes wrong when all ranks add up a number, the first thing that NCCL is asked for."""
+    channel = world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=nccl))
+    number = device.kernels.on_device(np.ones(1))
+    try:
+        channel.all_sum(number).wait()
+    except RuntimeError as error:
+        return str(error)
+    total = float(number[0])
+    return "" if total == world.size else f"{world.size} ones are {total:g}"

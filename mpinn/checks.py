@@ -247,8 +247,10 @@ def check_fresh(request: Request, directory: RunDirectory) -> None:
 def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:
     """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
     with Checkpoint(path) as checkpoint:
-        check_network(str(path.parent), checkpoint.configuration["schedule"], config.tables()["schedule"])
-        changes = difference(checkpoint.configuration, config.tables())
+        # keys that are newer than the file had the values that they have by default
+        stored = load(checkpoint.configuration, (), CHOICES, DEFAULTS).tables()
+        check_network(str(path.parent), stored["schedule"], config.tables()["schedule"])
+        changes = difference(stored, config.tables())
         forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if not may_change(key)]
         if forbidden:
             hint = "go back to the old values, choose another run.directory, or start anew with --fresh"

@@ -138,6 +138,7 @@ KEPT = 2
 MAY_CHANGE = frozenset(
     {
         "run.transport",
+        "run.collectives",
         "run.device",
         "run.directory",
         "run.survive",

@@ -62,10 +62,10 @@ def doctor(
 def _nccl(world: World, device: Device) -> str:
     """Whether NCCL can carry collectives, or why not; called by all ranks."""
     try:
-        _, version = choose_nccl(world, device)
+        _, said = choose_nccl(world, device)
     except InputError as error:
-        return str(error).removeprefix("run.collectives: nccl: ").removesuffix("; choose mpi")
-    return f"{version}, if run.collectives is nccl"
+        return str(error).removeprefix("run.collectives: nccl: ").partition("; choose mpi")[0]
+    return f"{said}, if run.collectives is nccl"
 
 
 def try_transports(world: World, device: Device) -> None:

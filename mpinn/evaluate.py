@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mpinn.array.device import Device, Where, choose_device, count_devices
+from mpinn.array.device import Device, choose_device, count_devices
 from mpinn.array.precision import activations
 from mpinn.array.typing import Array
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of
 from mpinn.comm.grid import World
-from mpinn.config import Config, InputError, Run, load
+from mpinn.config import Config, InputError, load
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.source import check_source, open_source
 from mpinn.keeper import bounds_of
@@ -31,7 +31,7 @@ def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], wa
     """Print loss and accuracy of a checkpoint, or of a run's newest or best one; the ranks share the samples."""
     told = json.loads(world.verdict(lambda: _check(path, overrides, want_best)))
     file, config = Path(told["file"]), load(told["tables"], (), CHOICES, DEFAULTS)
-    device = world.everywhere(lambda: device_of(config.run, world.local_rank, overrides))
+    device = world.everywhere(lambda: device_of(config, world.local_rank, overrides))
     if world.rank == 0 and device.name:
         told["notes"].append(f"on {device.said}")
     sums = _sums(world, file, config, split, device)
@@ -84,15 +84,18 @@ def _check_data(config: Config) -> dict[str, Any]:
         raise InputError("", f"{error}; where it is here, say with --set data.path=...") from None
 
 
-def device_of(run: Run, local_rank: int, overrides: Sequence[str]) -> Device:
-    """What a run's model is measured with: a GPU where there is one, unless the run was trained without.
+def device_of(config: Config, local_rank: int, overrides: Sequence[str]) -> Device:
+    """What a run's model is measured with: a GPU where there is one, unless run.device is cpu.
 
-    A run that a GPU has trained can be measured where there is none, in float32 if it was in bfloat16. Raises
-    InputError if the ``overrides`` ask for a device that is not there.
+    Where there is none, a run of a GPU is measured on the host, in float32 if it was trained in bfloat16; and so is a
+    member of a population, always. Raises InputError if the ``overrides`` ask for a GPU that is not there.
     """
-    asked = any(own.startswith("run.device=") for own in overrides)
-    where: Where = run.device if asked or run.device == "cpu" else "auto"
-    short = run.bf16 and (asked or (where == "auto" and count_devices()[0] > 0))
+    run, where = config.run, config.run.device
+    if config.names["model"] == "population":
+        where = "cpu"
+    elif where == "gpu" and not any(own.partition("=")[0].strip() == "run.device" for own in overrides):
+        where = "auto"
+    short = run.bf16 and (where == "gpu" or (where == "auto" and count_devices()[0] > 0))
     return choose_device(where, run.kernels, local_rank, run.tf32, short)
 
 

@@ -91,9 +91,8 @@ def build(
     found = findings(world, device.name)
     transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
     if run.collectives == "nccl":
-        nccl, version = choose_nccl(world, device)
-        transports = replace(transports, nccl=nccl)
-        transport += f"; collectives within a machine by NCCL {version}: the configuration says so"
+        nccl, said = choose_nccl(world, device)
+        transports, transport = replace(transports, nccl=nccl), f"{transport}; {said}"
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
     kept = survival.begin if survival else None

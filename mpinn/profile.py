@@ -296,9 +296,8 @@ def _times(part: Part, pieces: list[Network], x: Array, dy: Array, wanted: bool)
 def _traced(part: Part, pieces: list[Network], x: Array, dtype: Dtype) -> Array:
     """(U, 3): the bytes of each piece's input and output, and of the buffers that it makes and a pass keeps.
 
-    Activations, which are of the type of x, count as if they were stored as ``dtype``. Masks do not, nor statistics:
-    one number for each channel, or for each position of a sample, as which activations of one channel inside a piece
-    count too.
+    Activations, which are of the type of x, count as if they were stored as ``dtype``. Masks keep their type, and so do
+    arrays with one number a row, which are taken for statistics, also if they are activations of a single channel.
     """
     context, borders = Pass(part.pool, part.ops), [x]
     held: list[dict[int, Array]] = []

@@ -27,7 +27,9 @@ def kernels_of(config: Config, measured: bool) -> ModuleType:
             check_bf16(run.device == "cpu", run.device, "")
             check_bfloat16()
         return plain
-    if run.bf16 and not (run.device != "cpu" and count_devices()[0]):
+    if run.bf16 and run.device == "cpu":
+        check_bf16(True, "cpu", "")
+    if run.bf16 and not count_devices()[0]:
         raise InputError("run.bf16", "without a GPU nothing is measured in bfloat16: --estimated counts operations")
     check_kernels(config)
     return choose_device(run.device, run.kernels, 0, run.tf32).kernels

@@ -57,6 +57,24 @@ def test_another_setting_is_refused_with_the_keys_that_differ(finished: Path) ->
     assert contents(finished.parent) == before
 
 
+def test_a_run_of_before_there_was_a_key_goes_on_with_its_default(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    assert here(directory, *SMALL, stop_after=9) == STOPPED
+    path = newest(directory, lambda line: None)
+    assert path is not None
+    with h5py.File(path, "a") as file:
+        stored = json.loads(file["configuration"][()])
+        assert stored["run"].pop("collectives") == "mpi"
+        assert stored["train"].pop("clip") == 0.0
+        del file["configuration"]
+        file["configuration"] = np.bytes_(json.dumps(stored))
+    (directory / "checkpoints.json").unlink()
+    with pytest.raises(InputError, match=r"other values: train.clip \(0.0 -> 0.5\); go back"):
+        here(directory, *SMALL, "train.clip=0.5")
+    assert here(directory, *SMALL) == 0
+    assert differences(directory / "latest", finished / "latest") == ["configuration"]
+
+
 def test_a_shorter_run_is_refused(finished: Path) -> None:
     before = contents(finished.parent)
     with pytest.raises(InputError, match=r"^train.epochs: the run has been trained for 3 epochs"):

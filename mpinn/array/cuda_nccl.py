@@ -25,11 +25,19 @@ def library() -> ModuleType:
     return module
 
 
+KINDS = {
+    "b": "INT8", "B": "UINT8", "i": "INT32", "I": "UINT32", "l": "INT64", "L": "UINT64", "q": "INT64", "Q": "UINT64",
+    "f": "FLOAT32", "d": "FLOAT64",
+}  # fmt: skip
+"""What NCCL calls dtypes."""
+
+
 class CudaNccl:
     """NCCL on this rank's device. All groups use one stream, so that two of them never wait for each other."""
 
     def __init__(self, memory: CudaMemory, machine: int):
         self.machine, self.memory = machine, memory
+        self.groups: dict[tuple[int, ...], Any] = {}
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._library = library()
 
@@ -85,11 +93,11 @@ class CudaGroup:
 
     def collect(self, pieces: Sequence[Array], after: Any) -> Any:
         """Piece k becomes the sum over the ranks on rank k."""
-        stream, add = self._after(after), self._library.NCCL_SUM
+        stream, add, kind = self._after(after), self._library.NCCL_SUM, self._kind(pieces[0])
         with self._at_once():
             for root, piece in enumerate(pieces):
                 place = address(piece)
-                self._communicator.reduce(place, place, piece.size, self._kind(piece), add, root, stream)
+                self._communicator.reduce(place, place, piece.size, kind, add, root, stream)
         return recorded(self._stream)
 
     def spread(self, pieces: Sequence[Array], after: Any) -> Any:
@@ -107,8 +115,10 @@ class CudaGroup:
     @contextmanager
     def _at_once(self) -> Iterator[None]:
         self._library.groupStart()
-        yield
-        self._library.groupEnd()
+        try:
+            yield
+        finally:
+            self._library.groupEnd()
 
     def _after(self, event: Any) -> int:
         """The stream, whose work from now on comes after the event."""
@@ -116,10 +126,4 @@ class CudaGroup:
         return int(self._stream.ptr)
 
     def _kind(self, array: Array) -> int:
-        kinds = {
-            "b": "INT8", "B": "UINT8", "i": "INT32", "I": "UINT32", "l": "INT64", "L": "UINT64", "q": "INT64",
-            "Q": "UINT64", "f": "FLOAT32", "d": "FLOAT64",
-        }  # fmt: skip
-        if array.dtype.char not in kinds:
-            raise TypeError(f"NCCL adds no {array.dtype}")
-        return int(getattr(self._library, f"NCCL_{kinds[array.dtype.char]}"))
+        return int(getattr(self._library, f"NCCL_{KINDS[array.dtype.char]}"))

@@ -106,7 +106,7 @@ def open_nccl(device: Device, machine: int) -> tuple[Any, str]:
     try:
         nccl = CudaNccl(device.memory, machine)
     except ImportError as error:
-        raise InputError("run.collectives", f"nccl: {error}; or choose mpi") from None
+        raise InputError("run.collectives", f"nccl: {error}; choose mpi") from None
     return nccl, nccl.version
 
 

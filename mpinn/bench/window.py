@@ -38,7 +38,7 @@ def run(world: World, device: Device) -> list[Row]:
     rows = [_row(name, host, np.zeros(size, np.uint8)) for name, size in SIZES.items()]
     found = findings(world, device.name)
     if found is not None and found.messages:
-        direct = world.channel("window", transports=same(Direct(device.memory)))
+        direct = world.channel("window, direct", transports=same(Direct(device.memory)))
         for name, size in SIZES.items():
             rows.append(_row(f"{name}, GPU, direct", direct, device.kernels.on_device(np.zeros(size, np.uint8))))
     return rows

@@ -23,7 +23,10 @@ class Pending(Protocol):
         """Block until the message is complete and its array may be used; raises MessageError."""
 
     def test(self) -> bool:
-        """Whether the message is complete; if so, its array may be used. Also moves the message along."""
+        """Whether the message is complete; if so, its array may be used. Also moves the message along.
+
+        A sum of several machines by NCCL is never complete before `wait`.
+        """
 
 
 class Channel(Protocol):

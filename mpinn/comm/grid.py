@@ -112,7 +112,7 @@ class World:
         return payload.tobytes()
 
     def everywhere(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns on this rank; called by all ranks, it sends no messages.
+        """What ``action``, which sends no messages, returns on this rank; called by all ranks.
 
         An InputError on any rank, which another machine's files may cause, is raised on all of them.
         """

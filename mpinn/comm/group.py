@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpinn.array.typing import Array
 from mpinn.comm.memory import Event, Memory
+
+IDENTITY = 128
+"""Bytes of the name of a group."""
+SUMMABLE = "bBiIlLqQfd"
+"""The characters of the dtypes that NCCL adds up."""
 
 
 class Group(Protocol):
@@ -34,13 +39,17 @@ class Group(Protocol):
 
 
 class Nccl(Protocol):
-    """NCCL on the device of this rank. ``machine``: a number that is the same for the ranks of one machine."""
+    """NCCL on the device of this rank. ``machine``: a number that is the same for the ranks of one machine.
+
+    ``groups``: those that there are, by the numbers that their ranks have in the job.
+    """
 
     machine: int
     memory: Memory
+    groups: dict[tuple[int, ...], Any]
 
     def identity(self) -> bytes:
-        """Names a new group; as long as every other one."""
+        """The name of a new group, `IDENTITY` bytes; asked of one of its ranks."""
 
     def group(self, identity: bytes, rank: int, size: int) -> Group:
         """The group with a name, when all of its ranks are here."""

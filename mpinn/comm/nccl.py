@@ -1,12 +1,13 @@
 """Collectives of device arrays by NCCL among the ranks of a machine, and by MPI between machines.
 
-NCCL's work is asked of the device and ordered by events: the host does not wait for it. Only sums of ranks on several
-machines need the host in between: each of the ranks of a machine has a piece of the array, sums of pieces are collected
-within the machine, added up between machines by MPI, all pieces at once, and spread within the machine again.
+NCCL's work is asked of the device and ordered by events: the host does not wait for it, and so no meter counts its time
+as waiting. Only sums of ranks on several machines need the host in between: each rank of a machine, of as many as the
+smallest machine has, is given the sum of a piece of the array over its machine; MPI adds the pieces up between
+machines, all at once, and they are spread within each machine again.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,7 +18,7 @@ import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import DONE, Channel, Pending, check_array, check_gather, check_rank, check_reducible
-from mpinn.comm.group import Group, Nccl
+from mpinn.comm.group import IDENTITY, SUMMABLE, Group, Nccl
 from mpinn.comm.library import MPI
 from mpinn.comm.memory import Event, Memory
 from mpinn.comm.mpi import MpiChannel, add_rows
@@ -51,10 +52,12 @@ class NcclChannel(MpiChannel):
         self._known: Links | None = None
         self.begun: deque[AcrossMachines] = deque()
         """Sums between machines of which MPI has not got its piece yet, in the order in which they were asked for."""
+        self.asked: set[Asked] = set()
+        """What NCCL works on, which is not to be freed before, even if whoever has asked forgets it."""
 
     def all_sum(self, array: Array) -> Pending:
         """Replace ``array`` by its sum over the ranks, equal bit for bit on all of them."""
-        links = self._links(array)
+        links = self._links(array) if array.dtype.char in SUMMABLE else None
         if links is None or (links.across and self.ordered):
             return super().all_sum(array)
         check_reducible(self.name, "all_sum", array)
@@ -68,7 +71,7 @@ class NcclChannel(MpiChannel):
 
     def all_max(self, array: Array) -> Pending:
         """Replace ``array`` by its elementwise maximum over the ranks."""
-        links = self._links(array)
+        links = self._links(array) if array.dtype.char in SUMMABLE else None
         if links is None or links.across:
             return super().all_max(array)
         check_reducible(self.name, "all_max", array)
@@ -105,7 +108,7 @@ class NcclChannel(MpiChannel):
         return self._asked(links.inside.all_gather(rows, self._nccl.memory.now(fresh=True)), rows, finish)
 
     def _asked(self, end: Event, array: Array, finish: Callable[[], None] | None = None) -> "Asked":
-        return Asked(self._nccl.memory, end, array, finish)
+        return Asked(self, self._nccl.memory, end, array, finish)
 
     def _links(self, array: Array) -> Links | None:
         """How NCCL carries an array; None where MPI does: one of the host, or where no two ranks share a machine."""
@@ -117,32 +120,47 @@ class NcclChannel(MpiChannel):
 
     def _link(self) -> Links | None:
         """Called by all ranks."""
-        everyone = self.communicator
-        machine = MPI.Intracomm(everyone.Split(self._nccl.machine, self.rank))
-        rank, sizes = machine.Get_rank(), np.empty(self.size, np.int64)
-        everyone.Allgather(np.array([machine.Get_size()]), sizes)
-        identity = bytearray(self._nccl.identity())
-        machine.Bcast(identity, 0)
-        machine.Free()
+        machines = np.empty(self.size, np.int64)
+        self.communicator.Allgather(np.array([self._nccl.machine]), machines)
+        sizes = np.unique(machines, return_counts=True)[1]
         if sizes.max() == 1:
             return None
-        inside, pieces = self._nccl.group(bytes(identity), rank, int(sizes[self.rank])), int(sizes.min())
+        mates = np.flatnonzero(machines == self._nccl.machine).tolist()
+        inside, rank, pieces = self._group(mates), mates.index(self.rank), int(sizes.min())
         if pieces == self.size:
             return Links(inside, rank, pieces, None)
         name = f"{self.name} between machines"
-        between = MPI.Intracomm(everyone.Split(min(rank, pieces), self.rank))
+        between = MPI.Intracomm(self.communicator.Split(min(rank, pieces), self.rank))
         return Links(inside, rank, pieces, MpiChannel(between, name, self.transports, polite=self.polite))
+
+    def _group(self, mates: Sequence[int]) -> Group:
+        """The group of those ranks of the channel; one for all channels that have the same. Called by all of them."""
+        nccl, key, rank = self._nccl, tuple(self.ranks[mate] for mate in mates), mates.index(self.rank)
+        if key not in nccl.groups:
+            identity = bytearray(IDENTITY if rank else nccl.identity())
+            everyone = self.communicator.Get_group()
+            together = everyone.Incl(mates)
+            machine = MPI.Intracomm(self.communicator.Create_group(together))
+            machine.Bcast(identity, 0)
+            for handle in (machine, together, everyone):
+                handle.Free()
+            nccl.groups[key] = nccl.group(bytes(identity), rank, len(mates))
+        group: Group = nccl.groups[key]
+        return group
 
 
 class Asked:
     """Work that NCCL has been asked for; the host waits for nothing."""
 
-    __slots__ = ("_array", "_end", "_finish", "_memory", "_open")
+    __slots__ = ("_array", "_channel", "_end", "_finish", "_memory", "_open")
 
-    def __init__(self, memory: Memory, end: Event, array: Array, finish: Callable[[], None] | None):
-        self._memory, self._end, self._finish = memory, end, finish
+    def __init__(
+        self, channel: NcclChannel, memory: Memory, end: Event, array: Array, finish: Callable[[], None] | None
+    ):
+        self._channel, self._memory, self._end, self._finish = channel, memory, end, finish
         self._array: Array | None = array
         self._open = True
+        channel.asked.add(self)
 
     def test(self) -> bool:
         """Whether the device has done it; if so, the array may be used."""
@@ -155,6 +173,7 @@ class Asked:
         if not self._open:
             return
         self._open = False
+        self._channel.asked.discard(self)
         self._memory.follow(self._end)
         if self._finish is not None:
             self._finish()

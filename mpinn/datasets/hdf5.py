@@ -70,10 +70,20 @@ def _attributes(path: Path, file: h5py.File) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for name in ("mean", "std", "classes"):
         if name in file.attrs:
-            if file.attrs.get_id(name).dtype.kind not in "biuf":
+            found[name] = _numbers(file.attrs, name)
+            if found[name] is None:
                 raise InputError(f"{path}:/", f"the attribute {name} must be numeric")
-            found[name] = file.attrs[name]
     return found
+
+
+def _numbers(attributes: h5py.AttributeManager, name: str) -> Any:
+    """The value of an attribute; None if it has none, or one that is not of numbers."""
+    try:
+        kind = attributes.get_id(name).dtype.kind
+    except TypeError:  # of a type that NumPy has not
+        return None
+    value = attributes[name] if kind in "biuf" else None
+    return None if isinstance(value, h5py.Empty) else value
 
 
 def _check_size(path: Path, entry: h5py.Dataset) -> None:

@@ -43,6 +43,14 @@ def test_so_does_a_machine_without_one(run: Path, settings: tuple[str, ...], env
     assert accuracy(found) == pytest.approx(summary(run)["test"]["accuracy"], abs=0.02)
 
 
+def test_a_member_of_a_population_is_measured_on_the_host(tmp_path: Path) -> None:
+    population = ("model.name=population", "model.widths=[3,9]", "model.repetitions=2", "run.device=gpu")
+    assert here(tmp_path, *SMALL[1:], *population, "grid.replicas=1") == 0
+    note, found = said(tmp_path)
+    assert note.startswith("member ")
+    assert accuracy(found) == pytest.approx(summary(tmp_path)["test"]["accuracy"], abs=1e-4)
+
+
 def test_a_device_that_is_asked_for_must_be_there(run: Path) -> None:
     done = alone("-m", "mpinn", "evaluate", str(run), "--set", "run.device=gpu", env=NOWHERE)
     assert (done.returncode, done.stdout) == (2, "")
