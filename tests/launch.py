@@ -19,8 +19,13 @@ ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_btl": "^ofi",
+    "PYTHONDONTWRITEBYTECODE": "",
 }
-"""One BLAS thread; as root and with more ranks than cores under Open MPI 4 and 5, to which MPICH is indifferent."""
+"""One BLAS thread; as root and with more ranks than cores under Open MPI 4 and 5, to which MPICH is indifferent.
+
+Without OFI for one-sided messages, of which there are none: looking for it takes Open MPI 5 a second at each start.
+Modules are compiled once, also where Python is told to keep none compiled."""
 
 
 def mpirun_program() -> str:

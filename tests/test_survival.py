@@ -2,15 +2,31 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from launch import finish, mpirun, open_mpi, open_mpi_library, ranks_of, start
+from launch import finish, mpirun, ranks_of, start
 from training import SMALL, arguments, differences, records, wait_for
-from ulfm import FLAGS, SAVING, WRITING, bereave, deaths, dying, surviving, ulfm
+from ulfm import (
+    FLAGS,
+    SAVING,
+    WRITING,
+    Drill,
+    bereave,
+    deaths,
+    drill,
+    mortal,
+    references,
+    surviving,
+    ulfm,
+    under_open_mpi,
+)
 
+from mpinn.checks import Request, check
 from mpinn.choices import read_config
+from mpinn.errors import InputError
 from mpinn.storage.restore import newest
 from mpinn.survival import Death, Survival, left, outline
 
@@ -22,17 +38,77 @@ LONGER = (*SMALL, "train.epochs=10", "model.norm=batch")
 GRADIENTS = (*SMALL, "train.epochs=10", "consensus.name=gradients", "train.log=1 step")
 
 
+DIFFERENT = {
+    "accuracy": (("consensus.name=averaging", "consensus.period=7 steps"), 1),
+    "norm": (("consensus.name=averaging", "consensus.period=7 steps", "consensus.score=inverse_gradient_norm"), 0),
+    "gossip": (("consensus.name=gossip",), 3),
+    "combine": (("consensus.name=gossip", "consensus.form=combine_then_adapt"), 0),
+    "outer": (("consensus.name=outer", "consensus.period=7 steps", "optimizer.name=adam"), 2),
+}
+"""A consensus, and who dies."""
+SCHEDULES = {"1f1b": 0, "fdg": 2, "ddg": 1, "parareal": 0}
+"""Steps that are under way at a boundary."""
+
+
 @pytest.fixture
-def _with_ulfm(monkeypatch: pytest.MonkeyPatch) -> None:
-    prefix = open_mpi()
-    assert prefix is not None
-    monkeypatch.setenv("MPINN_TEST_MPIRUN", str(prefix / "bin/mpirun"))
-    monkeypatch.setenv("MPI4PY_LIBMPI", str(open_mpi_library()))
+def _with_ulfm() -> Iterator[None]:
+    with under_open_mpi():
+        yield
 
 
-def train(ranks: int, run: Path, *settings: str) -> int:
-    """Train with the same messages as a run that survives; the code."""
-    return ulfm(ranks, *arguments(run, *settings)).returncode
+@pytest.fixture(scope="module")
+def synchronous(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Drill]:
+    """By the rank that dies first; after rank 0 two more die."""
+    place = tmp_path_factory.mktemp("synchronous")
+    with under_open_mpi():
+        one = drill(place, "one", mortal({2: KILLED}), *GRADIENTS)
+        all_but_one = drill(place, "all-but-one", mortal({0: KILLED, 2: 41, 1: 50}), *GRADIENTS)
+        first, second, third = (death["resumed"] for death in all_but_one.deaths)
+        references(4, one.until(one.deaths[0]["resumed"]), all_but_one.until(first))
+        references(3, one.until(0), all_but_one.until(second))
+        references(2, all_but_one.until(third))
+        references(1, all_but_one.until(0))
+    return {2: one, 0: all_but_one}
+
+
+@pytest.fixture(scope="module")
+def different(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Drill]:
+    place = tmp_path_factory.mktemp("different")
+    with under_open_mpi():
+        drills = {
+            name: drill(place, name, mortal({dead: KILLED}), *LONGER, *consensus)
+            for name, (consensus, dead) in DIFFERENT.items()
+        }
+        references(4, *(each.until(each.deaths[0]["resumed"]) for each in drills.values()))
+        for name, each in drills.items():
+            bereave(each.oracle, DIFFERENT[name][1])
+        references(3, *(each.until(0) for each in drills.values()))
+    return drills
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Drill]:
+    place = tmp_path_factory.mktemp("staged")
+    grid = ("model.widths=[12,12,12]", "grid.replicas=2", "grid.stages=2")
+    with under_open_mpi():
+        drills = {
+            name: drill(place, name, mortal({1: KILLED}), *GRADIENTS, *grid, f"schedule.name={name}")
+            for name in SCHEDULES
+        }
+        references(4, *(each.until(each.deaths[0]["resumed"] + SCHEDULES[name]) for name, each in drills.items()))
+        references(2, *(each.until(0, "grid.replicas=1") for each in drills.values()))
+    return drills
+
+
+@pytest.fixture(scope="module")
+def saving(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Drill]:
+    """By the step after which the writer dies, in the middle of the run or at its end."""
+    place, settings = tmp_path_factory.mktemp("saving"), (*GRADIENTS, "checkpoint.every=15 steps")
+    with under_open_mpi():
+        drills = {step: drill(place, str(step), SAVING.replace("STEP", str(step)), *settings) for step in (30, 60)}
+        references(4, drills[30].until(30), drills[60].until(59), drills[60].until(0))
+        references(3, drills[30].until(0))
+    return drills
 
 
 def every_line(run: Path) -> None:
@@ -44,104 +120,60 @@ def every_line(run: Path) -> None:
 
 
 @pytest.mark.ulfm
-@pytest.mark.usefixtures("_with_ulfm")
 @pytest.mark.parametrize("dead", [2, 0])
-def test_synchronous_replicas_go_on_as_a_run_resumed_with_fewer(dead: int, tmp_path: Path) -> None:
-    run, oracle = tmp_path / "run", tmp_path / "oracle"
-    job = dying(4, run, {dead: KILLED}, *GRADIENTS)
-    assert job.returncode == 0, job.stderr
-    (death,) = deaths(run)
-    step = death["resumed"]
-    assert step in (KILLED - 1, KILLED)
+def test_synchronous_replicas_go_on_as_a_run_resumed_with_fewer(dead: int, synchronous: dict[int, Drill]) -> None:
+    drill = synchronous[dead]
+    death, said = drill.deaths[0], drill.job.stdout
+    assert death["resumed"] in (KILLED - 1, KILLED)
     assert death["noticed"] == KILLED
     assert (death["dead"], death["retired"], death["replicas"]) == ([dead], [], [dead])
     assert (death["before"], death["after"]) == ([4, 1, 1], [3, 1, 1])
-    assert f"rank {dead} (of replica {dead}) has died, noticed after step {KILLED}\n" in job.stdout
-    assert f"survived      rank {dead} of replica {dead} died after step {KILLED}, 3 of 4" in job.stdout
-    assert train(4, oracle, *GRADIENTS, "--stop-after", str(step)) == STOPPED
-    assert train(3, oracle, *GRADIENTS) == 0
-    assert differences(run / "latest", oracle / "latest") == ["configuration"]
-    assert [line["step"] for line in records(run) if "loss" in line] == [*range(1, 61)]
-    every_line(run)
+    assert f"rank {dead} (of replica {dead}) has died, noticed after step {KILLED}\n" in said
+    assert f"survived      rank {dead} of replica {dead} died after step {KILLED}, 3 of 4" in said
+    assert differences(drill.run / "latest", drill.oracle / "latest") == ["configuration"]
+    assert [line["step"] for line in records(drill.run) if "loss" in line] == [*range(1, 61)]
+    every_line(drill.run)
 
 
 @pytest.mark.ulfm
-@pytest.mark.usefixtures("_with_ulfm")
-@pytest.mark.parametrize(
-    ("consensus", "dead"),
-    [
-        (("consensus.name=averaging", "consensus.period=7 steps"), 1),
-        (("consensus.name=averaging", "consensus.period=7 steps", "consensus.score=inverse_gradient_norm"), 0),
-        (("consensus.name=gossip",), 3),
-        (("consensus.name=gossip", "consensus.form=combine_then_adapt"), 0),
-        (("consensus.name=outer", "consensus.period=7 steps", "optimizer.name=adam"), 2),
-    ],
-)
-def test_replicas_that_differ_go_on_with_weights_of_their_own(
-    consensus: tuple[str, ...], dead: int, tmp_path: Path
-) -> None:
-    run, oracle = tmp_path / "run", tmp_path / "oracle"
-    settings = (*LONGER, *consensus)
-    job = dying(4, run, {dead: KILLED}, *settings)
-    assert job.returncode == 0, job.stderr
-    (death,) = deaths(run)
-    assert train(4, oracle, *settings, "--stop-after", str(death["resumed"])) == STOPPED
-    bereave(oracle, dead)
-    assert train(3, oracle, *settings) == 0
-    assert differences(run / "latest", oracle / "latest") == ["configuration"]
-    every_line(run)
+def test_a_rank_that_dies_among_the_survivors_is_survived_too(synchronous: dict[int, Drill]) -> None:
+    assert [death["dead"] for death in synchronous[2].deaths] == [[2]]
+    assert [death["dead"] for death in synchronous[0].deaths] == [[0], [2], [1]]
+    assert [death["after"] for death in synchronous[0].deaths] == [[3, 1, 1], [2, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.ulfm
-@pytest.mark.usefixtures("_with_ulfm")
-@pytest.mark.parametrize(("schedule", "behind"), [("1f1b", 0), ("fdg", 2), ("ddg", 1), ("parareal", 0)])
-def test_a_replica_without_all_its_stages_retires(schedule: str, behind: int, tmp_path: Path) -> None:
-    run, oracle = tmp_path / "run", tmp_path / "oracle"
-    settings = (*GRADIENTS, "model.widths=[12,12,12]", "grid.replicas=2", "grid.stages=2", f"schedule.name={schedule}")
-    job = dying(4, run, {1: KILLED}, *settings)
-    assert job.returncode == 0, job.stderr
-    assert "rank 0 retires: without all its stages a replica cannot go on\n" in job.stdout
-    (death,) = deaths(run)
+@pytest.mark.parametrize("consensus", DIFFERENT)
+def test_replicas_that_differ_go_on_with_weights_of_their_own(consensus: str, different: dict[str, Drill]) -> None:
+    drill = different[consensus]
+    assert [death["dead"] for death in drill.deaths] == [[DIFFERENT[consensus][1]]]
+    assert differences(drill.run / "latest", drill.oracle / "latest") == ["configuration"]
+    every_line(drill.run)
+
+
+@pytest.mark.ulfm
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_replica_without_all_its_stages_retires(schedule: str, staged: dict[str, Drill]) -> None:
+    drill = staged[schedule]
+    assert "rank 0 retires: without all its stages a replica cannot go on\n" in drill.job.stdout
+    (death,) = drill.deaths
     assert (death["dead"], death["retired"], death["replicas"]) == ([1], [0], [0])
     assert (death["before"], death["after"]) == ([2, 2, 1], [1, 2, 1])
-    assert train(4, oracle, *settings, "--stop-after", str(death["resumed"] + behind)) == STOPPED
-    assert train(2, oracle, *settings, "grid.replicas=1") == 0
-    assert differences(run / "latest", oracle / "latest") == ["configuration"]
-    every_line(run)
+    assert differences(drill.run / "latest", drill.oracle / "latest") == ["configuration"]
+    every_line(drill.run)
 
 
 @pytest.mark.ulfm
-@pytest.mark.usefixtures("_with_ulfm")
-def test_a_rank_that_dies_among_the_survivors_is_survived_too(tmp_path: Path) -> None:
-    run, oracle = tmp_path / "run", tmp_path / "oracle"
-    job = dying(4, run, {0: KILLED, 2: 41, 1: 50}, *GRADIENTS)
-    assert job.returncode == 0, job.stderr
-    found = deaths(run)
-    assert [death["dead"] for death in found] == [[0], [2], [1]]
-    for ranks, death in zip((4, 3, 2), found, strict=True):
-        assert train(ranks, oracle, *GRADIENTS, "--stop-after", str(death["resumed"])) == STOPPED
-    assert train(1, oracle, *GRADIENTS) == 0
-    assert differences(run / "latest", oracle / "latest") == ["configuration"]
-    every_line(run)
-
-
-@pytest.mark.ulfm
-@pytest.mark.usefixtures("_with_ulfm")
 @pytest.mark.parametrize("step", [30, 60])
-def test_a_writer_that_dies_while_it_saves_leaves_nothing_half_done(step: int, tmp_path: Path) -> None:
-    run, oracle = tmp_path / "run", tmp_path / "oracle"
-    settings = (*GRADIENTS, "checkpoint.every=15 steps")
-    job = surviving(4, run, SAVING.replace("STEP", str(step)), *settings)
-    assert job.returncode == 0, job.stderr
-    (death,) = deaths(run)
+def test_a_writer_that_dies_while_it_saves_leaves_nothing_half_done(step: int, saving: dict[int, Drill]) -> None:
+    run = saving[step].run
+    (death,) = saving[step].deaths
     assert (death["dead"], death["noticed"], death["resumed"]) == ([0], step, step)
     assert list(run.glob(".*.partial")) == []
-    assert train(4, oracle, *settings, "--stop-after", str(min(step, 59))) == STOPPED
-    assert train(3 if step < 60 else 4, oracle, *settings) == 0
     found = newest(run, pytest.fail)
     assert found is not None
     expected = ["configuration"] if step < 60 else ["configuration", "@grid"]
-    assert differences(found, oracle / "latest") == expected
+    assert differences(found, saving[step].oracle / "latest") == expected
     every_line(run)
 
 
@@ -163,7 +195,7 @@ def test_what_a_writer_has_not_written_any_more_another_writes(tmp_path: Path) -
 def test_without_a_whole_replica_the_job_ends_and_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = (*GRADIENTS, "model.widths=[12,12]", "grid.stages=2", "schedule.name=1f1b", "checkpoint.every=15 steps")
-    job = dying(4, run, {1: KILLED, 2: KILLED}, *settings)
+    job = surviving(4, run, mortal({1: KILLED, 2: KILLED}), *settings)
     assert job.returncode == 1
     told = (
         "mpinn: ranks 1-2 died, and no replica has all its ranks: the same command goes on from the newest checkpoint"
@@ -207,8 +239,6 @@ def test_the_mpirun_of_open_mpi_must_be_told(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.ulfm
-@pytest.mark.usefixtures("_with_ulfm")
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
@@ -220,8 +250,9 @@ def test_the_mpirun_of_open_mpi_must_be_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_survive_is_refused(settings: tuple[str, ...], why: str, tmp_path: Path) -> None:
-    job = ulfm(2, *arguments(tmp_path / "run", "run.survive=true", *settings))
-    assert (job.returncode, job.stderr) == (2, f"mpinn: run.survive: {why}\n")
+    with pytest.raises(InputError) as caught:
+        check(Request(overrides=(f"run.directory={tmp_path / 'run'}", "run.survive=true", *settings)), 2)
+    assert str(caught.value) == f"run.survive: {why}"
     assert not (tmp_path / "run").exists()
 
 

@@ -3,13 +3,13 @@
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from launch import alone, kill, mpirun
+from launch import alone, finish, kill, mpirun, start
 
 from mpinn.array.typing import Array
 from mpinn.checks import Request
@@ -18,6 +18,23 @@ from mpinn.train import train as train_here
 
 SMALL = ("model.widths=[12]", "data.batch=200", "train.epochs=3", "train.log=4 steps", "train.evaluate=5 steps")
 """18 steps, 6 an epoch, in which no two cadences coincide before the last step."""
+
+SERIES = """
+import json, sys
+from mpinn.checks import Request
+from mpinn.comm.abort import install_abort_hook, leave
+from mpinn.comm.grid import connect
+from mpinn.comm.launch import silence_other_ranks
+from mpinn.train import train
+silence_other_ranks()
+install_abort_hook()
+world = connect()
+for overrides, stop in json.loads(sys.argv[1]):
+    code = train(world, Request(overrides=tuple(overrides), stop_after=stop))
+    if code != (75 if stop else 0):
+        raise SystemExit(f"{overrides}: {code}")
+leave(0)
+"""
 
 
 def arguments(directory: Path, *settings: str) -> list[str]:
@@ -34,6 +51,16 @@ def train(
     """Train on ``ranks`` ranks; 0: without a launcher."""
     line = arguments(directory, *settings)
     return mpirun(ranks, *line, timeout=timeout, env=env) if ranks else alone(*line, timeout=timeout, env=env)
+
+
+def series(
+    ranks: int, *runs: tuple[Path, Sequence[str], int], options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Train one run after the other in the same processes; each is a directory, its settings, and --stop-after."""
+    told = [((f"run.directory={directory}", *settings), stop) for directory, settings, stop in runs]
+    job = finish(start(ranks, "-c", SERIES, json.dumps(told), options=options), timeout=60 * len(runs))
+    assert job.returncode == 0, job.stderr
+    return job
 
 
 def wait_for(path: Path, job: subprocess.Popen[str], limit: float = 30) -> None:

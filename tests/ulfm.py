@@ -1,13 +1,17 @@
 """Jobs under an Open MPI with ULFM, in which ranks die at a known step, and what they are compared with."""
 
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from launch import finish, start
-from training import arguments, summary
+import pytest
+from launch import finish, open_mpi, open_mpi_library, start
+from training import arguments, series, summary
 
 BEGIN = """
 import os, signal, sys
@@ -56,19 +60,60 @@ main(sys.argv[1:])
 FLAGS = ("--with-ft", "ulfm")
 
 
+@contextmanager
+def under_open_mpi() -> Iterator[None]:
+    """Start jobs with the mpirun of an Open MPI."""
+    prefix = open_mpi()
+    assert prefix is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPINN_TEST_MPIRUN", str(prefix / "bin/mpirun"))
+        patch.setenv("MPI4PY_LIBMPI", str(open_mpi_library()))
+        yield
+
+
 def ulfm(ranks: int, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run Python on some ranks that may survive others."""
     return finish(start(ranks, *arguments, options=FLAGS), timeout)
 
 
-def dying(ranks: int, run: Path, deaths: dict[int, int], *settings: str) -> subprocess.CompletedProcess[str]:
-    """Train while ranks die, which others are to survive."""
-    return surviving(ranks, run, MORTAL.replace("DEATHS", repr(deaths)), *settings)
+def mortal(deaths: dict[int, int]) -> str:
+    """The program in which ranks die in the update of a batch."""
+    return MORTAL.replace("DEATHS", repr(deaths))
 
 
 def surviving(ranks: int, run: Path, program: str, *settings: str) -> subprocess.CompletedProcess[str]:
     """Train under a program that lets ranks die."""
     return ulfm(ranks, "-c", BEGIN + program, *arguments(run, "run.survive=true", *settings)[2:])
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A run in which ranks have died, and the directory of the one as which it is to end."""
+
+    run: Path
+    oracle: Path
+    settings: Sequence[str]
+    job: subprocess.CompletedProcess[str]
+
+    @property
+    def deaths(self) -> list[dict[str, Any]]:
+        return deaths(self.run)
+
+    def until(self, stop: int, *settings: str) -> tuple[Path, Sequence[str], int]:
+        """The oracle until a step, or to its end: one of a `series`."""
+        return self.oracle, (*self.settings, *settings), stop
+
+
+def drill(place: Path, name: str, program: str, *settings: str) -> Drill:
+    """Train on four ranks under a program that lets some die, to the end."""
+    job = surviving(4, place / name, program, *settings)
+    assert job.returncode == 0, job.stderr
+    return Drill(place / name, place / f"{name}-oracle", settings, job)
+
+
+def references(ranks: int, *runs: tuple[Path, Sequence[str], int]) -> None:
+    """Train with the same messages as a run that survives."""
+    series(ranks, *runs, options=FLAGS)
 
 
 def deaths(run: Path) -> list[dict[str, Any]]:
