@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launch import mpirun
-from training import SMALL, differences, here, records, train
+from launch import alone
+from training import SMALL, differences, here, records, series, train
 
 from mpinn.errors import FatalError, InputError
 from mpinn.storage.directory import RunDirectory
@@ -65,22 +65,24 @@ def allow_writing(disk: Path, allowed: bool) -> None:
     subprocess.run(["mount", "-o", f"remount,{'rw' if allowed else 'ro'}", disk], check=True)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_a_directory_that_cannot_be_written_is_one_message_and_loses_nothing(ranks: int, disk: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_one_message_and_loses_nothing(disk: Path) -> None:
     """Neither a run that goes on, nor a new one, nor one that would be moved aside."""
     run, read_only = disk / "run", "cannot be written: Read-only file system"
-    assert train(ranks, run, *SMALL, "--stop-after", "9").returncode == STOPPED
+    assert here(run, *SMALL, stop_after=9) == STOPPED
     held = {path.name: path.read_bytes() for path in run.iterdir()}
     allow_writing(disk, False)
     for words in ((run, *SMALL), (disk / "new", *SMALL), (run, *SMALL, "--fresh")):
-        job = train(ranks, *words)
+        job = train(2, *words)
         assert (job.returncode, job.stderr.count("\n")) == (2, 1)
         assert job.stderr.startswith("mpinn: run.directory: ")
         assert job.stderr.endswith(f"{read_only}\n")
+        fresh = "--fresh" in words
+        with pytest.raises(InputError, match=f"^run.directory: .*{read_only}$"):
+            here(words[0], *SMALL, fresh=fresh)
         assert {path.name: path.read_bytes() for path in run.iterdir()} == held
-    assert mpirun(ranks, "-m", "mpinn", "evaluate", str(run)).returncode == 0
+    assert alone("-m", "mpinn", "evaluate", str(run)).returncode == 0
     allow_writing(disk, True)
-    assert train(ranks, run, *SMALL).returncode == 0
+    assert here(run, *SMALL) == 0
     assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
 
@@ -97,7 +99,7 @@ def test_a_run_fills_the_disk_and_goes_on_when_there_is_room(disk: Path, tmp_pat
     held = sound(run)
     assert 2 < len(held) < 18
 
-    told = mpirun(2, "-m", "mpinn", "evaluate", str(run))
+    told = alone("-m", "mpinn", "evaluate", str(run))
     assert (told.returncode, told.stderr) == (0, "")
     assert "accuracy" in told.stdout
 
@@ -106,12 +108,11 @@ def test_a_run_fills_the_disk_and_goes_on_when_there_is_room(disk: Path, tmp_pat
     assert sound(run).items() >= held.items()
 
     filler.unlink()
-    again = train(2, run, *settings)
-    assert (again.returncode, again.stderr) == (0, "")
+    whole = tmp_path / "whole"
+    again = series(2, (run, settings, 0), (whole, settings, 0))
+    assert again.stderr == ""
     assert f"resumed from {run}/{max(held)} at step " in again.stdout
     assert sound(run).items() >= held.items()
-    whole = tmp_path / "whole"
-    assert train(2, whole, *settings).returncode == 0
     assert differences(run / "latest", whole / "latest") == ["configuration"]
     assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
