@@ -33,9 +33,10 @@ from mpinn.survival import Death, Survival, left, outline
 STOPPED = 75
 KILLED = 33
 """The index of the batch in whose update a rank dies."""
-LONGER = (*SMALL, "train.epochs=10", "model.norm=batch")
-"""60 steps."""
-GRADIENTS = (*SMALL, "train.epochs=10", "consensus.name=gradients", "train.log=1 step")
+LONG = (*SMALL, "train.epochs=10", "run.kernels=plain")
+"""60 steps; kernels that need not be loaded, since jobs take as long as they take to start."""
+NORMED = (*LONG, "model.norm=batch")
+GRADIENTS = (*LONG, "consensus.name=gradients", "train.log=1 step")
 
 
 DIFFERENT = {
@@ -61,7 +62,7 @@ def synchronous(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Drill]:
     """By the rank that dies first; after rank 0 two more die."""
     place = tmp_path_factory.mktemp("synchronous")
     with under_open_mpi():
-        one = drill(place, "one", mortal({2: KILLED}), *GRADIENTS)
+        one = drill(place, "one", mortal({2: KILLED}), *GRADIENTS, "run.kernels=auto")
         all_but_one = drill(place, "all-but-one", mortal({0: KILLED, 2: 41, 1: 50}), *GRADIENTS)
         first, second, third = (death["resumed"] for death in all_but_one.deaths)
         references(4, one.until(one.deaths[0]["resumed"]), all_but_one.until(first))
@@ -76,7 +77,7 @@ def different(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Drill]:
     place = tmp_path_factory.mktemp("different")
     with under_open_mpi():
         drills = {
-            name: drill(place, name, mortal({dead: KILLED}), *LONGER, *consensus)
+            name: drill(place, name, mortal({dead: KILLED}), *NORMED, *consensus)
             for name, (consensus, dead) in DIFFERENT.items()
         }
         references(4, *(each.until(each.deaths[0]["resumed"]) for each in drills.values()))
@@ -181,7 +182,7 @@ def test_a_writer_that_dies_while_it_saves_leaves_nothing_half_done(step: int, s
 @pytest.mark.usefixtures("_with_ulfm")
 def test_what_a_writer_has_not_written_any_more_another_writes(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = (*LONGER, "train.log=3 steps", "consensus.period=7 steps")
+    settings = (*NORMED, "train.log=3 steps", "consensus.period=7 steps")
     job = surviving(4, run, WRITING.replace("STEP", "33"), *settings)
     assert job.returncode == 0, job.stderr
     (death,) = deaths(run)
@@ -212,7 +213,7 @@ def test_without_a_whole_replica_the_job_ends_and_goes_on_when_it_is_started_aga
 def test_a_writer_killed_from_outside_is_replaced_and_a_signal_still_stops_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     long = ("model.widths=[12]", "train.epochs=100000", "optimizer.decay=constant", "train.log=7 steps")
-    settings = (*long, "checkpoint.every=15 steps", "run.survive=true", "run.patience=5")
+    settings = (*long, "checkpoint.every=15 steps", "run.survive=true", "run.patience=5", "run.kernels=plain")
     job = start(4, *arguments(run, *settings), options=FLAGS)
     wait_for(run / "checkpoint-00000045.h5", job)
     os.kill(ranks_of(job)[0], signal.SIGKILL)
