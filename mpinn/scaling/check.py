@@ -135,17 +135,23 @@ ASSUMED = Cluster("assumed", "", 2**30, 2**30, Link(2e9, 2e-5), Link(2e9, 2e-5))
 
 def run(subject: Subject, ranks: int, launcher: str = "", chosen: Sequence[Case] = ()) -> tuple[Cluster, list[Outcome]]:
     """Run the cases of so many ranks, or some of them, and predict them for the network that was found there."""
-    planner = subject.planner(subject.config, ASSUMED)
-    wanted = list(chosen or cases(planner, ranks))
+    wanted = chosen or cases(subject.planner(subject.config, ASSUMED), ranks)
+    return run_together([(subject, case) for case in wanted], ranks, launcher)
+
+
+def run_together(
+    wanted: Sequence[tuple[Subject, Case]], ranks: int, launcher: str = ""
+) -> tuple[Cluster, list[Outcome]]:
+    """Run cases, each of its own subject, one after the other in one job of so many ranks, and predict them."""
     with TemporaryDirectory(prefix="mpinn-") as folder:
-        configs = [configured(subject, case, f"{folder}/{number}") for number, case in enumerate(wanted)]
-        trials = [_trial(subject, case, config) for case, config in zip(wanted, configs, strict=True)]
+        configs = [configured(subject, case, f"{folder}/{number}") for number, (subject, case) in enumerate(wanted)]
+        trials = [_trial(subject, case, config) for (subject, case), config in zip(wanted, configs, strict=True)]
         told = _start(ranks, trials, Path(folder), launcher)
     cluster = _cluster(told["cluster"])
     founds = [Found(**found) for found in told["found"]]
     outcomes = [
         _outcome(subject.planner(config, cluster), case, trial, found)
-        for case, config, trial, found in zip(wanted, configs, trials, founds, strict=True)
+        for (subject, case), config, trial, found in zip(wanted, configs, trials, founds, strict=True)
     ]
     return cluster, outcomes
 

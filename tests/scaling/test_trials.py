@@ -1,8 +1,11 @@
 """What runs under mpirun send and hold, beside what is predicted: bytes and calls of every rank, exactly."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -13,25 +16,31 @@ from mpinn.consensus.registry import CONSENSUSES
 from mpinn.datasets.source import open_source
 from mpinn.scaling import check
 from mpinn.scaling.answer import Inquiry, compare, outlook
-from mpinn.scaling.check import Case, Outcome, Subject, run
+from mpinn.scaling.check import ASSUMED, Case, Outcome, Subject, cases, run_together
+from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Samples
 from mpinn.scaling.trial import busy_seconds
 from mpinn.scaling.work import work_of
 from mpinn.schedules.registry import SCHEDULES
 
-CNN = ("model.name=resnet", "model.depth=8", "data.batch=100", "run.kernels=plain")
+RESNET = ("model.name=resnet", "model.depth=8", "data.batch=100", "run.kernels=plain")
+"""Large enough for its buffers to be most of what is held."""
+CNN = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.widths=[9,8]", "model.norm=batch",
+       "data.batch=100", "run.kernels=plain")  # fmt: skip
 """With batch norm; batches that neither 3 replicas nor 4 micro-batches divide, and a small one ends an epoch."""
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "SECONDS", 0.0)
-    monkeypatch.setattr(check, "STEPS", (10, 10))
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(check, "SECONDS", 0.0)
+        monkeypatch.setattr(check, "STEPS", (10, 10))
+        yield
 
 
 def subject(*settings: str, file: Path | None = None) -> Subject:
     """With a file for its profiles, measured."""
-    config = read_config(None, (*CNN, *settings))
+    config = read_config(None, settings)
     source = open_source(config.data)
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
     sizes = source.summary()["sizes"]
@@ -47,32 +56,8 @@ def assert_exact(outcomes: list[Outcome]) -> None:
         assert 0 <= one.found.others < 1.1
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_every_schedule_and_consensus_sends_what_is_predicted(ranks: int) -> None:
-    one = subject()
-    cluster, outcomes = run(one, ranks)
-    assert_exact(outcomes)
-    assert any(found for outcome in outcomes for found in outcome.sent) == (ranks > 1)
-    if ranks > 1:
-        told = {(o.predicted.schedule, o.predicted.consensus) for o in outcomes}
-        staged = {(name, "gradients") for name, options in SCHEDULES.items() if options.staged}
-        assert told == staged | {("serial", name) for name in CONSENSUSES}
-        assert cluster.inside.latency > 0
-        assert cluster.inside.bandwidth > 0
-
-
-def test_what_is_held_is_predicted_from_measured_buffers(tmp_path: Path) -> None:
-    """Of arrays that come from the pool: the kernels' own are in it, and small ones are not."""
-    one = subject(file=tmp_path / "profile.json")
-    chosen = [Case("serial", "gradients", 1, 2), Case("serial", "outer", 1, 2), Case("fdg", "gradients", 2, 1)]
-    errors = [abs(outcome.errors[1]) for outcome in run(one, 2, chosen=chosen)[1]]
-    assert max(errors) < 0.2
-    unmeasured = [abs(outcome.errors[1]) for outcome in run(subject(), 2, chosen=chosen)[1]]
-    assert min(unmeasured) > 0.3
-
-
 OPTIONS = {
-    "small buckets": (("consensus.name=gradients", "consensus.bucket=0.01"), Case("serial", "gradients", 1, 3)),
+    "small buckets": (("consensus.name=gradients", "consensus.bucket=0.0005"), Case("serial", "gradients", 1, 3)),
     "uniform": (("consensus.score=uniform", "consensus.slots=average", "optimizer.name=adam"),
                 Case("serial", "averaging", 1, 3)),
     "fisher": (("consensus.score=fisher", "consensus.fisher_samples=2"), Case("serial", "averaging", 1, 3)),
@@ -93,12 +78,6 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_options_change_what_is_sent_and_predicted(name: str) -> None:
-    settings, case = OPTIONS[name]
-    assert_exact(run(subject(*settings), 3, chosen=[case])[1])
-
-
 MIXED = {
     "averaging": (("schedule.name=fdg", "consensus.score=uniform"), Case("fdg", "averaging", 2, 2)),
     "gradients, accumulated": (("schedule.name=fdg", "schedule.accumulate=3", "train.clip=0.5"),
@@ -109,22 +88,82 @@ MIXED = {
 }  # fmt: skip
 
 
+HELD = (Case("serial", "gradients", 1, 2), Case("serial", "outer", 1, 2), Case("fdg", "gradients", 2, 1))
+
+Told: TypeAlias = tuple[Cluster, dict[str, list[Outcome]]]
+"""The network as the ranks of a job found it, and what became of the cases by the name of their group."""
+
+
+def groups(ranks: int, profile: Path) -> dict[str, list[tuple[Subject, Case]]]:
+    """All that is to be run on so many ranks: a job takes longer to start than the steps of a case."""
+    small = subject(*CNN)
+    found = {"all": [(small, case) for case in cases(small.planner(small.config, ASSUMED), ranks)]}
+    if ranks == 2:
+        estimated, measured = subject(*RESNET), subject(*RESNET, file=profile)
+        found |= {"estimated": [(estimated, case) for case in HELD], "measured": [(measured, case) for case in HELD]}
+    options = {3: OPTIONS, 4: MIXED}.get(ranks, {})
+    return found | {name: [(subject(*CNN, *settings), case)] for name, (settings, case) in options.items()}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Told]:
+    """What all cases on a number of ranks have come to; they run when they are first asked for."""
+
+    @cache
+    def run(ranks: int) -> Told:
+        wanted = groups(ranks, tmp_path_factory.mktemp("profile") / "profile.json")
+        cluster, outcomes = run_together([task for tasks in wanted.values() for task in tasks], ranks)
+        rest = iter(outcomes)
+        return cluster, {name: [next(rest) for _ in tasks] for name, tasks in wanted.items()}
+
+    return run
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_schedule_and_consensus_sends_what_is_predicted(ranks: int, job: Callable[[int], Told]) -> None:
+    cluster, found = job(ranks)
+    assert_exact(found["all"])
+    assert any(sent for outcome in found["all"] for sent in outcome.sent) == (ranks > 1)
+    if ranks > 1:
+        told = {(o.predicted.schedule, o.predicted.consensus) for o in found["all"]}
+        staged = {(name, "gradients") for name, options in SCHEDULES.items() if options.staged}
+        assert told == staged | {("serial", name) for name in CONSENSUSES}
+        assert cluster.inside.latency > 0
+        assert cluster.inside.bandwidth > 0
+
+
+def test_what_is_held_is_predicted_from_measured_buffers(job: Callable[[int], Told]) -> None:
+    """Of arrays that come from the pool: the kernels' own are in it, and small ones are not."""
+    _, found = job(2)
+    for name in ("measured", "estimated"):
+        assert_exact(found[name])
+        assert [(o.predicted.schedule, o.predicted.consensus) for o in found[name]] == [
+            (case.schedule, case.consensus) for case in HELD
+        ]
+    assert max(abs(outcome.errors[1]) for outcome in found["measured"]) < 0.2
+    assert min(abs(outcome.errors[1]) for outcome in found["estimated"]) > 0.3
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_change_what_is_sent_and_predicted(name: str, job: Callable[[int], Told]) -> None:
+    assert_exact(job(3)[1][name])
+
+
 @pytest.mark.parametrize("name", MIXED)
-def test_stages_of_replicas_send_what_is_predicted(name: str) -> None:
-    settings, case = MIXED[name]
-    assert_exact(run(subject(*settings), 4, chosen=[case])[1])
+def test_stages_of_replicas_send_what_is_predicted(name: str, job: Callable[[int], Told]) -> None:
+    assert_exact(job(4)[1][name])
 
 
 def test_a_network_is_measured_between_two_ranks() -> None:
-    found = outlook(Inquiry(overrides=CNN, ranks="1,2", network="local", estimated=True)).cluster
+    found = outlook(Inquiry(overrides=RESNET, ranks="1,2", network="local", estimated=True)).cluster
     assert (found.name, found.source.startswith("measured: 2 ranks on ")) == ("local", True)
     assert 1e6 < found.inside.bandwidth < 1e12
     assert 1e-7 < found.inside.latency < 1
     assert found.inside == found.between
 
 
-def test_a_wrong_prediction_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    _, (outcome,) = run(subject(), 2, chosen=[Case("serial", "gradients", 1, 2)])
+def test_a_wrong_prediction_is_seen(job: Callable[[int], Told]) -> None:
+    outcome = job(2)[1]["estimated"][0]
     assert outcome.exact
     one = outcome.expected[0]["replicas", "all_sum"]
     wrong = replace(outcome, expected=({("replicas", "all_sum"): (one[0], one[1] + 4)}, *outcome.expected[1:]))
