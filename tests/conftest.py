@@ -1,6 +1,10 @@
 """Counts what the children under mpirun tested, so that the closing lines tell of all tests."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+
 import pytest
+from crew import Crews
 from launch import has_ulfm, open_mpi
 
 PASSED = pytest.StashKey[dict[int, int]]()
@@ -28,6 +32,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def under_mpirun(request: pytest.FixtureRequest) -> dict[int, int]:
     """Number of ranks -> number of tests that passed on all of them."""
     return request.config.stash[PASSED]
+
+
+@pytest.fixture(scope="module")
+def crews() -> Iterator[Crews]:
+    """Ranks that do the commands of all tests of a module that ask them."""
+    with ExitStack() as stack:
+        yield Crews(stack)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 import pytest
-from launch import alone, mpirun
+from crew import Crews
 from training import SMALL, arguments, records, summary, train
 
 DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
@@ -36,8 +36,8 @@ WIDE = ("model.widths=[700,700]", "data.batch=400", "run.dtype=float64", "train.
 
 
 @pytest.mark.parametrize("schedule", ["fdg", "layerwise", "gpipe", "naive"])
-def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, tmp_path: Path) -> None:
-    done = train(2, tmp_path, *DEEP, *WIDE, f"schedule.name={schedule}", "--trace")
+def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(2, tmp_path, *DEEP, *WIDE, f"schedule.name={schedule}", "--trace")
     assert done.returncode == 0, done.stderr
     assert f"timeline of the ranks: {tmp_path}/trace.json" in done.stdout
     found = events(tmp_path)
@@ -47,8 +47,8 @@ def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, t
     assert (overlap(found[0], found[1], *names) > 0) == (schedule != "naive")
 
 
-def test_the_timeline_says_what_was_done_with_which_batch_and_version(tmp_path: Path) -> None:
-    done = train(2, tmp_path, *DEEP, "schedule.name=fdg", "--trace")
+def test_the_timeline_says_what_was_done_with_which_batch_and_version(tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(2, tmp_path, *DEEP, "schedule.name=fdg", "--trace")
     assert done.returncode == 0, done.stderr
     steps = 18
     for rank, found in events(tmp_path).items():
@@ -62,8 +62,8 @@ def test_the_timeline_says_what_was_done_with_which_batch_and_version(tmp_path: 
         assert all(args["bytes"] > 0 for args in by_name["send"])
 
 
-def test_the_summary_names_stages_and_staleness(tmp_path: Path) -> None:
-    done = train(2, tmp_path, *DEEP, "schedule.name=fdg", "schedule.order=forward_first")
+def test_the_summary_names_stages_and_staleness(tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(2, tmp_path, *DEEP, "schedule.name=fdg", "schedule.order=forward_first")
     assert re.search("schedule fdg, stages begin at flatten, hidden[23]: costs estimated", done.stdout)
     ages = re.findall(r"(\d\.\d\d) \((\d)\)", done.stdout)
     assert ages == [("1.83", "2"), ("0.00", "0")]
@@ -72,8 +72,10 @@ def test_the_summary_names_stages_and_staleness(tmp_path: Path) -> None:
     assert all(0 < rank["computing"] <= 1 for rank in ranks)
 
 
-def test_a_forward_pass_beside_a_backward_pass_has_a_row_of_its_own_in_the_timeline(tmp_path: Path) -> None:
-    done = train(2, tmp_path, *DEEP, "schedule.name=layerwise", "schedule.overlap=always", "--trace")
+def test_a_forward_pass_beside_a_backward_pass_has_a_row_of_its_own_in_the_timeline(
+    tmp_path: Path, crews: Crews
+) -> None:
+    done = crews.train(2, tmp_path, *DEEP, "schedule.name=layerwise", "schedule.overlap=always", "--trace")
     assert "forward and backward passes run side by side: schedule.overlap is always" in done.stdout
     found = events(tmp_path)
     assert {e["tid"] for e in found[1]} == {0}
@@ -83,19 +85,19 @@ def test_a_forward_pass_beside_a_backward_pass_has_a_row_of_its_own_in_the_timel
 
 
 @pytest.mark.parametrize("schedule", ["fdg", "local"])
-def test_evaluate_measures_the_merged_model_as_the_run_did(schedule: str, tmp_path: Path) -> None:
-    assert train(2, tmp_path, *DEEP, f"schedule.name={schedule}").returncode == 0
+def test_evaluate_measures_the_merged_model_as_the_run_did(schedule: str, tmp_path: Path, crews: Crews) -> None:
+    assert crews.train(2, tmp_path, *DEEP, f"schedule.name={schedule}").returncode == 0
     measured = summary(tmp_path)["test"]
-    done = alone("-m", "mpinn", "evaluate", str(tmp_path))
+    done = crews.run(0, "-m", "mpinn", "evaluate", str(tmp_path))
     assert f"accuracy {measured['accuracy']:.4f}, loss {measured['loss']:.4f}" in done.stdout
     with h5py.File(tmp_path / "latest") as file:
         assert list(file["model/network"]) == ["hidden1", "hidden2", "hidden3", "output"]
         assert "flight" not in file
 
 
-def test_the_cuts_of_a_run_are_kept(tmp_path: Path) -> None:
+def test_the_cuts_of_a_run_are_kept(tmp_path: Path, crews: Crews) -> None:
     settings = (*DEEP, "schedule.name=fdg", "schedule.cut=['hidden2']")
-    assert train(2, tmp_path, *settings, "--stop-after", "7").returncode == 75
+    assert crews.train(2, tmp_path, *settings, "--stop-after", "7").returncode == 75
     done = train(2, tmp_path, *settings)
     assert "stages begin at flatten, hidden2: as before" in done.stdout
     assert [line["step"] for line in records(tmp_path) if "loss" in line] == [4, 8, 12, 16, 18]
@@ -119,8 +121,10 @@ def test_the_cuts_of_a_run_are_kept(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_at_the_door(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = mpirun(2, *arguments(tmp_path / "run", *settings))
+def test_what_does_not_fit_is_refused_at_the_door(
+    settings: tuple[str, ...], said: str, tmp_path: Path, crews: Crews
+) -> None:
+    done = crews.run(2, *arguments(tmp_path / "run", *settings))
     assert done.returncode == 2
     assert f"mpinn: {said}" in done.stderr
     assert done.stderr.count("\n") == 1

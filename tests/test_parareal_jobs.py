@@ -7,7 +7,7 @@ from typing import Any
 
 import h5py
 import pytest
-from launch import alone, mpirun
+from crew import Crews
 from training import SMALL, arguments, differences, here, records, summary, train
 
 from mpinn.storage.reader import Checkpoint
@@ -19,8 +19,10 @@ NAMES = ["fine1", "predictor2", "fine2", "coarse2", "predictor3", "fine3", "coar
 
 
 @pytest.mark.parametrize("settings", [(), ("schedule.form=difference", "schedule.iterations=2")], ids=["1", "2"])
-def test_the_network_is_the_same_on_one_rank_and_on_several(settings: tuple[str, ...], tmp_path: Path) -> None:
-    assert train(3, tmp_path / "three", *DEEP, "grid.stages=3", *settings).returncode == 0
+def test_the_network_is_the_same_on_one_rank_and_on_several(
+    settings: tuple[str, ...], tmp_path: Path, crews: Crews
+) -> None:
+    assert crews.train(3, tmp_path / "three", *DEEP, "grid.stages=3", *settings).returncode == 0
     assert here(tmp_path / "one", *DEEP, "schedule.blocks=3", *settings) == 0
     told = [summary(tmp_path / name)["test"] for name in ("one", "three")]
     assert told[0] == told[1]
@@ -31,7 +33,7 @@ def test_the_network_is_the_same_on_one_rank_and_on_several(settings: tuple[str,
     with h5py.File(files[0]) as one, h5py.File(files[1]) as three:
         names = [name for name in NAMES if settings == () or name != "predictor3"]
         assert sorted(one["model/network"]) == sorted(three["model/network"]) == sorted(names)
-    done = mpirun(2, "-m", "mpinn", "evaluate", str(tmp_path / "three"))
+    done = crews.run(2, "-m", "mpinn", "evaluate", str(tmp_path / "three"))
     assert f"accuracy {told[0]['accuracy']:.4f}, loss {told[0]['loss']:.4f}" in done.stdout, done.stderr
 
 
@@ -44,10 +46,10 @@ def test_one_block_is_serial_training(tmp_path: Path) -> None:
         assert checkpoint.configuration["schedule"]["blocks"] == 1
 
 
-def test_a_run_goes_on_on_other_ranks_with_the_same_blocks(tmp_path: Path) -> None:
+def test_a_run_goes_on_on_other_ranks_with_the_same_blocks(tmp_path: Path, crews: Crews) -> None:
     assert here(tmp_path / "whole", *DEEP, "schedule.blocks=2") == 0
     directory = tmp_path / "run"
-    assert train(2, directory, *DEEP, "grid.stages=2", "--stop-after", "7").returncode == 75
+    assert crews.train(2, directory, *DEEP, "grid.stages=2", "--stop-after", "7").returncode == 75
     assert here(directory, *DEEP, "schedule.blocks=2") == 0
     assert [line["step"] for line in records(directory) if "loss" in line] == [4, 8, 12, 16, 18]
     assert not [n for n in differences(directory / "latest", tmp_path / "whole" / "latest") if n.startswith("model")]
@@ -61,28 +63,28 @@ def test_a_run_goes_on_on_other_ranks_with_the_same_blocks(tmp_path: Path) -> No
         (PLAIN, "but the model as it is is another architecture"),
     ],
 )
-def test_another_network_is_refused(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_another_network_is_refused(settings: tuple[str, ...], said: str, tmp_path: Path, crews: Crews) -> None:
     assert here(tmp_path, *DEEP, "schedule.blocks=2", stop_after=3) == 75
-    done = alone(*arguments(tmp_path, *settings))
+    done = crews.run(0, *arguments(tmp_path, *settings))
     assert done.returncode == 2
     assert f"mpinn: {tmp_path}: this run trains a parareal network of 2 blocks (residual, 1 sweep), but" in done.stderr
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_replicas_of_parareal_networks_agree_and_meet(tmp_path: Path) -> None:
+def test_replicas_of_parareal_networks_agree_and_meet(tmp_path: Path, crews: Crews) -> None:
     for consensus in ("averaging", "gossip"):
-        done = train(4, tmp_path / consensus, *DEEP, "grid.stages=2", f"consensus.name={consensus}")
+        done = crews.train(4, tmp_path / consensus, *DEEP, "grid.stages=2", f"consensus.name={consensus}")
         assert done.returncode == 0, done.stderr
         assert "2 x 2 x 1 ranks" in done.stdout
         assert summary(tmp_path / consensus)["test"]["loss"] < 2.4
 
 
-def test_a_gathered_sweep_is_the_same_network(tmp_path: Path) -> None:
+def test_a_gathered_sweep_is_the_same_network(tmp_path: Path, crews: Crews) -> None:
     settings = (*DEEP, "grid.stages=3", "train.clip=0.1")
     said = {}
     for sweep in ("chain", "gather", "auto"):
-        done = train(3, tmp_path / sweep, *settings, f"schedule.sweep={sweep}")
+        done = crews.train(3, tmp_path / sweep, *settings, f"schedule.sweep={sweep}")
         assert done.returncode == 0, done.stderr
         (said[sweep],) = (line for line in done.stdout.splitlines() if line.startswith("coarse sweep"))
     assert said["chain"] == "coarse sweep from stage to stage: schedule.sweep is chain"
@@ -96,21 +98,21 @@ def test_a_gathered_sweep_is_the_same_network(tmp_path: Path) -> None:
         assert sorted(file["model/network"]) == sorted(NAMES)
 
 
-def test_a_run_goes_on_with_its_sweep_elsewhere(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_sweep_elsewhere(tmp_path: Path, crews: Crews) -> None:
     settings = (*DEEP, "grid.stages=3")
     assert here(tmp_path / "whole", *DEEP, "schedule.blocks=3") == 0
-    assert train(3, tmp_path / "run", *settings, "schedule.sweep=chain", "--stop-after", "7").returncode == 75
+    assert crews.train(3, tmp_path / "run", *settings, "schedule.sweep=chain", "--stop-after", "7").returncode == 75
     done = train(3, tmp_path / "run", *settings, "schedule.sweep=gather", "--stop-after", "11")
     assert done.returncode == 75
     assert "schedule.sweep was chain and is gather" in done.stdout
-    assert train(3, tmp_path / "run", *settings, "schedule.sweep=gather").returncode == 0
+    assert crews.train(3, tmp_path / "run", *settings, "schedule.sweep=gather").returncode == 0
     files = [tmp_path / name / "latest" for name in ("run", "whole")]
     assert not [name for name in differences(*files) if name.startswith(("model", "optimizer"))]
 
 
-def test_fine_blocks_overlap_in_both_passes(tmp_path: Path) -> None:
+def test_fine_blocks_overlap_in_both_passes(tmp_path: Path, crews: Crews) -> None:
     wide = ("model.widths=[600,600]", "data.batch=400", "run.dtype=float64", "train.epochs=8", "model.norm=none")
-    assert train(2, tmp_path, *DEEP, *wide, "grid.stages=2", "--trace").returncode == 0
+    assert crews.train(2, tmp_path, *DEEP, *wide, "grid.stages=2", "--trace").returncode == 0
     told = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
     for name in ("forward", "backward"):
         first, second = ([e for e in told if e["name"] == name and e["pid"] == rank] for rank in (0, 1))
@@ -137,17 +139,19 @@ def together(one: dict[str, Any], other: dict[str, Any]) -> float:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_at_the_door(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = mpirun(2, *arguments(tmp_path / "run", *DEEP, *settings))
+def test_what_does_not_fit_is_refused_at_the_door(
+    settings: tuple[str, ...], said: str, tmp_path: Path, crews: Crews
+) -> None:
+    done = crews.run(2, *arguments(tmp_path / "run", *DEEP, *settings))
     assert done.returncode == 2, done.stdout
     assert f"mpinn: {said}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_layers_that_cannot_be_imitated_are_refused_at_the_door(tmp_path: Path) -> None:
+def test_layers_that_cannot_be_imitated_are_refused_at_the_door(tmp_path: Path, crews: Crews) -> None:
     settings = ("schedule.name=parareal", "schedule.blocks=2", "model.name=layers", f"model.layers={GROWING}")
-    done = alone(*arguments(tmp_path / "run", *settings))
+    done = crews.run(0, *arguments(tmp_path / "run", *settings))
     assert done.returncode == 2
     said = "mpinn: schedule.name: parareal can imitate layers of images that do not grow, then of vectors, but these go"
     assert done.stderr.startswith(said)
@@ -155,11 +159,11 @@ def test_layers_that_cannot_be_imitated_are_refused_at_the_door(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("augmented", [(), ("data.crop=1", "data.flip=true")], ids=["plain", "augmented"])
-def test_a_convolutional_network_is_cut_too(augmented: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_convolutional_network_is_cut_too(augmented: tuple[str, ...], tmp_path: Path, crews: Crews) -> None:
     """Every stage sees the same augmented samples."""
     images = (*augmented, *SMALL[1:], "schedule.name=parareal", "schedule.cut=['hidden1']", "consensus.name=gradients")
     small = ("model.name=cnn", "model.channels=[3,4]", "model.kernel=3", "model.widths=[9,8]")
-    assert train(2, tmp_path / "two", *images, *small, "grid.stages=2").returncode == 0
+    assert crews.train(2, tmp_path / "two", *images, *small, "grid.stages=2").returncode == 0
     assert here(tmp_path / "one", *images, *small, "schedule.blocks=2") == 0
     differing = differences(*(tmp_path / name / "latest" for name in ("one", "two")))
     assert [name for name in differing if name.startswith(("model", "state", "optimizer"))] == []

@@ -1,11 +1,13 @@
 """Parareal networks that begin as a trained network: the same on any number of ranks, and close to it."""
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import alone, mpirun
-from training import SMALL, arguments, differences, here, summary, train
+from crew import Crews
+from training import SMALL, arguments, differences, here, summary
 
 from mpinn.errors import InputError
 from mpinn.storage.reader import Checkpoint
@@ -22,21 +24,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def begun(trained: Path, directory: Path, ranks: int, *settings: str) -> Path:
-    """The checkpoint of a run that takes no step."""
+def begun(crews: Crews, trained: Path, directory: Path, ranks: int, *settings: str) -> Path:
+    """The checkpoint of a run that takes no step; of 0 ranks, in this process."""
     wanted = (*DEEP, "model.norm=batch", f"schedule.warm={trained}", "train.epochs=0", *settings)
-    done = train(ranks, directory, *wanted)
-    assert done.returncode == 0, done.stderr
-    assert f"fine blocks of {trained}/checkpoint-" in done.stdout
+    if ranks:
+        done = crews.train(ranks, directory, *wanted)
+        code, said = done.returncode, done.stdout
+    else:
+        with redirect_stdout(StringIO()) as out:
+            code = here(directory, *wanted)
+        said = out.getvalue()
+    assert code == 0, said
+    assert f"fine blocks of {trained}/checkpoint-" in said
     return directory / "latest"
 
 
 @pytest.mark.parametrize("form", ["residual", "difference"])
-def test_every_number_of_ranks_begins_alike(form: str, trained: Path, tmp_path: Path) -> None:
+def test_every_number_of_ranks_begins_alike(form: str, trained: Path, tmp_path: Path, crews: Crews) -> None:
     form = f"schedule.form={form}"
-    one = begun(trained, tmp_path / "one", 0, form, "schedule.blocks=3")
+    one = begun(crews, trained, tmp_path / "one", 0, form, "schedule.blocks=3")
     for sweep in ("chain", "gather"):
-        three = begun(trained, tmp_path / sweep, 3, form, "grid.stages=3", f"schedule.sweep={sweep}")
+        three = begun(crews, trained, tmp_path / sweep, 3, form, "grid.stages=3", f"schedule.sweep={sweep}")
         assert not [name for name in differences(one, three) if name.startswith(("model", "state"))]
     with Checkpoint(one) as network, Checkpoint(trained / "latest") as serial:
         for entry in serial.parameters("model/network"):
@@ -46,28 +54,32 @@ def test_every_number_of_ranks_begins_alike(form: str, trained: Path, tmp_path: 
         assert len(network.parameters("state/network")) == len(serial.parameters("state/network")) > 0
 
 
-def test_replicas_begin_alike(trained: Path, tmp_path: Path) -> None:
-    one = begun(trained, tmp_path / "one", 0, "schedule.blocks=2")
-    four = begun(trained, tmp_path / "four", 4, "grid.stages=2", "consensus.name=averaging")
+def test_replicas_begin_alike(trained: Path, tmp_path: Path, crews: Crews) -> None:
+    one = begun(crews, trained, tmp_path / "one", 0, "schedule.blocks=2")
+    four = begun(crews, trained, tmp_path / "four", 4, "grid.stages=2", "consensus.name=averaging")
     assert not [name for name in differences(one, four) if name.startswith(("model", "state"))]
     with Checkpoint(four) as checkpoint:
         assert checkpoint.replicas == []
 
 
 @pytest.mark.parametrize("form", ["residual", "difference"])
-def test_what_is_fitted_brings_it_close_to_the_trained_network(form: str, trained: Path, tmp_path: Path) -> None:
+def test_what_is_fitted_brings_it_close_to_the_trained_network(
+    form: str, trained: Path, tmp_path: Path, crews: Crews
+) -> None:
     losses = []
     for epochs in (0, 4, 40):
         settings = (f"schedule.form={form}", "schedule.blocks=3", f"schedule.fit={epochs}")
-        begun(trained, tmp_path / str(epochs), 0, *settings)
+        begun(crews, trained, tmp_path / str(epochs), 0, *settings)
         losses.append(summary(tmp_path / str(epochs))["test"]["loss"])
     assert losses[0] > losses[1] > losses[2] > 0
     assert losses[2] - summary(trained)["test"]["loss"] < 0.5 * (losses[0] - summary(trained)["test"]["loss"])
 
 
-def test_each_of_the_two_is_fitted(trained: Path, tmp_path: Path) -> None:
+def test_each_of_the_two_is_fitted(trained: Path, tmp_path: Path, crews: Crews) -> None:
     """Both move, and a run that goes on does not ask for the file again."""
-    files = [begun(trained, tmp_path / name, 0, "schedule.blocks=2", f"schedule.fit={name}") for name in ("0", "2")]
+    files = [
+        begun(crews, trained, tmp_path / name, 0, "schedule.blocks=2", f"schedule.fit={name}") for name in ("0", "2")
+    ]
     moved = {name.split("/")[2] for name in differences(*files) if name.startswith("model/")}
     assert moved == {"predictor2", "coarse2"}
     settings = (*DEEP, "model.norm=batch", "schedule.blocks=2", f"schedule.warm={trained}")
@@ -76,8 +88,8 @@ def test_each_of_the_two_is_fitted(trained: Path, tmp_path: Path) -> None:
     assert here(tmp_path / "run", *gone) == 0
 
 
-def test_one_block_is_the_trained_network(trained: Path, tmp_path: Path) -> None:
-    one = begun(trained, tmp_path / "one", 0)
+def test_one_block_is_the_trained_network(trained: Path, tmp_path: Path, crews: Crews) -> None:
+    one = begun(crews, trained, tmp_path / "one", 0)
     assert not [name for name in differences(one, trained / "latest") if name.startswith(("model", "state"))]
 
 
@@ -115,14 +127,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(
     ],
 )
 def test_what_does_not_fit_is_refused_at_the_door(
-    settings: tuple[str, ...], said: str, trained: Path, tmp_path: Path
+    settings: tuple[str, ...], said: str, trained: Path, tmp_path: Path, crews: Crews
 ) -> None:
     (tmp_path / "text").write_text("no checkpoint")
     places = {"tmp": tmp_path, "trained": trained, "parareal": tmp_path / "parareal"}
     if "{parareal}" in settings[0]:
-        begun(trained, places["parareal"], 0, "schedule.blocks=2", "schedule.fit=0")
+        begun(crews, trained, places["parareal"], 0, "schedule.blocks=2", "schedule.fit=0")
     filled = [setting.format(**places) for setting in settings]
-    done = mpirun(2, *arguments(tmp_path / "run", *DEEP, "grid.stages=2", *filled))
+    done = crews.run(3, *arguments(tmp_path / "run", *DEEP, "grid.stages=3", *filled))
     assert done.returncode == 2, done.stdout
     assert "mpinn: schedule.warm: " in done.stderr
     assert said in done.stderr
@@ -131,5 +143,6 @@ def test_what_does_not_fit_is_refused_at_the_door(
 
 
 def test_a_serial_schedule_knows_no_warm_start(tmp_path: Path) -> None:
-    done = alone(*arguments(tmp_path, *PLAIN, "schedule.warm=x"))
-    assert done.returncode == 2
+    with pytest.raises(InputError, match=r"^schedule\.warm: "):
+        here(tmp_path / "run", *PLAIN, "schedule.warm=x")
+    assert not (tmp_path / "run").exists()

@@ -6,8 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launch import alone
-from training import SMALL, datasets, here, records, summary, train, world
+from crew import Crews
+from training import SMALL, datasets, here, records, summary, world
 
 import mpinn
 from mpinn.checks import Request, check
@@ -53,10 +53,10 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("choosy", [(), CHOOSY], ids=["all", "rungs and patience"])
-def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], tmp_path: Path) -> None:
+def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], tmp_path: Path, crews: Crews) -> None:
     assert here(tmp_path / "1", *POPULATION, *choosy) == 0
     for ranks in (2, 3) if choosy else (4,):
-        done = train(ranks, tmp_path / str(ranks), *POPULATION, *choosy)
+        done = crews.train(ranks, tmp_path / str(ranks), *POPULATION, *choosy)
         assert done.returncode == 0, done.stderr
         same(tmp_path / "1", tmp_path / str(ranks))
         assert summary(tmp_path / str(ranks))["test"] == summary(tmp_path / "1")["test"]
@@ -70,11 +70,11 @@ def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], t
         assert 0 < (stopped > 0).sum() < 48
 
 
-def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path) -> None:
+def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path, crews: Crews) -> None:
     settings = [setting for setting in POPULATION if not setting.startswith("grid.")]
     choices = ("consensus.name=gradients", "run.dtype=float64", "model.rungs=['6 steps']")
     assert here(tmp_path / "1", *settings, *choices) == 0
-    done = train(4, tmp_path / "4", *settings, *choices, "grid.shards=2")
+    done = crews.train(4, tmp_path / "4", *settings, *choices, "grid.shards=2")
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "4")["grid"] == [2, 1, 2]
     one, four = (members(newest(tmp_path / name)) for name in ("1", "4"))
@@ -84,20 +84,22 @@ def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("later", [3, 1])
-def test_a_stopped_run_goes_on_with_the_same_bits_on_another_number_of_shards(later: int, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_with_the_same_bits_on_another_number_of_shards(
+    later: int, tmp_path: Path, crews: Crews
+) -> None:
     assert here(tmp_path / "whole", *POPULATION, *CHOOSY) == 0
-    stopped = train(2, tmp_path / "parts", *POPULATION, *CHOOSY, "--stop-after", "10")
+    stopped = crews.train(2, tmp_path / "parts", *POPULATION, *CHOOSY, "--stop-after", "10")
     assert stopped.returncode == 75, stopped.stderr
-    done = train(later, tmp_path / "parts", *POPULATION, *CHOOSY)
+    done = crews.train(later, tmp_path / "parts", *POPULATION, *CHOOSY)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
     same(tmp_path / "whole", tmp_path / "parts")
     assert [r["step"] for r in records(tmp_path / "parts")] == [r["step"] for r in records(tmp_path / "whole")]
 
 
-def test_a_member_that_diverges_harms_nobody_and_is_ranked_last(tmp_path: Path) -> None:
+def test_a_member_that_diverges_harms_nobody_and_is_ranked_last(tmp_path: Path, crews: Crews) -> None:
     settings = (*POPULATION, "model.rates=[0.1, 1e30]", "model.activations=['relu', 'tanh']", "run.dtype=float32")
-    done = train(2, tmp_path, *settings)
+    done = crews.train(2, tmp_path, *settings)
     assert done.returncode == 0, done.stderr
     rows = ranking(tmp_path)
     assert len(rows) == 48
@@ -113,8 +115,8 @@ def ranking(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_summary_ranks_by_validation_and_tests_the_winner_alone(tmp_path: Path) -> None:
-    done = train(2, tmp_path, *POPULATION, *CHOOSY)
+def test_the_summary_ranks_by_validation_and_tests_the_winner_alone(tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(2, tmp_path, *POPULATION, *CHOOSY)
     assert done.returncode == 0, done.stderr
     rows, found = ranking(tmp_path), summary(tmp_path)
     assert [int(row["place"]) for row in rows] == list(range(1, 49))
@@ -130,31 +132,33 @@ def test_the_summary_ranks_by_validation_and_tests_the_winner_alone(tmp_path: Pa
     assert "12 members left, 12 go on" in done.stdout
 
 
-def test_an_extracted_member_is_an_ordinary_run_with_the_same_numbers(tmp_path: Path) -> None:
+def test_an_extracted_member_is_an_ordinary_run_with_the_same_numbers(tmp_path: Path, crews: Crews) -> None:
     assert here(tmp_path / "run", *POPULATION, *CHOOSY) == 0
     best = ranking(tmp_path / "run")[0]
-    done = alone("-m", "mpinn", "extract", str(tmp_path / "run"), "--best", "-o", str(tmp_path / "best"))
+    done = crews.run(0, "-m", "mpinn", "extract", str(tmp_path / "run"), "--best", "-o", str(tmp_path / "best"))
     assert done.returncode == 0, done.stderr
     found = summary(tmp_path / "run")
     for split in ("validation", "test"):
-        told = alone("-m", "mpinn", "evaluate", str(tmp_path / "best"), "--split", split).stdout
+        told = crews.run(0, "-m", "mpinn", "evaluate", str(tmp_path / "best"), "--split", split).stdout
         assert f"accuracy {found[split]['accuracy']:.4f}, loss {found[split]['loss']:.4f}" in told
-    again = alone("-m", "mpinn", "extract", str(tmp_path / "run"), "--best", "-o", str(tmp_path / "best"))
+    again = crews.run(0, "-m", "mpinn", "extract", str(tmp_path / "run"), "--best", "-o", str(tmp_path / "best"))
     assert again.returncode == 2
     assert "exists already" in again.stderr
-    longer = alone("-m", "mpinn", str(tmp_path / "best/config.toml"), "--set", "train.epochs=5")
+    longer = crews.run(0, "-m", "mpinn", str(tmp_path / "best/config.toml"), "--set", "train.epochs=5")
     assert longer.returncode == 0, longer.stderr
     assert "at step 18" in longer.stdout
     assert summary(tmp_path / "best")["steps"] == 30
     assert best["activation"] in (tmp_path / "best/config.toml").read_text()
     with mpinn.open(tmp_path / "best") as model:
         assert model.predict(np.zeros((2, 8, 8, 1))).shape == (2, 10)
-    exported = alone("-m", "mpinn", "export", str(tmp_path / "best"), "--to", "npz", "-o", str(tmp_path / "best.npz"))
+    exported = crews.run(
+        0, "-m", "mpinn", "export", str(tmp_path / "best"), "--to", "npz", "-o", str(tmp_path / "best.npz")
+    )
     assert exported.returncode == 0, exported.stderr
-    whole = alone("-m", "mpinn", "export", str(tmp_path / "run"), "--to", "npz", "-o", str(tmp_path / "run.npz"))
+    whole = crews.run(0, "-m", "mpinn", "export", str(tmp_path / "run"), "--to", "npz", "-o", str(tmp_path / "run.npz"))
     assert whole.returncode == 2
     assert "its model is a population: take one member" in whole.stderr
-    told = alone("-m", "mpinn", "evaluate", str(tmp_path / "run")).stdout
+    told = crews.run(0, "-m", "mpinn", "evaluate", str(tmp_path / "run")).stdout
     assert f"member {best['member']}, the best of the population" in told
     assert f"accuracy {found['test']['accuracy']:.4f}, loss {found['test']['loss']:.4f}" in told
 
@@ -219,7 +223,7 @@ def test_grids_that_a_population_cannot_use_are_refused(settings: tuple[str, ...
     assert said in str(raised.value)
 
 
-def test_members_that_are_not_there_are_not_extracted(tmp_path: Path) -> None:
+def test_members_that_are_not_there_are_not_extracted(tmp_path: Path, crews: Crews) -> None:
     assert here(tmp_path / "run", *POPULATION, *CHOOSY) == 0
     gone = next(int(row["member"]) for row in ranking(tmp_path / "run") if row["left"] == "6")
     with pytest.raises(InputError, match="numbered from 0 to 47, got 48"):
@@ -230,6 +234,6 @@ def test_members_that_are_not_there_are_not_extracted(tmp_path: Path) -> None:
     assert here(tmp_path / "mlp", *SMALL) == 0
     with pytest.raises(InputError, match="has no members: its model is mlp"):
         extract(tmp_path / "mlp", None, None)
-    done = alone("-m", "mpinn", "extract", str(tmp_path / "run"))
+    done = crews.run(0, "-m", "mpinn", "extract", str(tmp_path / "run"))
     assert done.returncode == 2
     assert "say which member: --member NUMBER or --best" in done.stderr
