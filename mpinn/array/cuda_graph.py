@@ -9,20 +9,16 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import cupy
 import numpy as np
 
 from mpinn.array.cuda_memory import as_of, recorded
 from mpinn.array.pool import Pool
+from mpinn.array.recording import Between, Numbers, Path, Work
 from mpinn.array.typing import Array
 
-Path: TypeAlias = tuple[int, ...]
-Between: TypeAlias = Callable[[], None]
-"""What the host does while the device is at the next graph."""
-Cut: TypeAlias = Callable[[Callable[[], Between]], None]
-"""Ends a graph; what it is given is called between the graphs, in their order, and says what the host then does."""
 WORDS = 4
 """Numbers that a layer is given from the host in each step."""
 
@@ -54,7 +50,7 @@ class Tape:
                 self.words[path] = cupy.empty(WORDS, np.uint32)
         return self.words[path]
 
-    def record(self, work: "Work") -> None:
+    def record(self, work: Work) -> None:
         """Record the work; the device does nothing of it."""
         with cupy.cuda.using_allocator(self.memory.malloc):
             self._begin()
@@ -99,14 +95,6 @@ def _nothing() -> None:
     """The host has nothing to do."""
 
 
-Keys: TypeAlias = Callable[[Path], Array]
-Work: TypeAlias = Callable[[tuple[Array, ...], Pool, Keys | None, Cut], Any]
-"""From inputs, a pool, where layers find their numbers, and how to let the host do something, to what it leaves behind.
-
-Where it is not recorded, the host's own numbers serve.
-"""
-
-
 class Recorder:
     """Does the same work again and again, each time with other inputs of shapes that it knows from their ``key``.
 
@@ -128,7 +116,7 @@ class Recorder:
         self,
         key: Hashable,
         inputs: tuple[Array, ...],
-        numbers: Callable[[Path], tuple[int, ...]],
+        numbers: Numbers,
         work: Work,
         keep: bool = False,
     ) -> Any:

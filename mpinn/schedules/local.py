@@ -18,6 +18,7 @@ from msgspec import Meta
 from numpy.random import default_rng
 
 from mpinn.array.pool import Pool
+from mpinn.array.recording import Cut, Keys
 from mpinn.array.typing import Array, Shape
 from mpinn.datasets.batches import Batch
 from mpinn.nn.dense import Dense
@@ -29,7 +30,7 @@ from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import GlobalAveragePool
 from mpinn.schedules.flight import awaited, landed
 from mpinn.schedules.options import StagedOptions
-from mpinn.schedules.recorded import Cut, Keys, Ready, no_numbers, repeat
+from mpinn.schedules.recorded import Ready, no_numbers, repeat
 from mpinn.schedules.schedule import Flight, Measured, Update
 from mpinn.schedules.stage import Message, Place, Stage
 from mpinn.schedules.staged import Staged

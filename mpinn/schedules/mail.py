@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+from mpinn.array.recording import Between, Cut
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel, Pending
 from mpinn.nn.block import Block, Way
@@ -14,7 +15,6 @@ from mpinn.nn.network import Swept, Whole
 from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part
 from mpinn.nn.sweeps import BackwardSweeps, ForwardSweeps
-from mpinn.schedules.recorded import Between, Cut
 from mpinn.trace import Trace
 
 Kind: TypeAlias = Way | Parcel

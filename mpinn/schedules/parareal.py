@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from mpinn.abreast import Wanted, waits
 from mpinn.array.pool import Pool
+from mpinn.array.recording import Cut, Keys
 from mpinn.array.typing import Array, Shape
 from mpinn.datasets.batches import Batch
 from mpinn.errors import InputError
@@ -36,7 +37,7 @@ from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part
 from mpinn.schedules.mail import MOST, Mail, Route, route
 from mpinn.schedules.options import Bounds, StagedOptions
-from mpinn.schedules.recorded import Cut, Keys, Ready, numbers_of, repeat
+from mpinn.schedules.recorded import Ready, numbers_of, repeat
 from mpinn.schedules.schedule import Measured, Update
 from mpinn.schedules.serial import Serial
 from mpinn.schedules.stage import Place, Stage

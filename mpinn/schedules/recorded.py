@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from mpinn.array.pool import Pool
+from mpinn.array.recording import Between, Cut, Keys, Numbers
 from mpinn.array.typing import Array, Shape
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import Finish, Pass, Saved, Tree, drawn_key
@@ -27,13 +28,8 @@ RARE = 8
 
 Ready: TypeAlias = Callable[[Part, slice], None]
 """Told of a slice of a gradient that is complete."""
-Keys: TypeAlias = Callable[[tuple[int, ...]], Any]
-Numbers: TypeAlias = Callable[[tuple[int, ...]], tuple[int, ...]]
-Between: TypeAlias = Callable[[], None]
-Cut: TypeAlias = Callable[[Callable[[], Between]], None]
-"""See `mpinn.array.cuda_graph`."""
-Work: TypeAlias = Callable[[tuple[Array, ...], Pool, Keys | None, Cut, Ready], Any]
-"""A pass forward and backward, with what it needs of `mpinn.array.cuda_graph`, and whom it tells of its gradient."""
+Passes: TypeAlias = Callable[[tuple[Array, ...], Pool, Keys | None, Cut, Ready], Any]
+"""Forward and backward, as `mpinn.array.recording.Work`, with whom to tell of the gradient."""
 
 
 def numbers_of(seed: int, batch: Batch) -> Numbers:
@@ -73,7 +69,7 @@ class Pieces:
             self._stop = self._start
 
 
-def repeat(recorder: Any, part: Part, inputs: tuple[Array, ...], numbers: Numbers, update: Update, work: Work) -> Any:
+def repeat(recorder: Any, part: Part, inputs: tuple[Array, ...], numbers: Numbers, update: Update, work: Passes) -> Any:
     """A whole pass of a part, forward and backward, as it was recorded for the first inputs of these shapes.
 
     One is under way at a time. What it gives is written again by the next one.

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mpinn.array.pool import Pool
+from mpinn.array.recording import Cut, Keys
 from mpinn.array.typing import Array
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import EMPTY, Pass, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.options import ScheduleOptions
-from mpinn.schedules.recorded import Cut, Keys, Ready, numbers_of, repeat
+from mpinn.schedules.recorded import Ready, numbers_of, repeat
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT, Trace

@@ -14,12 +14,11 @@ from mpinn.datasets.batches import Batch
 from mpinn.nn.layer import EMPTY, Finish, Pass, Saved, Tree
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
-from mpinn.schedules.recorded import Kept, Recordings
+from mpinn.schedules.recorded import Kept, Ready, Recordings
 from mpinn.schedules.schedule import Update
 from mpinn.schedules.versions import Version
 from mpinn.trace import Trace
 
-Ready: TypeAlias = Callable[[Part, slice], None]
 Way: TypeAlias = Literal["activation", "gradient"]
 
 TAGS = 2**14
