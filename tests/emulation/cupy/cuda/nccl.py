@@ -1,4 +1,4 @@
-"""NCCL between processes, through files, as strict as it can be: ranks that ask for different things are told so.
+"""NCCL between processes, through files: ranks that ask for different things are told so, as NCCL does not.
 
 With MPINN_EMULATED_EARLY set the work is done as soon as it may be, while the host goes on: what its stream waits for
 comes first, and nothing else.
@@ -28,6 +28,8 @@ KINDS = ("INT8", "UINT8", "INT32", "UINT32", "INT64", "UINT64", "FLOAT16", "FLOA
 NCCL_SUM, NCCL_PROD, NCCL_MAX, NCCL_MIN = range(4)
 OPERATIONS = {NCCL_SUM: np.add, NCCL_MAX: np.maximum}
 PATIENCE = 60.0
+_group: list[list[Callable[[], None]]] = []
+"""What groups that are not closed have been asked for."""
 
 
 class NcclError(RuntimeError):
@@ -43,11 +45,19 @@ def get_unique_id() -> bytes:
 
 
 def groupStart() -> None:
-    """What is asked for until `groupEnd` may be done at once; here it is done in turn."""
+    """What is asked for from now on is begun by `groupEnd`, and never without it."""
+    _group.append([])
 
 
 def groupEnd() -> None:
     """See `groupStart`."""
+    asked = _group.pop()
+    (_group[-1].extend if _group else _begin)(asked)
+
+
+def _begin(asked: list[Callable[[], None]]) -> None:
+    for begin in asked:
+        begin()
 
 
 class NcclCommunicator:
@@ -103,14 +113,24 @@ class NcclCommunicator:
         if queue.is_capturing():
             raise NcclError("the stand-in does not capture NCCL's work")
         own, into = _view(send, count, kind), _view(receive, length, kind)
+        if send != receive + self._rank * own.nbytes * (length > count) and np.shares_memory(own, into):
+            raise NcclError("NCCL_ERROR_INVALID_USAGE: in place means that an array lies where its result is to be")
 
         def exchange() -> None:
             rows = [np.frombuffer(row, own.dtype) for row in self._exchange(what, own.tobytes())]
             work(own, into, rows)
 
-        queue.submit(exchange, [block for block in (block_at(send), block_at(receive)) if block is not None])
-        if os.environ.get("MPINN_EMULATED_EARLY"):
-            queue.synchronize()
+        blocks = [block for block in (block_at(send), block_at(receive)) if block is not None]
+
+        def begin() -> None:
+            queue.submit(exchange, blocks)
+            if os.environ.get("MPINN_EMULATED_EARLY"):
+                queue.synchronize()
+
+        if _group:
+            _group[-1].append(begin)
+        else:
+            begin()
 
     def _exchange(self, what: str, own: bytes) -> list[bytes]:
         """What each rank gives; all must ask for the same thing."""
