@@ -101,7 +101,9 @@ class Jobs:
         directory = self.folder / "".join(c if c.isalnum() else "-" for c in case.name) / name
         placed = ("run.device=cpu", *case.cpu_only) if where == "cpu" else ("run.device=gpu", f"run.transport={where}")
         line = arguments(directory, *settings_of(case), *placed, *more)
-        environment = {} if where == "cpu" else {**self.device, "MPINN_EMULATED_GPUS": str(case.gpus)}
+        environment = {} if where == "cpu" else dict(self.device)
+        if environment:  # of the stand-in, whose NCCL leaves files in a folder for them
+            environment |= {"MPINN_EMULATED_GPUS": str(case.gpus), "TMPDIR": str(self.folder)}
         with self.slots.taken(case.ranks):
             try:
                 if case.ranks == 1:

@@ -64,7 +64,8 @@ class NcclCommunicator:
     def __init__(self, ndev: int, commId: bytes, rank: int):
         self._size, self._rank, self._numbers = ndev, rank, itertools.count()
         self._folder = Path(tempfile.gettempdir()) / f"nccl-{commId[:16].hex()}"
-        self._folder.mkdir(exist_ok=True)
+        if ndev > 1:
+            self._folder.mkdir(exist_ok=True)
         self._device = current_device()
         devices = self._exchange("device", bytes([self._device]))
         if len(set(devices)) < ndev:
@@ -134,6 +135,8 @@ class NcclCommunicator:
 
     def _exchange(self, what: str, own: bytes) -> list[bytes]:
         """What each rank gives; all must ask for the same thing."""
+        if self._size == 1:
+            return [own]
         number = next(self._numbers)
         name = self._folder / f"{number}-{self._rank}"
         name.with_suffix(".part").write_bytes(what.encode() + b"\n" + own)
