@@ -60,12 +60,12 @@ def doctor(
 
 
 def _nccl(world: World, device: Device) -> str:
-    """Whether NCCL can carry collectives, or why not; called by all ranks."""
+    """What NCCL can carry, or why nothing; called by all ranks."""
     try:
         _, said = choose_nccl(world, device)
     except InputError as error:
         return str(error).removeprefix("run.collectives: nccl: ").partition("; choose mpi")[0]
-    return f"{said}, if run.collectives is nccl"
+    return said
 
 
 def try_transports(world: World, device: Device) -> None:
