@@ -247,8 +247,7 @@ def check_fresh(request: Request, directory: RunDirectory) -> None:
 def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:
     """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
     with Checkpoint(path) as checkpoint:
-        # keys that are newer than the file had the values that they have by default
-        stored = load(checkpoint.configuration, (), CHOICES, DEFAULTS).tables()
+        stored = stored_tables(checkpoint)
         check_network(str(path.parent), stored["schedule"], config.tables()["schedule"])
         changes = difference(stored, config.tables())
         forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if not may_change(key)]
@@ -268,6 +267,14 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
     if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
         said.append("with the length of the run the course of the cosine rate has changed")
     return said + met_once_more
+
+
+def stored_tables(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of a checkpoint; keys that are newer than the file have the values of a run without them."""
+    try:
+        return load(checkpoint.configuration, (), CHOICES, DEFAULTS).tables()
+    except InputError as error:
+        raise InputError(str(checkpoint.path), f"its configuration is none of this program's: {error}") from None
 
 
 def check_network(path: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
