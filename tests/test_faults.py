@@ -42,7 +42,7 @@ def whole(run: Path, log: int) -> None:
     assert steps == list(range(log, steps[-1] + 1, log))
 
 
-@pytest.mark.parametrize(("count", "which"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize(("count", "which"), [(2, 0), (3, 1), (4, 3)])
 def test_a_killed_rank_ends_the_job_which_goes_on_from_its_last_checkpoint(
     count: int, which: int, tmp_path: Path
 ) -> None:
@@ -73,7 +73,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "stopped", place / "never"
 
 
-@pytest.mark.parametrize("then", [3, 2])
+@pytest.mark.parametrize("then", [3, 2, 4])
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(
     then: int, stopped: tuple[Path, Path], tmp_path: Path
 ) -> None:
