@@ -22,13 +22,11 @@ def kernels_of(config: Config, measured: bool) -> ModuleType:
     """
     run = config.run
     check_types(config)
+    check_bf16(run.bf16 and run.device == "cpu", run.device, "")
     if not measured:
         if run.bf16:
-            check_bf16(run.device == "cpu", run.device, "")
             check_bfloat16()
         return plain
-    if run.bf16 and run.device == "cpu":
-        check_bf16(True, "cpu", "")
     if run.bf16 and not count_devices()[0]:
         raise InputError("run.bf16", "without a GPU nothing is measured in bfloat16: --estimated counts operations")
     check_kernels(config)

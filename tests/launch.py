@@ -38,6 +38,15 @@ def mpirun_program() -> str:
     return found
 
 
+def no_launcher() -> str:
+    """Why there is no second rank; nothing if there may be one."""
+    try:
+        mpirun_program()
+    except FileNotFoundError as error:
+        return str(error)
+    return ""
+
+
 def open_mpi() -> Path | None:
     """The folder of an Open MPI: that of MPINN_TEST_OPENMPI, or the one on PATH; None where there is none."""
     info = shutil.which("ompi_info")

@@ -58,10 +58,12 @@ def run(world: World, device: Device) -> list[Row]:
 
 
 def _by_nccl(world: World, device: Device) -> dict[str, Channel]:
-    """The channel whose sums NCCL carries, where it can."""
+    """The channel whose sums NCCL carries, where it can and two ranks share a machine."""
     try:
         nccl, _ = choose_nccl(world, device)
     except InputError:
+        return {}
+    if not nccl.groups:
         return {}
     return {"nccl": world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=nccl))}
 

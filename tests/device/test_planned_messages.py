@@ -1,7 +1,7 @@
 """What ranks with bfloat16 send on a device, beside what a plan says: bytes and calls of every rank, exactly."""
 
 import pytest
-from launch import mpirun_program
+from launch import no_launcher
 
 from mpinn.array import cuda
 from mpinn.choices import build_model, outputs_of, read_config
@@ -24,16 +24,7 @@ CASES = [
 ]
 
 
-def launcher() -> str:
-    """Why there is no second rank; nothing if there may be one."""
-    try:
-        mpirun_program()
-    except FileNotFoundError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.skipif(bool(launcher()), reason="no mpirun")
+@pytest.mark.skipif(bool(no_launcher()), reason="no mpirun")
 def test_ranks_send_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "SECONDS", 0.0)
     monkeypatch.setattr(check, "STEPS", (10, 10))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import alone, mpirun_program
+from launch import alone, no_launcher
 from training import SMALL, datasets, here, summary, train
 
 POPULATION = (
@@ -48,15 +48,6 @@ def close(one: Path, other: Path) -> None:
         np.testing.assert_allclose(second[name], array, rtol=1e-7, atol=1e-9, err_msg=name)
 
 
-def launcher() -> str:
-    """Why there is no second rank; nothing if there may be one."""
-    try:
-        mpirun_program()
-    except FileNotFoundError as error:
-        return str(error)
-    return ""
-
-
 def test_a_run_is_that_of_a_cpu(tmp_path: Path) -> None:
     assert here(tmp_path / "gpu", *POPULATION, "run.dtype=float64") == 0
     assert here(tmp_path / "cpu", *POPULATION, "run.dtype=float64", "run.device=cpu") == 0
@@ -66,7 +57,7 @@ def test_a_run_is_that_of_a_cpu(tmp_path: Path) -> None:
     assert [row["member"] for row in one["ranking"]] == [row["member"] for row in other["ranking"]]
 
 
-@pytest.mark.skipif(bool(launcher()), reason="no mpirun")
+@pytest.mark.skipif(bool(no_launcher()), reason="no mpirun")
 @pytest.mark.parametrize("choosy", [False, True], ids=["all", "rungs and patience"])
 def test_members_are_the_same_on_two_shards(choosy: bool, tmp_path: Path) -> None:
     fixed = () if choosy else ("model.rungs=[]", "model.patience=0")

@@ -280,6 +280,17 @@ def test_the_log_says_who_carries_collectives(cache: Path) -> None:
     assert "; collectives within a machine by NCCL 2.27.3\n" in done.stdout
 
 
+def test_nccl_has_nothing_to_do_where_every_rank_is_on_a_machine_of_its_own(cache: Path) -> None:
+    apart = "from dataclasses import replace\nworld = replace(world, host=str(world.rank))\n"
+    said = "from mpinn.binding import choose_nccl\nprint(choose_nccl(world, device)[1])\n"
+    code = BENCH.replace("world = connect()\n", f"world = connect()\n{apart}") + said
+    done = job(2, cache, "-c", code, env={"MPINN_EMULATED_GPUS": "2", "TMPDIR": str(cache.parents[1])})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "NCCL 2.27.3 has nothing to do: no two ranks share a machine"
+    assert "GPU, staged" in done.stdout
+    assert "GPU, NCCL" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("env", "told"),
     [
