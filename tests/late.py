@@ -63,7 +63,7 @@ class LateMemory:
         self.computing, self.outward, self.inward = (Line(name, self.diary) for name in ("computing", "out", "in"))
 
     def owns(self, array: Array) -> bool:
-        return not any(array is known for known in self.host)
+        return not any(np.may_share_memory(array, known) for known in self.host)
 
     def compute(self, work: Callable[[], object]) -> Moment:
         return self.computing.ask(work)

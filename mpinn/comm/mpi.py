@@ -36,6 +36,10 @@ PATIENCE = 10.0
 """Seconds that a rank which ends waits for the others to end too."""
 FORWARDING = 0.25
 """Seconds that the launcher is given to pass on what was said: MPICH's drops what it holds when a job aborts."""
+Start = Callable[[Array], MPI.Request]
+"""Begins the message of a buffer."""
+Begun = tuple[list[MPI.Request], Sequence[Loan]]
+"""The requests of a message, and the loan of each; none where MPI works in the array as it is."""
 
 
 class MpiChannel:
@@ -67,6 +71,8 @@ class MpiChannel:
         self.ordered = ordered
         self.under_way: set[MpiPending] = set()
         self._chunk = chunk
+        self._longest = min(chunk, self.transports.messages.piece)
+        """Bytes of a piece of a message."""
         JOB.opens(self)
 
     def send(self, array: Array, to: int, tag: int = 0) -> Pending:
@@ -74,8 +80,7 @@ class MpiChannel:
         check_array(self.name, "send", array)
         check_rank(self.name, "send", to, self.size)
         self.meter.count("send", array.nbytes)
-        loans = self._lend_bytes(array, filled=True, wanted=False)
-        requests = _start(loans, lambda buffer: self.communicator.Isend(_raw(buffer), to, tag))
+        requests, loans = self._bytes(array, lambda buffer: self.communicator.Isend(_raw(buffer), to, tag), ALL, False)
         return MpiPending(self, ("send to rank", to), requests, loans)
 
     def receive(self, into: Array, source: int, tag: int = 0) -> Pending:
@@ -83,14 +88,13 @@ class MpiChannel:
         check_array(self.name, "receive", into)
         check_rank(self.name, "receive", source, self.size)
         self.meter.count("receive", into.nbytes)
-        loans = self._lend_bytes(into, filled=False, wanted=True)
         sizes: list[int] = []
 
         def start(buffer: Array) -> MPI.Request:
             sizes.append(buffer.nbytes)
             return self.communicator.Irecv(_raw(buffer), source, tag)
 
-        requests = _start(loans, start)
+        requests, loans = self._bytes(into, start, NOTHING, True)
         return MpiPending(self, ("receive from rank", source), requests, loans, sizes=sizes)
 
     def all_sum(self, array: Array) -> Pending:
@@ -153,8 +157,11 @@ class MpiChannel:
         self.meter.count(name, array.nbytes)
         index = self.meter.begin()
         sums = self.transports.sums
-        loans = sums.lend(_cut(array, self._limit(sums)), ALL, True)
-        requests = _start(loans, lambda buffer: self.communicator.Iallreduce(MPI.IN_PLACE, buffer, operation))
+
+        def start(buffer: Array) -> MPI.Request:
+            return self.communicator.Iallreduce(MPI.IN_PLACE, buffer, operation)
+
+        requests, loans = _begin(sums, _cut(array, min(self._chunk, sums.piece)), start, ALL, True)
         return MpiPending(self, (name, None), requests, loans, index=index)
 
     def _sum_in_order(self, array: Array) -> Pending:
@@ -166,33 +173,34 @@ class MpiChannel:
         add = partial(add_rows, gathered, array)
         return MpiPending(self, ("all_sum", None), *self._gather(gathered), index=index, finish=add)
 
-    def _gather(self, into: Array) -> tuple[list[MPI.Request], list[Loan]]:
+    def _gather(self, into: Array) -> Begun:
         """Collect row r of ``into`` from rank r; rows too long for one message are broadcast in pieces.
 
         One's own row has just been copied there.
         """
-        transport = self.transports.messages
-        if into[0].nbytes <= self._limit(transport):
-            loans = transport.lend([into], slice(self.rank, self.rank + 1), True, fresh=True)
-            length = into[0].nbytes
-            whole = self.communicator.Iallgather
-            return _start(loans, lambda buffer: whole(MPI.IN_PLACE, [buffer, length, MPI.BYTE])), loans
+        if into[0].nbytes <= self._longest:
+            length, whole = into[0].nbytes, self.communicator.Iallgather
+
+            def start(buffer: Array) -> MPI.Request:
+                return whole(MPI.IN_PLACE, [buffer, length, MPI.BYTE])
+
+            return _begin(self.transports.messages, [into], start, slice(self.rank, self.rank + 1), True, fresh=True)
         spread = [self._spread(into[root], root) for root in range(self.size)]
         return [request for requests, _ in spread for request in requests], [loan for _, own in spread for loan in own]
 
-    def _spread(self, array: Array, root: int) -> tuple[list[MPI.Request], list[Loan]]:
-        loans = self._lend_bytes(array, filled=self.rank == root, wanted=self.rank != root, fresh=True)
-        return _start(loans, lambda buffer: self.communicator.Ibcast(_raw(buffer), root)), loans
+    def _spread(self, array: Array, root: int) -> Begun:
+        shown = ALL if self.rank == root else NOTHING
+        start = partial(self._cast, root)
+        return self._bytes(array, start, shown, self.rank != root, fresh=True)
 
-    def _lend_bytes(self, array: Array, filled: bool, wanted: bool, fresh: bool = False) -> list[Loan]:
-        """Loans for the pieces of an array; where it is cut follows from its bytes: there may be another dtype."""
-        messages = self.transports.messages
-        limit = self._limit(messages)
-        pieces = _cut(array if array.nbytes <= limit else array.reshape(-1).view(np.uint8), limit)
-        return messages.lend(pieces, ALL if filled else NOTHING, wanted, fresh)
+    def _cast(self, root: int, buffer: Array) -> MPI.Request:
+        return self.communicator.Ibcast(_raw(buffer), root)
 
-    def _limit(self, transport: Transport) -> int:
-        return min(self._chunk, transport.piece)
+    def _bytes(self, array: Array, start: Start, filled: slice, wanted: bool, fresh: bool = False) -> Begun:
+        """Begin a message; where it is cut follows from its bytes: at the other end there may be another dtype."""
+        flat = array.reshape(-1)
+        pieces = [flat] if flat.nbytes <= self._longest else _cut(flat.view(np.uint8), self._longest)
+        return _begin(self.transports.messages, pieces, start, filled, wanted, fresh)
 
 
 def add_rows(rows: Array, into: Array) -> None:
@@ -202,7 +210,17 @@ def add_rows(rows: Array, into: Array) -> None:
         np.add(into, row, out=into)
 
 
-def _start(loans: Sequence[Loan], start: Callable[[Array], MPI.Request]) -> list[MPI.Request]:
+def _begin(
+    transport: Transport, pieces: list[Array], start: Start, filled: slice, wanted: bool, fresh: bool = False
+) -> Begun:
+    """Start a request for each piece, and for each loan that stands for one; see `Transport.lend`."""
+    if not transport.takes(pieces[0]):
+        return [start(piece) for piece in pieces], ()
+    loans = transport.lend(pieces, filled, wanted, fresh)
+    return _start(loans, start), loans
+
+
+def _start(loans: Sequence[Loan], start: Start) -> list[MPI.Request]:
     """Start a request for each loan as soon as it is ready; meanwhile those before are moved along."""
     requests: list[MPI.Request] = []
     for loan in loans:

@@ -115,9 +115,9 @@ class MpiPending:
         if self._channel.polite:
             wait_politely(self)
             return
-        while self._done < len(self._requests):
+        for request in self._requests[self._done :]:
             try:
-                self._requests[self._done].Wait(self._status)
+                request.Wait(self._status)
             except MPI.Exception as error:
                 raise self._broken(error) from None
             self._next()
@@ -129,7 +129,8 @@ class MpiPending:
 
     def _next(self) -> None:
         """One request more is complete."""
-        done, self._done = self._done, self._done + 1
+        done = self._done
+        self._done = done + 1
         if self._status is not None:
             expected, received = self._sizes[done], self._status.Get_count(MPI.BYTE)
             if received != expected:

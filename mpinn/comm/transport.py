@@ -43,6 +43,9 @@ class Transport(Protocol):
     name: str
     piece: int
 
+    def takes(self, array: Array) -> bool:
+        """Whether an array needs a loan; another one is the host's, and MPI works in it as it is."""
+
     def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool, fresh: bool = False) -> list[Loan]:
         """A loan for each of the arrays.
 
@@ -82,11 +85,15 @@ class Direct:
     piece = sys.maxsize
 
     def __init__(self, memory: Memory | None = None):
-        self._memory = memory or HostMemory()
+        self._memory = memory
+
+    def takes(self, array: Array) -> bool:
+        """Whether it is a device's, which may still be at work on it."""
+        return self._memory is not None and self._memory.owns(array)
 
     def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool, fresh: bool = False) -> list[Loan]:
         """The arrays themselves; see `Transport.lend`."""
-        now = self._memory.now(fresh) if any(map(self._memory.owns, pieces)) else PAST
+        now = self._memory.now(fresh) if self._memory else PAST
         return [DirectLoan(piece, now) for piece in pieces]
 
 
@@ -146,13 +153,15 @@ class Staged:
         self.piece = piece
         self._free: defaultdict[int, deque[_Buffer]] = defaultdict(deque)
 
+    def takes(self, array: Array) -> bool:
+        """Whether it lies in the memory that is copied from and to."""
+        return self.memory.owns(array)
+
     def lend(self, pieces: Sequence[Array], filled: slice, wanted: bool, fresh: bool = False) -> list[Loan]:
         """Host buffers, to which what MPI is to be shown is on its way; see `Transport.lend`.
 
         There are as many as messages were ever under way at once.
         """
-        if not all(map(self.memory.owns, pieces)):
-            return [DirectLoan(piece, PAST) for piece in pieces]
         now = self.memory.now(fresh)
         return [self._lend(piece, filled, wanted, now) for piece in pieces]
 

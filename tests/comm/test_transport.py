@@ -35,17 +35,18 @@ def test_direct_is_ready_when_the_device_is(memory: LateMemory) -> None:
     assert memory.diary == []
 
 
-def test_host_arrays_wait_for_no_device(memory: LateMemory) -> None:
-    array = np.zeros(3)
-    memory.host.append(array)
-    memory.compute(lambda: array.fill(1))
-    for transport in (Direct(memory), Staged(memory)):
-        (loan,) = transport.lend([array], ALL, True)
-        assert loan.ready
-        assert loan.begin() is array
-        loan.end()
-        loan.settle()
+@pytest.mark.parametrize("kind", [Direct, Staged])
+def test_arrays_of_the_host_need_no_loan_in_a_run_on_a_device(memory: LateMemory, kind: type[Direct | Staged]) -> None:
+    array, own = np.zeros(3), np.zeros(3)
+    memory.host.append(own)
+    assert kind(memory).takes(array)
+    assert not kind(memory).takes(own)
     assert memory.diary == []
+
+
+def test_without_a_device_only_staged_lends() -> None:
+    assert not Direct().takes(np.zeros(3))
+    assert Staged().takes(np.zeros(3))
 
 
 def test_staged_shows_mpi_what_was_computed_before(memory: LateMemory) -> None:

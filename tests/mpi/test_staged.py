@@ -148,6 +148,7 @@ def test_a_host_array_at_one_end_is_cut_as_the_device_array_at_the_other(world: 
     arriving.wait()
     memory.finish()
     assert (into == np.arange(437.0) + (world.rank - 1) % world.size).all()
+    assert ("in" in memory.diary, "out" in memory.diary) == ((False, True) if world.rank % 2 else (True, False))
 
 
 def test_copies_go_beside_messages_and_the_host_waits_once(world: World) -> None:
