@@ -155,7 +155,7 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="Such as mlp, networks, population, fleet, gpu, depth.")],
+    what: Annotated[str, typer.Argument(help="Such as mlp, networks, population, gpu, replicas, depth.")],
     full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Of gpu, fewer rounds.")] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="Of gpu, single kernels instead of steps.")] = False,
@@ -170,10 +170,12 @@ def bench(
     python -m mpinn bench population
     python -m mpinn bench gpu --kernels
     mpirun -n 2 python -m mpinn bench messages
+    mpirun -n 2 python -m mpinn bench replicas
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
     """
-    choose("bench", what, ("mlp", "layers", "networks", "population", "fleet", "gpu", "messages", "depth", "parareal"))
+    alone = ("mlp", "layers", "networks", "population", "fleet", "gpu")
+    choose("bench", what, (*alone, "messages", "replicas", "depth", "parareal"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -199,6 +201,14 @@ def bench(
         from mpinn.bench import gpu
 
         gpu.show(quick, kernels, compiled, json)
+    elif what == "replicas":
+        from mpinn.bench import replicas
+        from mpinn.comm.grid import connect
+
+        world = connect()
+        agreed = replicas.run(world)
+        if world.rank == 0:
+            replicas.print_rows(agreed)
     elif what == "depth":
         from mpinn.bench import depth
         from mpinn.comm.grid import connect

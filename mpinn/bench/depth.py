@@ -14,57 +14,37 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.device import choose_kernels
-from mpinn.bench.peer import bordered, connect_gloo, images, import_torch, stored, translate
+from mpinn.bench.peer import bordered, connect_gloo, images, import_torch
 from mpinn.bench.replay import Journal
 from mpinn.bench.timing import Spread, ratio_text, seconds_text
-from mpinn.bench.turns import Contestant, in_turns, random_batch, training
-from mpinn.comm.channel import NullChannel
+from mpinn.bench.turns import Contestant, in_turns
+from mpinn.bench.work import (
+    CLASSES,
+    DTYPE,
+    LAYOUT,
+    NETWORKS,
+    OPTIMIZER,
+    Work,
+    part_of,
+    stepping,
+    torch_stage,
+    torch_training,
+    whole_model,
+)
 from mpinn.comm.grid import World
 from mpinn.costs import SCHEDULES as FORECAST
 from mpinn.costs import Link, demands, forecast, stages_of
 from mpinn.cuts import Cuts, whole
-from mpinn.datasets.batches import Batch
-from mpinn.models.model import Model
-from mpinn.models.resnet import ResNet
-from mpinn.models.vgg import VGG
-from mpinn.nn.loss import CrossEntropy
-from mpinn.nn.optimizer import SGD
-from mpinn.nn.part import Part, build_part
 from mpinn.partition import BANDWIDTH, LATENCY, partition
 from mpinn.profile import measure
-from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT
 
-SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64
 ROUNDS, SAMPLE = 7, 0.6
 """Rounds, and about how many seconds a turn of one rank alone lasts."""
 MICRO_BATCHES = 4
-DTYPE = np.dtype(np.float32)
-OPTIMIZER = SGD(rate=1e-3, decay="constant")
-LAYOUT = "channels last"
-"""The layout of images in which PyTorch is faster."""
 PEERS = {"PyTorch, gpipe": "ScheduleGPipe", "PyTorch, 1f1b": "Schedule1F1B"}
 PEER = "PyTorch, 1f1b"
-
-
-@dataclass(frozen=True)
-class Work:
-    """A model and how many samples a batch has."""
-
-    name: str
-    model: Model
-    batch: int = BATCH
-
-    def data(self) -> Batch:
-        """Random samples and classes."""
-        return random_batch(self.model.shape, CLASSES, self.batch, DTYPE)
-
-
-WORKS = (
-    Work("VGG-16 with batch norm", VGG(depth=16).build(SHAPE, CLASSES)),
-    Work("ResNet-20", ResNet(depth=20).build(SHAPE, CLASSES)),
-)
 
 
 @dataclass(frozen=True)
@@ -99,7 +79,7 @@ class Row:
         return self.batch / self.seconds.median
 
 
-def run(world: World, works: tuple[Work, ...] = WORKS, rounds: int = ROUNDS, sample: float = SAMPLE) -> list[Row]:
+def run(world: World, works: tuple[Work, ...] = NETWORKS, rounds: int = ROUNDS, sample: float = SAMPLE) -> list[Row]:
     """Measure on all ranks; called by all, and the same rows come back on all. One rank has no rows."""
     if world.size == 1:
         return []
@@ -134,7 +114,7 @@ def print_rows(rows: list[Row]) -> None:
 
 def _measured(work: Work, world: World, gloo: Any, rounds: int, sample: float) -> list[Row]:
     plans = _planned(work, world)
-    contestants = {"one rank": _alone(work, world)}
+    contestants = {"one rank": Contestant() if world.rank else whole_model(work)}
     for schedule, plan in plans.items():
         contestants[schedule] = _scheduled(schedule, plan, work, world)
     if gloo is not None:
@@ -180,63 +160,30 @@ def _planned(work: Work, world: World) -> dict[str, Planned]:
     return {schedule: Planned(tuple(bounds), speedup) for schedule, (bounds, speedup) in told.items()}
 
 
-def _alone(work: Work, world: World) -> Contestant:
-    if world.rank:
-        return Contestant()
-    channel = NullChannel("alone")
-    place = Place(channel, channel, work.model.shape, (CLASSES,), SILENT)
-    return _stepping("serial", _part(work, whole(work.model), 0), place, work)
-
-
 def _scheduled(schedule: str, plan: Planned, work: Work, world: World) -> Contestant:
     cuts, rank = Cuts(plan.bounds), world.rank
     channel = Journal(world.channel(schedule))
     edges = (cuts.shape(work.model, rank), cuts.shape(work.model, rank + 1))
     place = Place(channel, world.channel("aside"), *edges, SILENT, (CLASSES,))
-    return replace(_stepping(schedule, _part(work, cuts, rank), place, work), waited=lambda: channel.seconds)
-
-
-def _part(work: Work, cuts: Cuts, stage: int) -> Part:
-    ops, _ = choose_kernels("auto")
-    network, shape = work.model.network[cuts.bounds[stage] : cuts.bounds[stage + 1]], cuts.shape(work.model, stage)
-    part = build_part("stage", network, shape, DTYPE, OPTIMIZER.slots, ops=ops)
-    part.initialize(0)
-    return part
-
-
-def _stepping(schedule: str, part: Part, place: Place, work: Work) -> Contestant:
-    options: Any = SCHEDULES[schedule]()
-    built = options.build(part, CrossEntropy(), 0, place)
-    return training(built, OPTIMIZER, work.data())
+    return replace(stepping(schedule, part_of(work, cuts, rank), place, work), waited=lambda: channel.seconds)
 
 
 def _peers(work: Work, world: World, cuts: Cuts) -> Mapping[str, Contestant]:
     """PyTorch on one rank, and its pipelines, cut where ours are."""
-    torch = import_torch()
-    batch = work.data()
-    found = {"PyTorch, one rank": Contestant() if world.rank else _torch_alone(work, batch, torch)}
+    found = {"PyTorch, one rank": Contestant()}
+    if world.rank == 0:
+        found["PyTorch, one rank"] = torch_training(*torch_stage(work, whole(work.model), 0), work)
     for name, kind in PEERS.items():
-        found[name] = _torch_pipeline(kind, work, batch, cuts, world, torch)
+        found[name] = _torch_pipeline(kind, work, cuts, world)
     return found
 
 
-def _torch_alone(work: Work, batch: Batch, torch: Any) -> Contestant:
-    module, optimizer = _torch_stage(work, whole(work.model), 0, torch)
-    x, target, loss = images(batch.x, LAYOUT, torch), torch.from_numpy(batch.target), torch.nn.CrossEntropyLoss()
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss(module(x), target).backward()
-        optimizer.step()
-
-    return Contestant(step)
-
-
-def _torch_pipeline(kind: str, work: Work, batch: Batch, cuts: Cuts, world: World, torch: Any) -> Contestant:
+def _torch_pipeline(kind: str, work: Work, cuts: Cuts, world: World) -> Contestant:
     from torch.distributed import pipelining
 
+    torch, batch = import_torch(), work.data()
     first, last = world.rank == 0, world.rank == world.size - 1
-    module, optimizer = _torch_stage(work, cuts, world.rank, torch)
+    module, optimizer = torch_stage(work, cuts, world.rank)
     module = bordered(module, not first, not last, torch)
     stage = pipelining.PipelineStage(module, world.rank, world.size, torch.device("cpu"))
     schedule = getattr(pipelining, kind)(stage, MICRO_BATCHES, loss_fn=torch.nn.CrossEntropyLoss())
@@ -249,11 +196,3 @@ def _torch_pipeline(kind: str, work: Work, batch: Batch, cuts: Cuts, world: Worl
         optimizer.step()
 
     return Contestant(step)
-
-
-def _torch_stage(work: Work, cuts: Cuts, stage: int, torch: Any) -> tuple[Any, Any]:
-    """The module and the optimizer of one stage."""
-    part = _part(work, cuts, stage)
-    module = stored(translate(part.chain, cuts.shape(work.model, stage), part.weight_views, torch), LAYOUT, torch)
-    optimizer = torch.optim.SGD(module.parameters(), lr=OPTIMIZER.rate, momentum=OPTIMIZER.momentum)
-    return module, optimizer

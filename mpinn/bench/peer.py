@@ -14,6 +14,7 @@ from mpinn.comm.grid import World
 from mpinn.nn.activation import Activation
 from mpinn.nn.conv import Conv2d
 from mpinn.nn.dense import Dense
+from mpinn.nn.flatten import Flatten
 from mpinn.nn.layer import EMPTY, Layer, Tree
 from mpinn.nn.network import Network
 from mpinn.nn.norm import BatchNorm, LayerNorm
@@ -66,6 +67,8 @@ def _translated(layer: Layer, shape: Shape, weights: Tree, torch: Any) -> Module
             return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding)
         case GlobalAveragePool():
             return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        case Flatten() if len(shape) == 1:
+            return nn.Identity()
         case Residual():
             return _residual(layer, shape, weights, torch)
     raise ValueError(f"no module of PyTorch stands for {layer}")

@@ -10,9 +10,11 @@ from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.bench.timing import Operation
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
+from mpinn.consensus.consensus import Consensus, Quality
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
+from mpinn.nn.part import Part
 from mpinn.schedules.schedule import Schedule
 from mpinn.update import OptimizerUpdate
 
@@ -26,12 +28,49 @@ class Contestant:
     end: Operation = lambda: None
 
 
-def training(schedule: Schedule, optimizer: Optimizer, batch: Batch) -> Contestant:
-    """Steps of a schedule with the same samples over and over."""
-    alone = Independent(NullChannel("alone"))
-    update = OptimizerUpdate(alone, optimizer, lambda step: optimizer.rate, 0.0, schedule.parts)
+@dataclass(frozen=True)
+class Unscored:
+    """The measure of replicas that meet without being scored."""
+
+    schedule: Schedule
+
+    def validation(self) -> Quality:
+        """Raises NotImplementedError."""
+        raise NotImplementedError
+
+    def shard(self) -> Quality:
+        """Raises NotImplementedError."""
+        raise NotImplementedError
+
+    def fisher(self, part: Part, out: Array, samples: int) -> None:
+        """Raises NotImplementedError."""
+        raise NotImplementedError
+
+    def across(self, values: Array) -> Array:
+        """The sum over the ranks of a replica."""
+        return self.schedule.across(values)
+
+
+def training(schedule: Schedule, optimizer: Optimizer, batch: Batch, consensus: Consensus | None = None) -> Contestant:
+    """Steps of a schedule with the same samples over and over; its replica is alone if there is no consensus.
+
+    Replicas that meet are not scored: how good they are must be of no consequence to them.
+    """
+    agreement: Consensus = consensus or Independent(NullChannel("alone"))
+    agreement.prepare(schedule.parts)
+    update = OptimizerUpdate(agreement, optimizer, lambda step: optimizer.rate, 0.0, schedule.parts)
     batches = _again(batch)
-    return Contestant(lambda: schedule.step(next(batches), update), end=lambda: schedule.drain(update))
+
+    def step() -> None:
+        batch = next(batches)
+        schedule.step(batch, update)
+        agreement.weights(schedule.parts, batch.index + 1, Unscored(schedule), last=False)
+
+    def end() -> None:
+        schedule.drain(update)
+        agreement.close()
+
+    return Contestant(step, end=end)
 
 
 def _again(batch: Batch) -> Iterator[Batch]:
