@@ -15,7 +15,6 @@ from mpinn.array import tiny
 from mpinn.array.cpu_products import ROWS, add_products, products
 from mpinn.array.cpu_winograd import (
     POINTS,
-    TILE,
     gradients_into_points,
     images_from_points,
     images_into_points,
@@ -31,6 +30,8 @@ SMALL_CHANNELS = 128
 BLOCK_BYTES = 400_000
 PRECISE_CHANNELS = 16
 """Up to so many input channels, a forward pass is direct though Winograd's algorithm would suit."""
+FULL = 0.625
+"""Share of the pixels of tiles that must be there, or else there are not fewer products to pay for the transforms."""
 DIRECT_WEIGHT = 64 * 64
 """Up to so many numbers at each place of the kernel, sums in registers are as fast as columns and BLAS."""
 
@@ -42,7 +43,7 @@ def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool) -> Ar
         y: Array = way.conv(x, weight, stride, padding, pool)
         return y
     points = _weight_points(weight, False, pool)
-    return _winograd(x, points, padding, pool)
+    return _winograd(x, points, _tile(weight.shape), padding, pool)
 
 
 def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, padding: Pair, pool: Pool) -> Array:
@@ -58,7 +59,8 @@ def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, pa
         turned = pool.empty(points.shape, points.dtype)
         np.copyto(turned, points)
         points = turned
-    return _winograd(dz, points, (2 - padding[0], 2 - padding[1]), pool)
+    reach = len(weight) - 1
+    return _winograd(dz, points, _tile(weight.shape), (reach - padding[0], reach - padding[1]), pool)
 
 
 def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
@@ -69,7 +71,8 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
         way.conv_backward_weight(x, dz, grad, stride, padding, pool)
         return
     channels, outputs = grad.shape[2:]
-    down, across = _tiles(dz.shape)
+    tile = _tile(grad.shape)
+    down, across = _tiles(dz.shape, tile)
     total = len(x) * down * across
     small = max(channels, outputs) <= SMALL_CHANNELS
     rows = _rows(channels, outputs, total, x.itemsize) if small else min(total, 512)
@@ -78,8 +81,9 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
     whole.fill(0)
     for first in range(0, total, rows):
         count = min(rows, total - first)
-        images_into_points(x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1))
-        gradients_into_points(dz.reshape(-1), *dz.shape[1:], down, across, first, count, rows, gradients.reshape(-1))
+        block = (down, across, first, count, rows)
+        images_into_points(x.reshape(-1), *x.shape[1:], tile, padding, *block, points.reshape(-1))
+        gradients_into_points(dz.reshape(-1), *dz.shape[1:], tile, *block, gradients.reshape(-1))
         if small:
             add_products(
                 points.reshape(-1), gradients.reshape(-1), POINTS, rows, count, channels, outputs, whole.reshape(-1)
@@ -88,42 +92,46 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
             np.matmul(points[:, :count].transpose(0, 2, 1), gradients[:, :count], out=part if first else whole)
             if first:
                 np.add(whole, part, out=whole)
-    weight_from_points(whole.reshape(-1), channels, outputs, grad.reshape(-1))
+    weight_from_points(whole.reshape(-1), tile, channels, outputs, grad.reshape(-1))
 
 
-def _winograd(x: Array, weight: Array, padding: Pair, pool: Pool) -> Array:
+def _winograd(x: Array, weight: Array, tile: int, padding: Pair, pool: Pool) -> Array:
     """weight: (36, C, O)."""
     channels, outputs = weight.shape[1:]
-    z = pool.empty((len(x), x.shape[1] + 2 * padding[0] - 2, x.shape[2] + 2 * padding[1] - 2, outputs), x.dtype)
-    down, across = _tiles(z.shape)
+    z = pool.empty((*_output(x.shape, tile, padding), outputs), x.dtype)
+    down, across = _tiles(z.shape, tile)
     total = len(x) * down * across
     rows = _rows(channels, outputs, total, x.itemsize)
     points, sums = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
     small = weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS
     for first in range(0, total, rows):
         count = min(rows, total - first)
-        images_into_points(x.reshape(-1), *x.shape[1:], padding, down, across, first, count, rows, points.reshape(-1))
+        block = (down, across, first, count)
+        images_into_points(x.reshape(-1), *x.shape[1:], tile, padding, *block, rows, points.reshape(-1))
         if small:
             products(points.reshape(-1), weight.reshape(-1), POINTS, rows, channels, outputs, sums.reshape(-1))
         else:
             np.matmul(points[:, :count], weight, out=sums[:, :count])
-        images_from_points(sums.reshape(-1), rows, *z.shape[1:], down, across, first, count, z.reshape(-1))
+        images_from_points(sums.reshape(-1), rows, *z.shape[1:], tile, *block, z.reshape(-1))
     return z
 
 
 def _weight_points(weight: Array, turned: bool, pool: Pool) -> Array:
     points = pool.empty((POINTS, *weight.shape[2:]), weight.dtype)
-    weight_into_points(weight.reshape(-1), turned, *weight.shape[2:], points.reshape(-1))
+    weight_into_points(weight.reshape(-1), _tile(weight.shape), turned, *weight.shape[2:], points.reshape(-1))
     return points
 
 
 def _suits_winograd(x: Shape, weight: Shape, stride: Pair, padding: Pair) -> bool:
-    """A 3x3 kernel with stride 1, channels that fill registers, and tiles that are mostly full."""
-    if weight[:2] != (3, 3) or stride != (1, 1) or max(padding) > 2 or weight[2] % 16 or weight[3] % 16 or not x[0]:
+    """A kernel of 3x3 or 5x5 with stride 1, channels that fill registers, and tiles that are mostly full."""
+    if weight[:2] not in ((3, 3), (5, 5)) or stride != (1, 1) or weight[2] % 16 or weight[3] % 16 or not x[0]:
         return False
-    high, wide = x[1] + 2 * padding[0] - 2, x[2] + 2 * padding[1] - 2
-    down, across = _tiles((x[0], high, wide))
-    return high * wide >= 10 * down * across
+    if max(padding) >= weight[0]:
+        return False
+    tile = _tile(weight)
+    _, high, wide = _output(x, tile, padding)
+    down, across = _tiles((x[0], high, wide), tile)
+    return high * wide >= FULL * tile**2 * down * across
 
 
 def _suits_direct(x: Array, weight: Shape, stride: Pair, padding: Pair) -> bool:
@@ -136,9 +144,19 @@ def _other(x: Shape, weight: Shape) -> ModuleType:
     return tiny if tiny.suits(x, weight) else plain
 
 
-def _tiles(y: Shape) -> Pair:
+def _tile(weight: Shape) -> int:
+    """Height and width of the outputs that a tile has of a square kernel (taps, taps, C, O)."""
+    return 7 - weight[0]
+
+
+def _output(x: Shape, tile: int, padding: Pair) -> Shape:
+    """(B, OH, OW) of images (B, H, W, C)."""
+    return x[0], x[1] + 2 * padding[0] + tile - 6, x[2] + 2 * padding[1] + tile - 6
+
+
+def _tiles(y: Shape, tile: int) -> Pair:
     """Tiles down and across an output (B, OH, OW, ...)."""
-    return -(-y[1] // TILE), -(-y[2] // TILE)
+    return -(-y[1] // tile), -(-y[2] // tile)
 
 
 def _rows(channels: int, outputs: int, total: int, itemsize: int) -> int:
