@@ -173,9 +173,10 @@ def bench(
     mpirun -n 2 python -m mpinn bench replicas
     mpirun -n 2 python -m mpinn bench depth
     mpirun -n 4 python -m mpinn bench parareal
+    mpirun -n 2 python -m mpinn bench checkpoint
     """
     alone = ("mlp", "layers", "networks", "population", "fleet", "gpu")
-    choose("bench", what, (*alone, "messages", "replicas", "depth", "parareal"))
+    choose("bench", what, (*alone, "messages", "replicas", "depth", "parareal", "checkpoint"))
     if what == "mlp":
         from mpinn.bench import mlp
 
@@ -209,6 +210,14 @@ def bench(
         agreed = replicas.run(world)
         if world.rank == 0:
             replicas.print_rows(agreed)
+    elif what == "checkpoint":
+        from mpinn.bench import checkpoint
+        from mpinn.comm.grid import connect
+
+        world = connect()
+        saved = checkpoint.run(world)
+        if world.rank == 0:
+            checkpoint.print_rows(saved)
     elif what == "depth":
         from mpinn.bench import depth
         from mpinn.comm.grid import connect

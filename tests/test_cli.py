@@ -172,7 +172,7 @@ signal.signal = told
         (
             "bench foo",
             "bench: 'foo' is not one of mlp, layers, networks, population, fleet, gpu, messages, replicas, depth, "
-            "parareal",
+            "parareal, checkpoint",
         ),
     ],
 )

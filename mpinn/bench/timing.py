@@ -12,6 +12,8 @@ ROUNDS = 15
 SAMPLE = 0.1
 """Turns that each operation gets, and about how many seconds a turn lasts."""
 
+UNITS = (("s", 1.0, 1.0), ("ms", 1e3, 1e-3), ("us", 1e6, 0.0))
+
 Operation = Callable[[], object]
 Clock = Callable[[], float]
 
@@ -63,7 +65,7 @@ def _seconds_of(operation: Operation, calls: int, clock: Clock) -> float:
 
 def seconds_text(spread: Spread) -> str:
     """Such as ``5.25 ms (5.19-5.4)``."""
-    unit, scale = ("ms", 1e3) if spread.median >= 1e-3 else ("us", 1e6)
+    unit, scale = next((unit, scale) for unit, scale, least in UNITS if spread.median >= least)
     return f"{spread.median * scale:.3g} {unit} ({spread.low * scale:.3g}-{spread.high * scale:.3g})"
 
 

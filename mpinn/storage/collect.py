@@ -111,7 +111,9 @@ class Collection:
         if rank == 0:
             spec = self._specs[index]
             start = spec.layout.entries[cut.number].start
-            return np.array(self._host(spec.vector[start + cut.block.start : start + cut.block.stop])), None
+            values = spec.vector[start + cut.block.start : start + cut.block.stop]
+            here = self._host(values)
+            return here.copy() if here is values else here, None
         into = np.empty(cut.block.stop - cut.block.start, cut.dtype)
         return into, self._channel.receive(into, rank, TAG) if into.size else None
 

@@ -134,7 +134,8 @@ def _digests(channel: Channel, specs: Sequence[VectorSpec], host: Host, count: i
 
 
 def _digest(vector: Array, host: Host) -> bytes:
-    digest, length = hashlib.blake2b(digest_size=DIGEST), max(1, BLOCK // vector.itemsize)
+    # processors that have instructions for SHA-256 do it at twice the speed of BLAKE2b
+    digest, length = hashlib.sha256(), max(1, BLOCK // vector.itemsize)
     for start in range(0, len(vector), length):
         digest.update(np.ascontiguousarray(host(vector[start : start + length])).data)
-    return digest.digest()
+    return digest.digest()[:DIGEST]

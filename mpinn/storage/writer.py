@@ -5,6 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ class Piece:
 class Queue:
     """Blocks on their way from the main thread to the writer's, at most ``budget`` bytes of them.
 
+    The writer gets the first one when all are here, or no more fit: it keeps Python's lock while it writes a block, and
+    training would stand still for longer than it takes to copy what is saved.
+
     A context of the main thread: if it is left by an exception, the writer gets InterruptedError and gives up.
     """
 
@@ -46,12 +50,15 @@ class Queue:
         self._budget = budget
         self._pieces: deque[Piece] = deque()
         self._bytes = 0
-        self._complete = self._interrupted = self._abandoned = False
+        self._full = self._complete = self._interrupted = self._abandoned = False
         self._changed = threading.Condition()
 
     def put(self, piece: Piece) -> None:
         """Hand over a block, which is not touched afterwards; waits while the queue is full."""
         with self._changed:
+            if self._pieces and not self._room(piece):
+                self._full = True
+                self._changed.notify_all()
             self._changed.wait_for(lambda: self._abandoned or not self._pieces or self._room(piece))
             if not self._abandoned:
                 self._pieces.append(piece)
@@ -84,7 +91,7 @@ class Queue:
 
     def _take(self) -> Piece | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._pieces or self._complete)
+            self._changed.wait_for(lambda: self._complete or (self._full and self._pieces))
             if self._interrupted:
                 raise InterruptedError("the program failed while a checkpoint was being collected")
             if not self._pieces:
@@ -144,13 +151,14 @@ def save_aside(path: Path, header: Header, queue: Queue) -> None:
         undo.callback(temporary.unlink, missing_ok=True)
         undo.callback(queue.abandon)
         write(temporary, header, queue)
+        sync_file(temporary)
         os.replace(temporary, path)
         sync_directory(path.parent)
         undo.pop_all()
 
 
 def write(path: Path, header: Header, pieces: Iterable[Piece]) -> None:
-    """Write a checkpoint file; raises OSError if the disk is full or fails."""
+    """Write a checkpoint file, which may not be on the disk yet; raises OSError if that is full or fails."""
     # A block is a whole chunk: a cache of chunks (rdcc) would only copy it. The format of HDF5 1.10 has checksums on
     # the metadata too, and no index tree for an array of one chunk, which would be larger than most parameters.
     with Sink(path) as sink, h5py.File(sink, "w", rdcc_nbytes=0, libver=("v110", "v110")) as file:
@@ -162,14 +170,13 @@ def write(path: Path, header: Header, pieces: Iterable[Piece]) -> None:
             _write_block(file, piece)
             sink.check()
     sink.check()
-    sync_file(path)
 
 
 def publish(directory: RunDirectory, temporary: Path, header: Header, keep: int) -> None:
     """Make a complete temporary file the newest checkpoint, so that a crash at any point leaves a good one in use."""
     path = directory.checkpoint(header.step)
     size = temporary.stat().st_size
-    entry = Saved(path.name, header.step, header.epoch, header.score, size, digest(temporary))
+    entry = Saved(path.name, header.step, header.epoch, header.score, size, _sealed(temporary))
     entries = [*_known(directory), entry]
     # Until the rename, an older file of the same step is still the one on disk, and its entry must still be there.
     write_index(directory, entries)
@@ -177,6 +184,15 @@ def publish(directory: RunDirectory, temporary: Path, header: Header, keep: int)
     sync_directory(directory.path)
     directory.point_latest(path.name)
     _prune(directory, entries, keep)
+
+
+def _sealed(path: Path) -> str:
+    """The digest of a file that is on the disk now: it is read while it is written out."""
+    with ThreadPoolExecutor(1, "sync") as beside:
+        synced = beside.submit(sync_file, path)
+        found = digest(path)
+        synced.result()
+    return found
 
 
 def _prune(directory: RunDirectory, entries: list[Saved], keep: int) -> None:

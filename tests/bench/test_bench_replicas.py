@@ -45,4 +45,4 @@ def test_prints_samples_a_second_of_all_ranks(capsys: pytest.CaptureFixture[str]
     spread = Spread(2.0, 1.6, 2.5)
     replicas.print_rows([replicas.Row("work", "gradients", 4096, spread, spread, Spread(1.3, 1.2, 1.4), spread)])
     said = capsys.readouterr().out
-    assert "2e+03 ms (1.6e+03-2.5e+03)      2,048    2.00 (1.60-2.50)    1.30 (1.20-1.40)" in said
+    assert "2 s (1.6-2.5)      2,048    2.00 (1.60-2.50)    1.30 (1.20-1.40)" in said

@@ -84,6 +84,24 @@ def test_a_queue_holds_no_more_than_its_budget():
     thread.join()
 
 
+def test_the_writer_does_not_begin_while_more_fits():
+    queue, begun, taken = Queue(1 << 20), threading.Event(), list[str]()
+
+    def take() -> None:
+        for piece in queue:
+            begun.set()
+            taken.append(piece.name)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    with queue:
+        for piece in pieces(3):
+            queue.put(piece)
+            assert not begun.wait(0.05)
+    thread.join()
+    assert taken == [f"layer{i}/w" for i in range(3)]
+
+
 def test_a_block_larger_than_the_budget_still_passes():
     queue = Queue(1)
     with queue:
