@@ -21,6 +21,7 @@ from mpinn.bench.timing import Operation, Spread, alternate, error_text, ratio_t
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
+from mpinn.models.cnn import CNN
 from mpinn.models.model import Model
 from mpinn.models.resnet import ResNet
 from mpinn.models.vgg import VGG
@@ -33,6 +34,7 @@ from mpinn.update import OptimizerUpdate
 
 SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64
 MODELS: Mapping[str, Model] = {
+    "CNN of jobs/mnist.toml": CNN().build((28, 28, 1), CLASSES),
     "ResNet-20": ResNet(depth=20).build(SHAPE, CLASSES),
     "VGG-16 with batch norm": VGG(depth=16).build(SHAPE, CLASSES),
 }

@@ -57,7 +57,8 @@ def _translated(layer: Layer, shape: Shape, weights: Tree, torch: Any) -> Module
             module = nn.Linear(shape[-1], layer.outputs, bias=layer.bias)
             return _activated(_filled(module, weights, (1, 0), torch), layer.activation, torch)
         case BatchNorm():
-            module = nn.BatchNorm2d(shape[-1], layer.epsilon, layer.momentum)
+            kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+            module = kind(shape[-1], layer.epsilon, layer.momentum)
             return _activated(module, layer.activation, torch)
         case LayerNorm():
             return nn.LayerNorm(shape[-1], layer.epsilon)
@@ -67,8 +68,8 @@ def _translated(layer: Layer, shape: Shape, weights: Tree, torch: Any) -> Module
             return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding)
         case GlobalAveragePool():
             return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        case Flatten() if len(shape) == 1:
-            return nn.Identity()
+        case Flatten():
+            return nn.Sequential(_turned((0, 2, 3, 1), torch), nn.Flatten())
         case Residual():
             return _residual(layer, shape, weights, torch)
     raise ValueError(f"no module of PyTorch stands for {layer}")
@@ -126,17 +127,18 @@ def stored(module: Module, layout: str, torch: Any) -> Module:
 
 def bordered(module: Module, before: bool, after: bool, torch: Any) -> Module:
     """The module with images as (B, H, W, C) at its borders: so they are contiguous, which gloo asks of messages."""
+    first = [_turned((0, 3, 1, 2), torch)] if before else []
+    return torch.nn.Sequential(*first, module, *([_turned((0, 2, 3, 1), torch)] if after else []))
+
+
+def _turned(order: tuple[int, ...], torch: Any) -> Module:
+    """The axes of images in another order; vectors as they are."""
 
     class Turned(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, *order: int) -> None:
-            super().__init__()
-            self.order = order
-
         def forward(self, x: Any) -> Any:
-            return x.permute(self.order) if x.dim() == 4 else x
+            return x.permute(order) if x.dim() == 4 else x
 
-    turned = [Turned(0, 3, 1, 2)] if before else []
-    return torch.nn.Sequential(*turned, module, *([Turned(0, 2, 3, 1)] if after else []))
+    return Turned()
 
 
 def _format(layout: str, torch: Any) -> Any:
