@@ -12,9 +12,11 @@ import numpy as np
 from mpinn.array import cpu_direct as direct
 from mpinn.array import im2col as plain
 from mpinn.array import tiny
-from mpinn.array.cpu_products import ROWS, add_products, products
+from mpinn.array.cpu_products import ROWS
 from mpinn.array.cpu_winograd import (
     POINTS,
+    add_gradients,
+    convolve,
     gradients_into_points,
     images_from_points,
     images_into_points,
@@ -77,18 +79,18 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
     small = max(channels, outputs) <= SMALL_CHANNELS
     rows = _rows(channels, outputs, total, x.itemsize) if small else min(total, 512)
     points, gradients = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
-    whole, part = (pool.empty((POINTS, channels, outputs), x.dtype) for _ in range(2))
-    whole.fill(0)
-    for first in range(0, total, rows):
-        count = min(rows, total - first)
-        block = (down, across, first, count, rows)
-        images_into_points(x.reshape(-1), *x.shape[1:], tile, padding, *block, points.reshape(-1))
-        gradients_into_points(dz.reshape(-1), *dz.shape[1:], tile, *block, gradients.reshape(-1))
-        if small:
-            add_products(
-                points.reshape(-1), gradients.reshape(-1), POINTS, rows, count, channels, outputs, whole.reshape(-1)
-            )
-        else:
+    whole = pool.empty((POINTS, channels, outputs), x.dtype)
+    pixels, errors, flat = x.reshape(-1), dz.reshape(-1), (points.reshape(-1), gradients.reshape(-1))
+    tiles = (tile, padding, down, across)
+    if small:
+        whole.fill(0)
+        add_gradients(pixels, *x.shape[1:], *tiles, total, rows, errors, *dz.shape[1:], *flat, whole.reshape(-1))
+    else:
+        part = pool.empty(whole.shape, x.dtype)
+        for first in range(0, total, rows):
+            count = min(rows, total - first)
+            images_into_points(pixels, *x.shape[1:], *tiles, first, count, rows, flat[0])
+            gradients_into_points(errors, *dz.shape[1:], tile, down, across, first, count, rows, flat[1])
             np.matmul(points[:, :count].transpose(0, 2, 1), gradients[:, :count], out=part if first else whole)
             if first:
                 np.add(whole, part, out=whole)
@@ -103,16 +105,16 @@ def _winograd(x: Array, weight: Array, tile: int, padding: Pair, pool: Pool) -> 
     total = len(x) * down * across
     rows = _rows(channels, outputs, total, x.itemsize)
     points, sums = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
-    small = weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS
+    pixels, tiles, flat = x.reshape(-1), (tile, padding, down, across), (points.reshape(-1), sums.reshape(-1))
+    if weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS:
+        factors = (weight.reshape(-1), outputs)
+        convolve(pixels, *x.shape[1:], *tiles, total, rows, *factors, *flat, *z.shape[1:3], z.reshape(-1))
+        return z
     for first in range(0, total, rows):
         count = min(rows, total - first)
-        block = (down, across, first, count)
-        images_into_points(x.reshape(-1), *x.shape[1:], tile, padding, *block, rows, points.reshape(-1))
-        if small:
-            products(points.reshape(-1), weight.reshape(-1), POINTS, rows, channels, outputs, sums.reshape(-1))
-        else:
-            np.matmul(points[:, :count], weight, out=sums[:, :count])
-        images_from_points(sums.reshape(-1), rows, *z.shape[1:], tile, *block, z.reshape(-1))
+        images_into_points(pixels, *x.shape[1:], *tiles, first, count, rows, flat[0])
+        np.matmul(points[:, :count], weight, out=sums[:, :count])
+        images_from_points(flat[1], rows, *z.shape[1:], tile, down, across, first, count, z.reshape(-1))
     return z
 
 

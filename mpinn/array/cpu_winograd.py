@@ -27,6 +27,7 @@ from mpinn.array.cpu_points import (
     weight_into_3,
     weight_into_5,
 )
+from mpinn.array.cpu_products import add_products, products
 from mpinn.array.cpu_vector import lanes, load, spread, store
 from mpinn.array.jit import kernel
 
@@ -211,3 +212,29 @@ def images_from_points(
             for i in range(lower):
                 at = start + i * wide * channels + c
                 _image_from(half, i * 6 * width, width, tile, number, y, at, channels, right)
+
+
+@kernel
+def convolve(
+    x: Any, high: int, wide: int, channels: int, tile: int, padding: Any, down: int, across: int, total: int,
+    rows: int, weight: Any, outputs: int, points: Any, sums: Any, below: int, beside: int, y: Any,
+) -> None:  # fmt: skip
+    """All tiles, ``total`` of them in blocks of ``rows``: x: (B, H, W, C), weight: (36, C, O), y: (B, OH, OW, O)."""
+    for first in range(0, total, rows):
+        count = min(rows, total - first)
+        images_into_points(x, high, wide, channels, tile, padding, down, across, first, count, rows, points)
+        products(points, weight, POINTS, rows, channels, outputs, sums)
+        images_from_points(sums, rows, below, beside, outputs, tile, down, across, first, count, y)
+
+
+@kernel
+def add_gradients(
+    x: Any, high: int, wide: int, channels: int, tile: int, padding: Any, down: int, across: int, total: int,
+    rows: int, dz: Any, below: int, beside: int, outputs: int, points: Any, gradients: Any, whole: Any,
+) -> None:  # fmt: skip
+    """Add the gradient by the transformed weight to ``whole``: (36, C, O); dz: (B, OH, OW, O)."""
+    for first in range(0, total, rows):
+        count = min(rows, total - first)
+        images_into_points(x, high, wide, channels, tile, padding, down, across, first, count, rows, points)
+        gradients_into_points(dz, below, beside, outputs, tile, down, across, first, count, rows, gradients)
+        add_products(points, gradients, POINTS, rows, count, channels, outputs, whole)
