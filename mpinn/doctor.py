@@ -51,6 +51,8 @@ def doctor(
     found = findings(world, device.name)
     _, transport = choose_transports("auto", world.library, found, device.memory, world.size)
     routes = {"transport": transport.removeprefix("messages ")}
+    if device.memory is not None:
+        routes["computing on"] = device.said
     if found is not None and world.size > 1:
         routes["NCCL"] = _nccl(world, device)
     shared = binding(world, device.bus)

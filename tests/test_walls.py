@@ -18,6 +18,7 @@ WALLS = {
     "cupy": {"array"},
     "cupyx": {"array"},
     "cudnn": {"array"},
+    "nvmath": {"array"},
     "numba": {"array"},
     "h5py": {"storage", "datasets"},
 }

@@ -35,6 +35,12 @@ class Watched:
         self._note(name, y)
         return y, kept
 
+    def affine(self, x: Array, weight: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
+        """As `ops.affine`."""
+        y, kept = ops.affine(x, weight, bias, name, pool)
+        self._note(name, y)
+        return y, kept
+
     def activate(self, name: str, x: Array, pool: Pool) -> Array:
         """As `ops.activate`."""
         y = ops.activate(name, x, pool)

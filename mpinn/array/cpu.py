@@ -93,6 +93,20 @@ def activation_backward(name: str, kept: Array, dy: Array, pool: Pool) -> Array:
     return dz
 
 
+def affine(x: Array, weight: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
+    """The twin of `ops.affine`."""
+    z = pool.empty((len(x), weight.shape[1]), x.dtype)
+    plain.matmul(x, weight, z)
+    return bias_activation(z, bias, name, pool)
+
+
+def affine_gradients(x: Array, dz: Array, weight: Array, bias: Array | None, pool: Pool) -> None:
+    """The twin of `ops.affine_gradients`."""
+    plain.matmul(x.T, dz, weight)
+    if bias is not None:
+        bias[...] = column_sums(dz)
+
+
 def batch_statistics(
     x: Array, running: tuple[Array, Array], momentum: float, epsilon: float, pool: Pool
 ) -> tuple[Array, Array]:

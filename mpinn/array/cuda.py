@@ -10,7 +10,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from mpinn.array import cuda_conv, cuda_products
+from mpinn.array import cuda_conv, cuda_epilogues, cuda_products
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.cuda_graph import recorder
 from mpinn.array.cuda_kernels import NULL, THREADS, launch, power_of_two, rows_at_once, spread_over, sum_columns
@@ -101,9 +101,14 @@ NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 class Choices:
-    """What was chosen for all products of this process: whether float32 may be multiplied as TF32."""
+    """What was chosen for all products of this process.
+
+    ``tf32``: whether float32 may be multiplied as TF32; ``epilogues``: whether what follows a product may be its
+    epilogue, which only what compares the two ways forbids.
+    """
 
     tf32 = False
+    epilogues = True
 
 
 def matmul(a: Array, b: Array, out: Array) -> None:
@@ -136,6 +141,24 @@ def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tupl
         "bias_activation", z.dtype, z.size, z, NULL if bias is None else bias, y, z.size, columns, NUMBERS[name]
     )
     return y, z
+
+
+def affine(x: Array, weight: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
+    """The twin of `ops.affine`, in one kernel where cuBLASLt can."""
+    y = pool.empty((len(x), weight.shape[1]), x.dtype)
+    if bias is not None and Choices.epilogues and cuda_epilogues.affine(x, weight, bias, name, y, pool, Choices.tf32):
+        return y, y
+    matmul(x, weight, y)
+    return bias_activation(y, bias, name, pool)
+
+
+def affine_gradients(x: Array, dz: Array, weight: Array, bias: Array | None, pool: Pool) -> None:
+    """The twin of `ops.affine_gradients`, in one kernel where cuBLASLt can."""
+    if bias is not None and Choices.epilogues and cuda_epilogues.gradients(x, dz, weight, bias, pool, Choices.tf32):
+        return
+    matmul(x.T, dz, weight)
+    if bias is not None:
+        sum_columns("column_sums", dz, (dz,), (bias,), Pool(cupy))
 
 
 def activate(name: str, x: Array, pool: Pool) -> Array:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import cupy
 import numpy as np
 
-from mpinn.array.cuda_kernels import THREADS, address, launch, spread_over
+from mpinn.array.cuda_kernels import THREADS, address, launch, placed, spread_over
 from mpinn.array.im2col import Pair, extent
 from mpinn.array.pool import Pool
 from mpinn.array.precision import BFLOAT16
@@ -33,8 +33,6 @@ INEXACT = ("TENSOR_CORE", "DOWN_CONVERT_INPUTS", "FFT", "WINOGRAD_TILE_6x6")
 """What one may do only where products may be TF32: all of it loses digits of float32."""
 ROUGH = "eng17_"
 """An engine that loses digits without saying so: its weight gradients were seen to err by 3e-5."""
-ALIGNMENT = 16
-"""Bytes on a multiple of which arrays begin that cuDNN is given, as its plans assume."""
 LEAST = 1 << 20
 """Workspaces are powers of two from here on, so that graphs can share them."""
 
@@ -199,15 +197,6 @@ def transposed(x: Array, rows: int, out: Array, gradient: bool = False) -> None:
     launch(name, dtype, (-(-columns // 32), -(-rows // 32)), (32, 8), x, out, rows, columns)
 
 
-def _placed(x: Array, pool: Pool) -> Array:
-    """The array, or a copy that begins where cuDNN expects it: a micro-batch may begin anywhere in a batch."""
-    if address(x) % ALIGNMENT == 0:
-        return x
-    copy = pool.empty(x.shape, x.dtype)
-    np.copyto(copy, x)
-    return copy
-
-
 def _turned(weight: Array, dtype: Dtype, pool: Pool) -> Array:
     """(KH, KW, C, O) as (O, KH, KW, C), for images of ``dtype``."""
     out = pool.empty((weight.shape[3], *weight.shape[:3]), dtype)
@@ -228,7 +217,7 @@ def conv(x: Array, weight: Array, stride: Pair, padding: Pair, pool: Pool, tf32:
         spread_over("conv", x.dtype, z.size, x, weight, z, z.size, *_sizes(x.shape, z.shape, weight.shape),
                     *stride, *padding, one=True)  # fmt: skip
         return z
-    found.run({X: _placed(x, pool), WEIGHT: _turned(weight, x.dtype, pool), Y: z}, pool)
+    found.run({X: placed(x, pool), WEIGHT: _turned(weight, x.dtype, pool), Y: z}, pool)
     return z
 
 
@@ -243,7 +232,7 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
                doubles=THREADS)  # fmt: skip
         return
     turned = pool.empty((grad.shape[3], *grad.shape[:3]), x.dtype)
-    found.run({X: _placed(x, pool), Y: _placed(dz, pool), WEIGHT: turned}, pool)
+    found.run({X: placed(x, pool), Y: placed(dz, pool), WEIGHT: turned}, pool)
     transposed(turned, grad.shape[3], grad, gradient=True)
 
 
@@ -257,5 +246,5 @@ def conv_backward_input(
         spread_over("conv_backward_input", dz.dtype, dx.size, dz, weight, dx, dx.size,
                     *_sizes(dx.shape, dz.shape, weight.shape), *stride, *padding, one=True)  # fmt: skip
         return dx
-    found.run({Y: _placed(dz, pool), WEIGHT: _turned(weight, dz.dtype, pool), X: dx}, pool)
+    found.run({Y: placed(dz, pool), WEIGHT: _turned(weight, dz.dtype, pool), X: dx}, pool)
     return dx

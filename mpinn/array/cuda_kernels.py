@@ -18,6 +18,8 @@ from mpinn.array.typing import Array, Dtype
 THREADS = 256
 LOADED = 16
 """Bytes that a thread of an element-wise kernel handles at once."""
+ALIGNMENT = 16
+"""Bytes on a multiple of which arrays begin that libraries are given, as their plans assume."""
 CROWD = 8
 """Blocks for each multiprocessor: more would only wait."""
 PIECES = 132
@@ -90,6 +92,15 @@ def address(array: Array) -> int:
     """Where an array of the device begins."""
     owner: Any = array
     return int(owner.data.ptr)
+
+
+def placed(x: Array, pool: Pool) -> Array:
+    """The array, or a copy that begins where a plan expects it: a micro-batch may begin anywhere in a batch."""
+    if address(x) % ALIGNMENT == 0:
+        return x
+    copy = pool.empty(x.shape, x.dtype)
+    np.copyto(copy, x)
+    return copy
 
 
 def power_of_two(count: int, least: int, most: int) -> int:

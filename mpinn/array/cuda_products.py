@@ -39,19 +39,17 @@ class Operand(NamedTuple):
 
 
 class Blas:
-    """A handle of cuBLAS on the current stream, for good."""
+    """A handle of cuBLAS on a stream, for good."""
 
-    def __init__(self, library: Any, tf32: bool):
+    def __init__(self, library: Any, stream: int, tf32: bool):
         self._library = library
         self._tf32 = tf32
         self._handle = ctypes.c_void_p()
-        self._workspace = cupy.empty(WORKSPACE, np.uint8)
         self._check(library.cublasCreate_v2(ctypes.byref(self._handle)))
-        stream = ctypes.c_void_p(cupy.cuda.get_current_stream().ptr)
-        self._check(library.cublasSetStream_v2(self._handle, stream))
-        workspace = ctypes.c_void_p(self._workspace.data.ptr)
+        self._check(library.cublasSetStream_v2(self._handle, ctypes.c_void_p(stream)))
+        room = ctypes.c_void_p(address(workspace(stream)))
         self._check(library.cublasSetMathMode(self._handle, WIDE_SUMS))
-        self._check(library.cublasSetWorkspace_v2(self._handle, workspace, ctypes.c_size_t(WORKSPACE)))
+        self._check(library.cublasSetWorkspace_v2(self._handle, room, ctypes.c_size_t(WORKSPACE)))
         self._scalars = {char: (kind(1), kind(0)) for char, (_, _, kind) in TYPES.items()}
 
     def _check(self, status: int) -> None:
@@ -87,6 +85,13 @@ class Blas:
 
 
 @cache
+def workspace(stream: int) -> Array:
+    """Scratch of all products on a stream, which come one after another."""
+    room: Array = cupy.empty(WORKSPACE, np.uint8)
+    return room
+
+
+@cache
 def _library() -> Any:
     """The shared library that CuPy uses; None where it cannot be found, so that CuPy's own product serves."""
     major = cupy.cuda.runtime.runtimeGetVersion() // 1000
@@ -110,7 +115,7 @@ def _loaded(name: str) -> Any:
 @cache
 def _blas(stream: int, tf32: bool) -> Blas | None:
     library = _library()
-    return None if library is None else Blas(library, tf32)
+    return None if library is None else Blas(library, stream, tf32)
 
 
 def matmul(a: Array, b: Array, out: Array, tf32: bool) -> None:

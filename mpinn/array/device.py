@@ -40,7 +40,7 @@ def choose_device(where: Where, kernels: Setting, local_rank: int, tf32: bool = 
     if where != "cpu":
         count, why = count_devices()
         if count:
-            return _gpu(local_rank % count, count, BF16_SAID if bf16 else TF32_SAID[tf32], tf32)
+            return _gpu(local_rank % count, count, tf32, bf16)
         if where == "gpu":
             raise InputError("run.device", f"gpu: {why}; choose cpu, or auto for a GPU where there is one")
     check_bf16(bf16, where, why)
@@ -73,10 +73,10 @@ def count_devices() -> tuple[int, str]:
     return count, "" if count else "no GPU is visible"
 
 
-def _gpu(index: int, count: int, precision: str, tf32: bool) -> Device:
+def _gpu(index: int, count: int, tf32: bool, bf16: bool) -> Device:
     import cupy
 
-    from mpinn.array import cuda, cuda_conv
+    from mpinn.array import cuda, cuda_conv, cuda_epilogues
     from mpinn.array.cuda_kernels import counters
     from mpinn.array.cuda_memory import CudaMemory
 
@@ -90,7 +90,9 @@ def _gpu(index: int, count: int, precision: str, tf32: bool) -> Device:
     name = properties["name"].decode()
     bus = f"{properties['pciDomainID']:x}:{properties['pciBusID']:x}:{properties['pciDeviceID']:x}"
     convolutions = "by cuDNN" if cuda_conv.frontend() else "by kernels of our own, which are slow: cuDNN is missing"
-    said = f"gpu {index} of {count}, {name}; {precision}; convolutions {convolutions}"
+    # none of bfloat16 is by cuBLASLt
+    said = BF16_SAID if bf16 else f"{TF32_SAID[tf32]}; dense layers {cuda_epilogues.said(tf32)}"
+    said = f"gpu {index} of {count}, {name}; {said}; convolutions {convolutions}"
     return Device(cuda, said, name, bus, CudaMemory())
 
 

@@ -68,6 +68,8 @@ __all__ = [
     "activation_backward",
     "adam",
     "add",
+    "affine",
+    "affine_gradients",
     "all_finite",
     "average_pool",
     "average_pool_backward",
@@ -153,6 +155,20 @@ def activation_backward(name: str, kept: Array, dy: Array, pool: Pool) -> Array:
     dz = pool.empty(dy.shape, dy.dtype)
     ACTIVATIONS[name].backward(kept, dy, dz, pool)
     return dz
+
+
+def affine(x: Array, weight: Array, bias: Array | None, name: str, pool: Pool) -> tuple[Array, Array]:
+    """f(x W + b) for x: (B, I), weight: (I, O), bias: (O,), and what the backward pass keeps; see `bias_activation`."""
+    z = pool.empty((len(x), weight.shape[1]), x.dtype)
+    matmul(x, weight, z)
+    return bias_activation(z, bias, name, pool)
+
+
+def affine_gradients(x: Array, dz: Array, weight: Array, bias: Array | None, pool: Pool) -> None:
+    """Write the gradients by the weight, x' dz, and by the bias, the sums of dz: (B, O) over the batch."""
+    matmul(x.T, dz, weight)
+    if bias is not None:
+        bias[...] = column_sums(dz)
 
 
 def cross_entropy(logits: Array, target: Array, smoothing: float, pool: Pool) -> tuple[Array, Array]:

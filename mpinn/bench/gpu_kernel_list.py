@@ -4,58 +4,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from mpinn.array.im2col import Pair
-from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
-from mpinn.array.typing import Array, Dtype, Shape
-from mpinn.bench.gpu_roofline import PRECISIONS, Demand, random
+from mpinn.array.typing import Shape
+from mpinn.bench.gpu_bench import Bench, Call, Maker
+from mpinn.bench.gpu_layers import layers
+from mpinn.bench.gpu_roofline import PRECISIONS, Demand
 
-SINGLE = np.dtype(np.float32)
 VGG: tuple[Shape, ...] = ((32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (2, 2, 512))
 RESNET: tuple[Shape, ...] = ((32, 32, 16), (16, 16, 32), (8, 8, 64))
 PERCEPTRON = ((784, 512), (512, 512), (512, 10))
 VECTORS = (1_000_000, 20_000_000)
 HIDDEN, ROWS = 512, 16_384
 """Columns, and rows of what a layer norm is measured with."""
-
-Call: TypeAlias = Callable[[], object]
-
-
-@dataclass(frozen=True, eq=False)
-class Maker:
-    """Makes arrays on the device, and lends the kernels its buffers; activations are of a type of their own."""
-
-    ops: Any
-    pool: Pool
-    dtype: Dtype
-
-    def activations(self, *shape: int) -> Array:
-        """Normal numbers."""
-        return random(shape, self.ops, self.dtype)
-
-    def parameters(self, *shape: int) -> Array:
-        """Normal numbers."""
-        return random(shape, self.ops, SINGLE)
-
-    def zeros(self, *shape: int) -> Array:
-        """Zeros in the place of parameters."""
-        found: Array = self.ops.LIBRARY.zeros(shape, SINGLE)
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """A kernel at a size: ``make`` makes arrays and gives what works with them."""
-
-    kernel: str
-    size: str
-    demand: Demand
-    make: Callable[[Maker], Call]
-    precision: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +111,7 @@ def _products(batch: int) -> Iterator[Bench]:
         yield Bench("product", size, demand, forward)
         yield Bench("product, dx", size, demand, backward)
         yield Bench("product, dW", size, demand, gradient)
+        yield from layers(batch, inputs, outputs, demand)
 
 
 def _dense(batch: int) -> Iterator[Bench]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.pool import Pool
-from mpinn.bench.gpu_kernel_list import Bench, Call, Maker, benches
+from mpinn.bench.gpu_bench import Bench, Call, Maker
+from mpinn.bench.gpu_kernel_list import benches
 from mpinn.bench.gpu_roofline import PRECISIONS, Ceilings
 from mpinn.bench.timing import Spread, seconds_text
 

@@ -41,9 +41,7 @@ class Dense:
             weights["bias"].fill(0)
 
     def forward(self, weights: Tree, state: Tree, x: Array, context: Pass) -> tuple[Array, Saved]:
-        z = context.pool.empty((len(x), self.outputs), x.dtype)
-        context.ops.matmul(x, weights["weight"], z)
-        y, kept = context.ops.bias_activation(z, weights.get("bias"), self.activation, context.pool)
+        y, kept = context.ops.affine(x, weights["weight"], weights.get("bias"), self.activation, context.pool)
         return y, (x, kept)
 
     def backward(self, weights: Tree, saved: Saved, dy: Array, context: Pass) -> tuple[Array | None, Finish]:
@@ -55,8 +53,6 @@ class Dense:
             context.ops.matmul(dz, weights["weight"].T, dx)
 
         def finish(grads: Tree) -> None:
-            context.ops.matmul(x.T, dz, grads["weight"])
-            if self.bias:
-                grads["bias"][...] = context.ops.column_sums(dz)
+            context.ops.affine_gradients(x, dz, grads["weight"], grads.get("bias"), context.pool)
 
         return dx, finish

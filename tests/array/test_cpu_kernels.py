@@ -23,10 +23,14 @@ OF_IMAGES = {
     "conv_backward_input", "conv_backward_weight", "layer_norm", "layer_norm_backward", "max_pool", "max_pool_backward",
 }  # fmt: skip
 """Compared in test_cpu_images.py; kernels of packed networks are compared in test_cpu_packed.py."""
+COMPOSED = {"affine", "affine_gradients"}
+"""Of products and kernels that are compared."""
 OVERRIDDEN = sorted(
     name
     for name in plain.__all__
-    if getattr(cpu, name) is not getattr(plain, name) and name not in OF_IMAGES and not name.startswith("packed_")
+    if getattr(cpu, name) is not getattr(plain, name)
+    and name not in OF_IMAGES | COMPOSED
+    and not name.startswith("packed_")
 )
 IN_PLACE = {"bias_activation": (0,), "dropout_mask": (0,), "sgd": (0, 2), "adam": (0, 2, 3)}
 """Arguments that a kernel writes to; all others stay as they are."""
@@ -209,6 +213,27 @@ def test_agrees_with_the_plain_kernel(name: str, dtype: str) -> None:
 def test_passes_on_what_is_not_finite_as_the_plain_kernel_does(name: str, dtype: str) -> None:
     for arguments in CASES[name](dtype, True):
         same(name, arguments, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(0, 3, 5), (1, 1, 1), (3, 0, 2), (65, 33, 17)])
+@pytest.mark.parametrize("kernels", [plain, cpu])
+def test_a_dense_layer_is_a_product_and_kernels(kernels: Any, shape: tuple[int, int, int], dtype: str) -> None:
+    rows, inputs, outputs = shape
+    x, weight, dz = numbers((rows, inputs), dtype), numbers((inputs, outputs), dtype), numbers((rows, outputs), dtype)
+    for name in ACTIVATIONS:
+        for bias in (numbers((outputs,), dtype), None):
+            z = np.matmul(x, weight)
+            expected = kernels.bias_activation(z, bias, name, Pool())
+            for one, other in zip(kernels.affine(x, weight, bias, name, Pool()), expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+    found, sums = np.full_like(weight, np.nan), np.full(outputs, np.nan, dtype)
+    kernels.affine_gradients(x, dz, found, sums, Pool())
+    np.testing.assert_array_equal(found, np.matmul(x.T, dz))
+    np.testing.assert_array_equal(sums, kernels.column_sums(dz).astype(dtype))
+    found.fill(np.nan)
+    kernels.affine_gradients(x, dz, found, None, Pool())
+    np.testing.assert_array_equal(found, np.matmul(x.T, dz))
 
 
 @pytest.mark.parametrize("kernels", [plain, cpu])

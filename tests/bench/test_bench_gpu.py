@@ -137,7 +137,8 @@ def test_steps_on_the_stand_in(tmp_path: Path) -> None:
         (work, precision) for work in ("small", "other") for precision in ("float32", "TF32", "bfloat16")
     ]
     # a recorded step gives the gradient that float64 gives
-    assert all(1e-9 < row["error"] < 1e-5 for row in rows[:2])
+    assert 1e-9 < rows[0]["error"] < 1e-5
+    assert 1e-5 < rows[1]["error"] < 5 * 2**-10
     assert 1e-4 < rows[2]["error"] < 5 * 2**-8
     assert [row["error"] for row in rows[3:6]] == [None] * 3
     populations = [row for row in rows[6:] if row["precision"] == "float32"]
@@ -150,5 +151,7 @@ def test_steps_on_the_stand_in(tmp_path: Path) -> None:
 def test_kernels_on_the_stand_in() -> None:
     job = emulated(["-c", KERNELS], timeout=300)
     assert job.returncode == 0, job.stderr
-    for kernel in ("product, dW", "gelu", "batch norm, backward", "max pool", "adamw", "conv, dx", "transpose"):
+    layers = ("dense, relu", "dense, relu, apart", "dense, dW and db", "dense, dW and db, apart")
+    others = ("product, dW", "gelu", "batch norm, backward", "max pool", "adamw", "conv, dx", "transpose")
+    for kernel in (*layers, *others):
         assert f"\n{kernel} " in job.stdout, kernel

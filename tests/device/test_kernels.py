@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "array"))
 from rounding import Arguments, check_rounding, terms_of, widened
 from test_cpu_kernels import CASES, IN_PLACE, SHAPES, numbers
 
-from mpinn.array import activations, cuda, cuda_conv, steps
+from mpinn.array import activations, cuda, steps
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS
-from mpinn.array.cuda_kernels import address
+from mpinn.array.cuda_kernels import address, placed
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 
@@ -261,14 +261,14 @@ def test_images_that_are_too_many_to_be_pooled_are_refused(monkeypatch: pytest.M
             refused()
 
 
-def test_an_array_for_cudnn_begins_where_it_is_expected() -> None:
+def test_an_array_for_a_plan_begins_where_it_is_expected() -> None:
     whole = cuda.on_device(numbers((4, 3, 3, 1), "float32"))
-    assert cuda_conv._placed(whole, Pool(cupy)) is whole
+    assert placed(whole, Pool(cupy)) is whole
     part = whole[1:3]
-    placed = cuda_conv._placed(part, Pool(cupy))
+    copy = placed(part, Pool(cupy))
     assert address(part) % 16
-    assert address(placed) % 16 == 0
-    np.testing.assert_array_equal(placed.get(), part.get())
+    assert address(copy) % 16 == 0
+    np.testing.assert_array_equal(copy.get(), part.get())
 
 
 def test_equal_calls_give_equal_bits() -> None:

@@ -189,6 +189,8 @@ def test_the_doctor_probes_and_then_knows(cache: Path) -> None:
     before = job(2, cache, "-m", "mpinn", "doctor")
     assert facts(before.stdout)["transport"].startswith("staged: no probe has shown")
     assert "warning: up to 2 ranks share a GPU" in before.stdout
+    cells = " ".join(row[1] for row in rows(before.stdout) if len(row) == 2)
+    assert "dense layers by cuBLASLt; convolutions by kernels of our own" in cells
     owners = [row[1:] for row in rows(before.stdout) if len(row) == 4]
     assert [row[1] for row in owners] == ["GPU", GPU, GPU]
     assert [row[2] for row in owners] == ["bus", "0:1:0", "0:1:0"]

@@ -48,6 +48,15 @@ def _alone() -> tuple[Case, ...]:
     adam = ("optimizer.name=adamw", "train.clip=0.5", "model.dropout=0.2", "model.norm=layer", "model.activation=gelu")
     return (
         Case("perceptron", 1, (), twice=True),
+        Case("perceptron, float32", 1, ("run.dtype=float32",), twice=True, apart=1e-4),
+        Case(
+            "perceptron, TF32",
+            1,
+            ("run.dtype=float32", "run.tf32=true"),
+            twice=True,
+            apart=2e-2,
+            cpu_only=("run.tf32=false",),
+        ),
         Case("adamw, clip, dropout, layer norm, gelu", 1, adam, twice=True),
         Case("cnn, batch norm, dropout, cropped", 1, (*CNN, "model.dropout=0.2", "data.crop=1")),
         Case("cnn without norm, squared error", 1, (*CNN, "model.norm=none", "loss.name=squared_error"), quick=False),

@@ -24,6 +24,7 @@ LOOK = """
 import cupy
 from cupy.cuda import runtime
 from mpinn.array.cuda_conv import frontend
+from mpinn.array.cuda_epilogues import said
 from mpinn.array.cuda_nccl import library
 from mpinn.array.device import describe_devices
 
@@ -32,6 +33,7 @@ for line in describe_devices():
 print("CuPy", cupy.__version__, "with CUDA", runtime.runtimeGetVersion())
 cudnn = frontend()
 print("cuDNN", "is missing: convolutions will be slow" if cudnn is None else cudnn.backend_version())
+print("dense layers", said(tf32=False))
 try:
     print("NCCL", library().get_version())
 except ImportError as error:
