@@ -196,6 +196,8 @@ def test_what_is_no_epilogue(name: str, runs: list[Plan]) -> None:
     same(found, sums_apart(short, weight, back))
     cuda.affine_gradients(x, dz, found[0], None, Pool(cupy))
     same(found[:1], sums_apart(x, weight, dz)[:1])
+    # nor what is of several types, which no layer has
+    assert not cuda_epilogues.affine(x, weight.astype(float), bias, "relu", dz, Pool(cupy), False)
     assert not runs
 
 

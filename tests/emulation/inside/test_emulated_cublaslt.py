@@ -11,6 +11,7 @@ from nvmath.bindings import _products, cublasLt
 from mpinn.array import cuda_epilogues as epilogues
 from mpinn.array.cuda_epilogues import EPILOGUES, REALS
 from mpinn.array.device import choose_device
+from mpinn.array.pool import Pool
 
 NAMES, PREFERENCES = cublasLt.MatmulDescAttribute, cublasLt.MatmulPreferenceAttribute
 ROWS, INNER, COLUMNS = 4, 8, 16
@@ -185,6 +186,18 @@ def test_all_epilogues_are_found_right(stream: int, tf32: bool) -> None:
             assert epilogues.usable(kind, char, tf32, stream) == asked
             assert asked or (kind, char, tf32) == ("gradient", "f", True)
     assert epilogues.said(tf32) == "by cuBLASLt"
+
+
+def test_tf32_is_used_where_it_was_chosen(stream: int) -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias = (cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in ((9, 40), (40, 8), (8,)))
+    both = []
+    for tf32 in (False, True):
+        y = cupy.empty((9, 8), np.float32)
+        assert epilogues.affine(x, weight, bias, "identity", y, Pool(cupy), tf32)
+        both.append(y.get())
+    apart = np.linalg.norm(both[1] - both[0]) / np.linalg.norm(both[0])
+    assert 2.0**-14 < apart < 2.0**-10
 
 
 def test_partial_sums_are_of_the_type_of_arithmetic(stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
