@@ -173,6 +173,13 @@ def stream() -> Iterator[int]:
     forget()
 
 
+@pytest.fixture(autouse=True)
+def first_stream() -> Iterator[None]:
+    """What comes after these tests works on the stream that CuPy begins with."""
+    yield
+    cupy.cuda.Stream.null.use()
+
+
 def forget() -> None:
     for cached in (epilogues.plan, epilogues.usable):
         cached.cache_clear()
