@@ -160,7 +160,7 @@ def usable(kind: Kind, char: str, tf32: bool, stream: int) -> bool:
     It is one of whole numbers, which must be exact, times what TF32 would lose where that is not to be used; and what
     is not a number stays so. It is not documented which digits of TF32 a bias gradient loses, so it is summed apart.
     """
-    if library() is None or not _handle(stream) or not wanted(kind, char, tf32):
+    if not wanted(kind, char, tf32) or library() is None or not _handle(stream):
         return False
     rows, inner, outputs = 16, 32, 8
     found = plan(kind, rows, inner, outputs, char, tf32, stream)
