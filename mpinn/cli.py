@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from mpinn import __version__
-from mpinn.cli_files import Settings, choose, files
+from mpinn.cli_bench import benches
+from mpinn.cli_files import Settings, files
 from mpinn.cli_plan import plans
 from mpinn.comm.launch import silence_other_ranks
 
@@ -154,106 +155,6 @@ def doctor(
 
 
 @app.command()
-def bench(
-    what: Annotated[str, typer.Argument(help="Such as mlp, networks, population, gpu, replicas, depth.")],
-    full: Annotated[bool, typer.Option("--full", help="Of population, all works instead of some.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Of gpu, fewer rounds.")] = False,
-    kernels: Annotated[bool, typer.Option("--kernels", help="Of gpu, single kernels instead of steps.")] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Of gpu, torch.compile too.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Of gpu, a file that is to have all figures.")] = None,
-) -> None:
-    """Measure speed, beside PyTorch's where PyTorch is installed, as ratios from one run.
-
-    \b
-    python -m mpinn bench mlp
-    python -m mpinn bench networks
-    python -m mpinn bench population
-    python -m mpinn bench gpu --kernels
-    mpirun -n 2 python -m mpinn bench messages
-    mpirun -n 2 python -m mpinn bench replicas
-    mpirun -n 2 python -m mpinn bench depth
-    mpirun -n 4 python -m mpinn bench parareal
-    mpirun -n 2 python -m mpinn bench checkpoint
-    """
-    alone = ("mlp", "layers", "networks", "population", "fleet", "gpu")
-    choose("bench", what, (*alone, "messages", "replicas", "depth", "parareal", "checkpoint"))
-    if what == "mlp":
-        from mpinn.bench import mlp
-
-        mlp.print_rows(mlp.run())
-    elif what == "layers":
-        from mpinn.bench import layers
-
-        layers.print_rows(layers.run())
-    elif what == "networks":
-        from mpinn.bench import networks
-
-        networks.print_rows(networks.run())
-    elif what == "population":
-        from mpinn.bench import population
-
-        for work in population.ALL if full else population.SOME:
-            population.print_rows(population.run((work,)))
-    elif what == "fleet":
-        from mpinn.bench import fleet
-
-        fleet.run()
-    elif what == "gpu":
-        from mpinn.bench import gpu
-
-        gpu.show(quick, kernels, compiled, json)
-    elif what == "replicas":
-        from mpinn.bench import replicas
-        from mpinn.comm.grid import connect
-
-        world = connect()
-        agreed = replicas.run(world)
-        if world.rank == 0:
-            replicas.print_rows(agreed)
-    elif what == "checkpoint":
-        from mpinn.bench import checkpoint
-        from mpinn.comm.grid import connect
-
-        world = connect()
-        saved = checkpoint.run(world)
-        if world.rank == 0:
-            checkpoint.print_rows(saved)
-    elif what == "depth":
-        from mpinn.bench import depth
-        from mpinn.comm.grid import connect
-
-        world = connect()
-        timed = depth.run(world)
-        if world.rank == 0:
-            depth.print_rows(timed)
-    elif what == "parareal":
-        from mpinn.bench import parareal
-        from mpinn.comm.grid import connect
-
-        world = connect()
-        told = parareal.run(world)
-        if world.rank == 0:
-            parareal.print_rows(*told)
-    else:
-        from mpinn.array.device import choose_device
-        from mpinn.bench import device_messages, messages, window
-        from mpinn.comm.grid import connect
-
-        world = connect()
-        device = choose_device("auto", "plain", world.local_rank)
-        rows, windows, between_devices = (
-            messages.run(world),
-            window.run(world, device),
-            device_messages.run(world, device),
-        )
-        if world.rank == 0:
-            messages.print_rows(rows)
-            window.print_rows(windows)
-            if between_devices:
-                device_messages.print_rows(between_devices)
-
-
-@app.command()
 def data(
     name: Annotated[str, typer.Argument(help="mnist, cifar10 or cifar100.")],
     originals: Annotated[
@@ -274,7 +175,7 @@ def data(
     prepare(name, originals, to)
 
 
-app.registered_commands += [*plans.registered_commands, *files.registered_commands]
+app.registered_commands += [*benches.registered_commands, *plans.registered_commands, *files.registered_commands]
 COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 

@@ -171,8 +171,8 @@ signal.signal = told
         ("evaluate runs/x --split tset", "--split: 'tset' is not one of train, validation, test (did you mean test?)"),
         (
             "bench foo",
-            "bench: 'foo' is not one of mlp, layers, networks, population, fleet, gpu, messages, replicas, depth, "
-            "parareal, checkpoint",
+            "bench: 'foo' is not one of mlp, layers, networks, replicas, depth, parareal, checkpoint, population, "
+            "fleet, gpu, messages",
         ),
     ],
 )

@@ -47,7 +47,7 @@ ORDER = [
     {"train", "submit", "evaluate", "extract", "bench", "plan", "member_plan", "intake", "compare"},
     {"doctor", "scaling"},
     {"cli_files"},
-    {"cli_plan"},
+    {"cli_bench", "cli_plan"},
     {"cli"},
     {"__main__"},
 ]

@@ -83,11 +83,8 @@ def run(world: World, works: tuple[Work, ...] = NETWORKS, rounds: int = ROUNDS, 
     """Measure on all ranks; called by all, and the same rows come back on all. One rank has no rows."""
     if world.size == 1:
         return []
-    gloo = connect_gloo(world)
-    rows = [row for work in works for row in _measured(work, world, gloo, rounds, sample)]
-    if gloo is not None:
-        gloo.destroy_process_group()
-    return rows
+    with connect_gloo(world) as gloo:
+        return [row for work in works for row in _measured(work, world, gloo, rounds, sample)]
 
 
 def print_rows(rows: list[Row]) -> None:

@@ -33,19 +33,17 @@ def run(world: World) -> list[Row]:
     if world.size == 1:
         return []
     channel = world.channel("bench")
-    gloo = connect_gloo(world)
-    rows = [
-        _compare(
-            f"all_sum {name}",
-            channel,
-            summing(channel, np.zeros(size // 4, np.float32)),
-            gloo and _gloo_sum(gloo, size),
-        )
-        for name, size in SIZES.items()
-    ]
-    rows.append(_compare("8 bytes there and back", channel, _our_ping(channel), gloo and _gloo_ping(gloo, channel)))
-    if gloo is not None:
-        gloo.destroy_process_group()
+    with connect_gloo(world) as gloo:
+        rows = [
+            _compare(
+                f"all_sum {name}",
+                channel,
+                summing(channel, np.zeros(size // 4, np.float32)),
+                gloo and _gloo_sum(gloo, size),
+            )
+            for name, size in SIZES.items()
+        ]
+        rows.append(_compare("8 bytes there and back", channel, _our_ping(channel), gloo and _gloo_ping(gloo, channel)))
     return rows
 
 

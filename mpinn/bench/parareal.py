@@ -117,8 +117,9 @@ def run(world: World, works: Sequence[Work] = WORKS, rounds: int = ROUNDS, sampl
     return rows, forecasts
 
 
-def print_rows(rows: Sequence[Row], forecasts: Sequence[Forecasts]) -> None:
+def print_rows(found: tuple[Sequence[Row], Sequence[Forecasts]]) -> None:
     """Print both tables; called on rank 0 only."""
+    rows, forecasts = found
     print(f"{'N':>3}  {'replayed step':>24}  {'wall':>24}  {'forecast':>9}  {'efficiency, wall':>16}  "
           f"{'x, forecast':>11}  processor time + ..., MiB of vectors and buffers on each rank")  # fmt: skip
     alone = rows[0]

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from time import time_ns
@@ -155,7 +157,8 @@ def gradient(module: Module) -> Array:
     return np.concatenate(parts)
 
 
-def connect_gloo(world: World) -> Any:
+@contextmanager
+def connect_gloo(world: World) -> Iterator[Any]:
     """PyTorch's torch.distributed on the same ranks; None unless every rank has it."""
     try:
         import torch.distributed as gloo
@@ -164,12 +167,14 @@ def connect_gloo(world: World) -> Any:
     missing = np.array([gloo is None or not gloo.is_available()], np.int64)
     world.control.all_max(missing).wait()
     if missing[0]:
-        return None
+        yield None
+        return
     handle = world.verdict(_rendezvous).decode()
     gloo.init_process_group(
         "gloo", init_method=f"file://{handle}", rank=world.rank, world_size=world.size, timeout=timedelta(minutes=2)
     )
-    return gloo
+    yield gloo
+    gloo.destroy_process_group()
 
 
 def _rendezvous() -> bytes:

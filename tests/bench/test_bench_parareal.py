@@ -28,7 +28,7 @@ if world.rank == 0:
         assert 0 < row.replayed.median and 0 < row.wall.median and row.forecast > 0, row
         assert all(seconds > 0 for seconds in row.processor), row
         print("row", row.count, len(row.processor), len(row.vectors), row.starts)
-    parareal.print_rows(rows, forecasts)
+    parareal.print_rows((rows, forecasts))
 """
 
 
@@ -92,7 +92,7 @@ def test_efficiency_is_the_forecast_over_what_a_step_took(capsys: pytest.Capture
     one = parareal.Row("work", 1, spread, spread, 0.45, (0.4,), (2**20,), (2**19,), "")
     two = parareal.Row("work", 2, Spread(1, 1, 1), Spread(0.25, 0.2, 0.3), 0.24, (0.2, 0.1), (1, 2), (3, 4), "conv7")
     assert two.efficiency == (0.96, 0.24)
-    parareal.print_rows([one, two], [parareal.Forecasts("work", {1: 0.4, 8: 0.1})])
+    parareal.print_rows(([one, two], [parareal.Forecasts("work", {1: 0.4, 8: 0.1})]))
     said = capsys.readouterr().out
     assert "0.96 0.24    2.00 1.88  200 + 100 ms" in said
     assert "work  8: 4.00" in said
