@@ -187,7 +187,7 @@ class Trainer:
         evaluate = last or step % self.plan.evaluate == 0 or step in self.plan.rungs
         if not (log or evaluate):
             return
-        self.stopwatch.training()
+        self._trained()
         status = self._log(step) if log else ""
         if evaluate:
             self._evaluate(step)
@@ -196,6 +196,11 @@ class Trainer:
         if log:
             self.reporter.progress(step, status + self._validated())
         self.stopwatch.other()
+
+    def _trained(self) -> None:
+        """Training ends here for a while; what a device is still at belongs to it, so its losses are read first."""
+        self.tally.settle()
+        self.stopwatch.training()
 
     def _log(self, step: int) -> str:
         sums = self.tally.gather(self.control)
@@ -237,7 +242,7 @@ class Trainer:
             self.keep(step)
         if not (last or stop or save):
             return False
-        self.stopwatch.training()
+        self._trained()
         self._save(step)
         if stop:
             self.agreement.close()
