@@ -8,28 +8,36 @@ import numpy as np
 from mpinn.array.device import Device, open_nccl
 from mpinn.comm.grid import World
 from mpinn.comm.group import Nccl
+from mpinn.comm.groups import Groups
 from mpinn.comm.transport import Staged, same
 from mpinn.errors import InputError
 
+PATIENCE = 60.0
+"""Seconds for the first sum, before which NCCL connects the GPUs: where the machine hinders that, it may never be."""
 
-def binding(world: World, bus: str) -> list[str]:
+
+def binding(world: World, bus: str, uuid: str) -> list[str]:
     """Sentences for the log: who has which GPU, and warnings of what is odd about it; called by all ranks.
 
-    bus: the place of this rank's GPU on its machine, empty without one. GPUs are dealt by the local rank that follows
+    bus: the place of this rank's GPU on its machine, empty without one; uuid: names the GPU, since containers call
+    their one machine by many names, and machines may have the same. GPUs are dealt by the local rank that follows
     from who could share memory; what the launcher calls it is a check.
     """
     told = world.told_local_rank
     odd = f"rank {world.rank}: {world.local_rank}, not {told}" if told not in (None, world.local_rank) else ""
     ranks: dict[tuple[str, str], list[int]] = {}
-    oddities: list[str] = []
-    for rank, line in enumerate(world.gather_text(f"{world.host}\t{bus}\t{odd}")):
-        host, place, other = line.split("\t")
+    hosts, oddities = list[str](), list[str]()
+    for rank, line in enumerate(world.gather_text(f"{world.host}\t{bus}\t{uuid}\t{odd}")):
+        host, place, name, other = line.split("\t")
+        hosts.append(host)
         if place:
-            ranks.setdefault((host, place), []).append(rank)
+            ranks.setdefault((name, place), []).append(rank)
             oddities += filter(None, [other])
     if not ranks or world.size == 1:
         return []
-    shares = [f"{place} on {host}: rank{'s' * (len(own) > 1)} {numbers(own)}" for (host, place), own in ranks.items()]
+    shares = [
+        f"{place} on {hosts[own[0]]}: rank{'s' * (len(own) > 1)} {numbers(own)}" for (_, place), own in ranks.items()
+    ]
     most = max(map(len, ranks.values()))
     said = [f"GPU {'; '.join(shares)}"]
     if most > 1:
@@ -48,40 +56,44 @@ def numbers(ranks: Sequence[int]) -> str:
     return f"{ranks[0]}-{ranks[-1]}" if whole else ", ".join(map(str, ranks))
 
 
-def choose_nccl(world: World, device: Device) -> tuple[Nccl, str]:
+def choose_nccl(world: World, device: Device) -> tuple[Groups, str]:
     """NCCL on this rank's GPU, and what it carries; called by all ranks, raises InputError on all of them.
 
-    Ranks whose machines have the same name are taken to be on one.
+    NCCL wants a GPU for each rank of a machine, and a machine are those who could share memory.
     """
-    places = world.gather_text(f"{world.host}\t{device.bus}")
+    places = world.gather_text(f"{world.machine}\t{device.bus}")
     sharing = [rank for rank, place in enumerate(places) if places.count(place) > 1]
-    hosts = [place.partition("\t")[0] for place in places]
 
     def open_it() -> tuple[Nccl, str]:
-        nccl, version = open_nccl(device, hosts.index(world.host))
+        nccl, version = open_nccl(device, world.machine)
         if sharing:
             raise InputError("run.collectives", f"nccl: ranks {numbers(sharing)} share GPUs; choose mpi")
         return nccl, version
 
     nccl, version = world.everywhere(open_it)
-    if len({*hosts}) == world.size:
-        return nccl, f"NCCL {version} has nothing to do: no two ranks share a machine"
-    failure = _failure(world, device, nccl)
+    groups = Groups(nccl)
+    if len({place.partition("\t")[0] for place in places}) == world.size:
+        return groups, f"NCCL {version} has nothing to do: no two ranks share a machine"
+    failure = _failure(world, device, groups)
 
     def tell() -> None:
         if failure:
             raise InputError("run.collectives", f"nccl: NCCL {version} does not add up here ({failure}); choose mpi")
 
     world.everywhere(tell)
-    return nccl, f"collectives within a machine by NCCL {version}"
+    return groups, f"collectives within a machine by NCCL {version}"
 
 
-def _failure(world: World, device: Device, nccl: Nccl) -> str:
+def _failure(world: World, device: Device, groups: Groups) -> str:
     """What goes wrong when all ranks add up a number, the first thing that NCCL is asked for."""
-    channel = world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=nccl))
+    channel = world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=groups))
     number = device.kernels.on_device(np.ones(1))
     try:
-        channel.all_sum(number).wait()
+        pending = channel.all_sum(number)
+        for work in (pending.wait, lambda: None):
+            if not groups.quiet(PATIENCE):
+                return f"a sum of one number is not done after {PATIENCE:g} s: NCCL_DEBUG=INFO says more"
+            work()
     except RuntimeError as error:
         return str(error)
     total = float(number[0])

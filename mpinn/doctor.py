@@ -55,7 +55,7 @@ def doctor(
         routes["computing on"] = device.said
     if found is not None and world.size > 1:
         routes["NCCL"] = _nccl(world, device)
-    shared = binding(world, device.bus)
+    shared = binding(world, device.bus, device.uuid)
     speed = speeds(world)
     if world.rank == 0:
         _print(world, ranks, speed, {**routes, **(versions or {})}, shared)

@@ -91,8 +91,8 @@ def build(
     found = findings(world, device.name)
     transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
     if run.collectives == "nccl":
-        nccl, said = choose_nccl(world, device)
-        transports, transport = replace(transports, nccl=nccl), f"{transport}; {said}"
+        groups, said = choose_nccl(world, device)
+        transports, transport = replace(transports, nccl=groups), f"{transport}; {said}"
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
     kept = survival.begin if survival else None

@@ -92,7 +92,7 @@ def _rank(row: Array) -> dict[str, float]:
     training, communicating, waiting, sent, mean, most, formula, memory = row.tolist()
     shares = [seconds / training if training else 0.0 for seconds in (communicating, waiting)]
     return {
-        "computing": 1 - sum(shares), "communicating": shares[0], "waiting": shares[1], "bytes": sent,
+        "computing": max(0.0, 1 - sum(shares)), "communicating": shares[0], "waiting": shares[1], "bytes": sent,
         "staleness": mean, "most_stale": most, "staleness_formula": formula, "memory": memory,
     }  # fmt: skip
 

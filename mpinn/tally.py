@@ -101,14 +101,15 @@ class Stopwatch:
         lap, self._since = now - self._since, now
         return lap
 
-    def settle(self) -> None:
+    def settle(self, last: bool = True) -> None:
         """Compare this rank's waits with those of the other replicas since the last call; called by all ranks.
 
+        What a device may still be waiting for is left for the next call, unless this is the ``last``.
         Messages between stages travel while the stages compute: who still waits for one waits for a stage that is late.
         """
-        own, messages = self._replicas.meter.drain()
+        own, messages = self._replicas.meter.drain(last)
         everyone = np.empty((self._column.size, own.size))
         self._column.all_gather(own, everyone).wait()
         communicating, waiting = split_time(own, everyone)
         self.times.communicating += communicating + float(messages.sum())
-        self.times.waiting += waiting + sum(float(waits.sum()) for waits in self._stages.meter.drain())
+        self.times.waiting += waiting + sum(float(waits.sum()) for waits in self._stages.meter.drain(last))

@@ -105,14 +105,15 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
     lost = survival.say(start.config.data.batch) if survival else []
     if survival and survival.resumes:
         return [*lost, *experiment.notes]
-    config, trainer, shared = experiment.config, experiment.trainer, binding(world, experiment.device.bus)
+    config, trainer, device = experiment.config, experiment.trainer, experiment.device
+    shared = binding(world, device.bus, device.uuid)
     shape = " x ".join(map(str, experiment.grid.shape))
     said = [
         *lost,
         f"mpinn {__version__}: {world.size} rank{'s' if world.size > 1 else ''} on {world.host}, {world.library}",
         *([world.note] if world.note else []),
         f"grid {shape} (replicas x stages x shards), {experiment.transport}",
-        f"device {experiment.device.said}",
+        f"device {device.said}",
         *shared,
         *_depth(world, experiment),
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "

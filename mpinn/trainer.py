@@ -188,7 +188,7 @@ class Trainer:
         if not (log or evaluate):
             return
         self._trained()
-        status = self._log(step) if log else ""
+        status = self._log(step, last) if log else ""
         if evaluate:
             self._evaluate(step)
             for said in self.selection.after(step, last) if self.selection else ():
@@ -202,9 +202,9 @@ class Trainer:
         self.tally.settle()
         self.stopwatch.training()
 
-    def _log(self, step: int) -> str:
+    def _log(self, step: int, last: bool) -> str:
         sums = self.tally.gather(self.control)
-        self.stopwatch.settle()
+        self.stopwatch.settle(last)
         self._check_losses(step, sums)
         self.tally.clear()
         finite = np.isfinite(sums[:, 0])

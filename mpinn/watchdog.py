@@ -5,14 +5,19 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
 from types import TracebackType
 
+import msgspec
+
 from mpinn.comm.abort import FAILURE, end_job
 from mpinn.comm.grid import World
+from mpinn.comm.ledger import Account, missing
 from mpinn.storage.directory import partial
+from mpinn.words import name_ranks
 
 LOOKS = 20
 """How often a rank looks while ``patience`` passes."""
@@ -27,8 +32,16 @@ SECOND = 60.0
 """Seconds more after which another rank ends the job, should the first to find out have failed to."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a rank is doing, and where it stands with NCCL."""
+
+    doing: str
+    account: Account
+
+
 class Watchdog:
-    """A thread of each rank, which looks now and then whether the main thread has got any further.
+    """A thread of each rank, which looks now and then whether the main thread has got any further, and NCCL has failed.
 
     A rank that has not for ``patience`` seconds makes a folder in the run directory. That asks the others, who may be
     about to wait too, and who all write there what they are doing, with their stacks. Then it ends the job.
@@ -85,7 +98,9 @@ class Watchdog:
             # For a rank that was itself stopped, or a job that was suspended, that time has not passed.
             idle = idle + min(now - before, 2 * self._pause) if found == seen else 0.0
             seen, before = found, now
-            if idle >= patience:
+            if failures := [failure for groups in self._world.joined() if (failure := groups.failure())]:
+                self._leave("\n".join([*failures, "the job is ended: " + self._own().doing, ""]))
+            elif idle >= patience:
                 self._end()
             elif self._folder.exists():
                 self._answer()
@@ -103,8 +118,11 @@ class Watchdog:
         while monotonic() < deadline and (not asks or len(self._answers()) < self._world.size):
             if self._done.wait(self._pause / 4):
                 return
+        self._leave(self._report(self._answers()))
+
+    def _leave(self, report: str) -> None:
         # MPI may not end a job while the main thread is in MPI; a rank that leaves without a word does.
-        Thread(target=end_job, args=(self._report(self._answers()), FAILURE), daemon=True).start()
+        Thread(target=end_job, args=(report, FAILURE), daemon=True).start()
         self._done.wait(10)
         os._exit(FAILURE)
 
@@ -112,11 +130,10 @@ class Watchdog:
         """Write what this rank is doing, and the stacks of its threads."""
         faulthandler.cancel_dump_traceback_later()
         path = self._folder / f"rank-{self._world.rank}.txt"
-        pending = self._world.blocked()
-        doing = "does not wait for a message" if pending is None else f"waits in {pending}"
+        own = self._own()
         with suppress(OSError):
             with open(partial(path), "w", encoding="utf-8") as file:
-                file.write(f"{self._place()} {doing}\n\n")
+                file.write(f"{own.doing}\n{msgspec.json.encode(own.account).decode()}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
             os.replace(partial(path), path)
@@ -124,33 +141,37 @@ class Watchdog:
     def _place(self) -> str:
         return f"after step {self.step()}" if self.step else "before training"
 
-    def _answers(self) -> dict[int, str]:
+    def _own(self) -> Answer:
+        pending = self._world.blocked()
+        doing = "does not wait for a message" if pending is None else f"waits in {pending}"
+        account, joined = Account(), self._world.joined()
+        if joined:
+            # of a device that has failed nothing can be said
+            with suppress(RuntimeError):
+                account = joined[-1].account()
+        if account.first:
+            doing = f"waits for {account}" if pending is None else f"{doing}, and the GPU for {account}"
+        return Answer(f"{self._place()} {doing}", account)
+
+    def _answers(self) -> dict[int, Answer]:
         """What the ranks that have answered are doing."""
         found = {}
         for rank in range(self._world.size):
             with suppress(OSError), open(self._folder / f"rank-{rank}.txt", encoding="utf-8") as file:
-                found[rank] = file.readline().strip()
+                doing, account = file.readline().strip(), file.readline()
+                found[rank] = Answer(doing, msgspec.json.decode(account, type=Account))
         return found
 
-    def _report(self, answers: Mapping[int, str]) -> str:
+    def _report(self, answers: Mapping[int, Answer]) -> str:
         silent = [rank for rank in range(self._world.size) if rank not in answers]
         doing = defaultdict(list)
-        for rank, told in answers.items():
-            doing[told].append(rank)
+        for rank, answer in answers.items():
+            doing[answer.doing].append(rank)
         lines = [f"no progress for {self._patience:g} s: the job is ended"]
         if silent:
-            lines.append(f"{_named(silent)}: no answer, dead or stopped")
-        lines += [f"{_named(ranks)}: {told}" for told, ranks in sorted(doing.items(), key=lambda item: len(item[1]))]
+            lines.append(f"{name_ranks(silent)}: no answer, dead or stopped")
+        lines += [
+            f"{name_ranks(ranks)}: {told}" for told, ranks in sorted(doing.items(), key=lambda item: len(item[1]))
+        ]
+        lines += missing({rank: answer.account for rank, answer in answers.items()})
         return "\n".join([*lines, f"the stacks are in {self._folder}", ""])
-
-
-def _named(ranks: list[int]) -> str:
-    """As people write many numbers: ranks 0-2, 5."""
-    pieces: list[list[int]] = []
-    for rank in ranks:
-        if pieces and rank == pieces[-1][1] + 1:
-            pieces[-1][1] = rank
-        else:
-            pieces.append([rank, rank])
-    spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pieces)
-    return f"rank{'s' if len(ranks) > 1 else ''} {spans}"

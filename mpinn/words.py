@@ -1,4 +1,4 @@
-"""What messages about the configuration say: what a type allows, what was given, and what was probably meant."""
+"""What messages say: what a type allows, what was given, what was probably meant; and ranks, when there are many."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -53,3 +53,15 @@ def nearest(value: object, allowed: Sequence[str]) -> str:
     """A hint at the name that ``value`` is nearest to, or nothing."""
     found = get_close_matches(value, allowed, 1) if isinstance(value, str) else []
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """As people write many numbers, which are to rise: ranks 0-2, 5."""
+    pieces: list[list[int]] = []
+    for rank in ranks:
+        if pieces and rank == pieces[-1][1] + 1:
+            pieces[-1][1] = rank
+        else:
+            pieces.append([rank, rank])
+    spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pieces)
+    return f"rank{'s' if len(ranks) > 1 else ''} {spans}"

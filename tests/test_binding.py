@@ -29,6 +29,12 @@ class Rank:
     bus: str
     local: int
     told: int | None = None
+    box: str = ""
+    """What the machine is, whatever it is called; else as it is called."""
+
+    @property
+    def uuid(self) -> str:
+        return f"{self.box or self.host} {self.bus}"
 
 
 def lines(*ranks: Rank) -> list[str]:
@@ -46,8 +52,8 @@ def lines(*ranks: Rank) -> list[str]:
         for number, rank in enumerate(ranks)
     ]
     for world, rank in zip(worlds, ranks, strict=True):
-        binding(world, rank.bus)
-    found = [binding(world, rank.bus) for world, rank in zip(worlds, ranks, strict=True)]
+        binding(world, rank.bus, rank.uuid)
+    found = [binding(world, rank.bus, rank.uuid) for world, rank in zip(worlds, ranks, strict=True)]
     assert all(one == found[0] for one in found)
     return found[0]
 
@@ -76,6 +82,20 @@ def test_a_launcher_that_counts_otherwise_is_told() -> None:
     assert lines(*ranks)[2:] == [
         f"warning: local ranks are not those of {LAUNCHER} (rank 1: 0, not 1; rank 2: 0, not 2); "
         "GPUs are dealt by who could share memory"
+    ]
+
+
+def test_two_machines_of_one_name_share_no_gpu() -> None:
+    """As where names are cut, or all are called localhost."""
+    assert lines(Rank("a", "0:1:0", 0, box="1"), Rank("a", "0:1:0", 0, box="2")) == [
+        "GPU 0:1:0 on a: rank 0; 0:1:0 on a: rank 1"
+    ]
+
+
+def test_two_containers_of_one_machine_share_its_gpu() -> None:
+    assert lines(Rank("a", "0:1:0", 0, box="1"), Rank("b", "0:1:0", 0, box="1")) == [
+        "GPU 0:1:0 on a: ranks 0-1",
+        "warning: up to 2 ranks share a GPU and take turns on it",
     ]
 
 

@@ -37,9 +37,11 @@ class CudaNccl:
 
     def __init__(self, memory: CudaMemory, machine: int):
         self.machine, self.memory = machine, memory
-        self.groups: dict[tuple[int, ...], Any] = {}
         self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._device = cupy.cuda.get_device_id()
         self._library = library()
+        self._idle: list[Any] = []
+        """Events that are not in use."""
 
     @property
     def version(self) -> str:
@@ -58,6 +60,43 @@ class CudaNccl:
     def as_of(self, event: Any) -> AbstractContextManager[None]:
         """See `mpinn.array.cuda_memory.as_of`."""
         return as_of(event)
+
+    def here(self) -> AbstractContextManager[Any]:
+        """Another thread looks at the device in here; without it, it would begin to use the first one."""
+        device: AbstractContextManager[Any] = cupy.cuda.Device(self._device)
+        return device
+
+    def follow(self, event: Any) -> "CudaWait":
+        """Let what is asked of the current stream from now on come after the event, and time how long it waits."""
+        begin, end = self._event(), self._event()
+        begin.record()
+        self.memory.follow(event)
+        end.record()
+        return CudaWait(begin, end, self._idle)
+
+    def _event(self) -> Any:
+        return self._idle.pop() if self._idle else cupy.cuda.Event()
+
+
+class CudaWait:
+    """What a stream waits between two events, which serve again when that is known; see `mpinn.comm.memory.Wait`."""
+
+    __slots__ = ("_begin", "_end", "_idle")
+
+    def __init__(self, begin: Any, end: Any, idle: list[Any]):
+        self._begin, self._end, self._idle = begin, end, idle
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has come to the end."""
+        return bool(self._end.done)
+
+    def seconds(self) -> float:
+        """From one to the other. To be asked once."""
+        self._end.synchronize()
+        taken = float(cupy.cuda.get_elapsed_time(self._begin, self._end)) * 1e-3
+        self._idle += (self._begin, self._end)
+        return taken
 
 
 class CudaGroup:
@@ -127,3 +166,22 @@ class CudaGroup:
 
     def _kind(self, array: Array) -> int:
         return int(getattr(self._library, f"NCCL_{KINDS[array.dtype.char]}"))
+
+    def failure(self) -> str:
+        """What has gone wrong on the device or among the ranks since the group was made; nothing if nothing has."""
+        try:
+            self._communicator.check_async_error()
+        except RuntimeError as error:
+            return str(error)
+        except KeyError:
+            # CuPy knows no name of the state of one that is at work
+            return ""
+        return ""
+
+    def close(self) -> None:
+        """Give it back, when the device has done what it was asked for; NCCL wants all ranks to do so."""
+        self._communicator.destroy()
+
+    def abort(self) -> None:
+        """Stop what the device is at, and give it back."""
+        self._communicator.abort()

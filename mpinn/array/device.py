@@ -19,7 +19,8 @@ BF16_SAID = "activations are stored and multiplied as bfloat16"
 class Device:
     """What a rank computes with: ``kernels`` are `mpinn.array.ops`, or a module with twins of the same names.
 
-    ``name`` and ``bus`` of a GPU, empty on the host: two ranks with one bus share a GPU. ``memory`` is what a transport
+    ``name``, ``bus`` and ``uuid`` of a GPU, empty on the host: two ranks of a machine with one bus share a GPU, and so
+    do ranks with one uuid, which CuPy cuts at a zero, wherever they are. ``memory`` is what a transport
     must know, None for the host's. ``said``: the choice and the reason for it.
     """
 
@@ -27,6 +28,7 @@ class Device:
     said: str
     name: str = ""
     bus: str = ""
+    uuid: str = ""
     memory: Any = None
 
 
@@ -93,7 +95,7 @@ def _gpu(index: int, count: int, tf32: bool, bf16: bool) -> Device:
     # none of bfloat16 is by cuBLASLt
     said = BF16_SAID if bf16 else f"{TF32_SAID[tf32]}; dense layers {cuda_epilogues.said(tf32)}"
     said = f"gpu {index} of {count}, {name}; {said}; convolutions {convolutions}"
-    return Device(cuda, said, name, bus, CudaMemory())
+    return Device(cuda, said, name, bus, properties["uuid"].hex(), CudaMemory())
 
 
 def open_nccl(device: Device, machine: int) -> tuple[Any, str]:

@@ -60,12 +60,12 @@ def run(world: World, device: Device) -> list[Row]:
 def _by_nccl(world: World, device: Device) -> dict[str, Channel]:
     """The channel whose sums NCCL carries, where it can and two ranks share a machine."""
     try:
-        nccl, _ = choose_nccl(world, device)
+        groups, _ = choose_nccl(world, device)
     except InputError:
         return {}
-    if not nccl.groups:
+    if not groups.made:
         return {}
-    return {"nccl": world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=nccl))}
+    return {"nccl": world.channel("nccl", transports=replace(same(Staged(device.memory)), nccl=groups))}
 
 
 def print_rows(rows: list[Row]) -> None:

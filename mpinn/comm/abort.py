@@ -16,6 +16,8 @@ from mpinn.signals import stop_listening
 FAILURE = 1
 INTERRUPTED = 130
 """What a shell calls a program that was ended by the keyboard."""
+_ENDING = threading.RLock()
+"""Held by the thread that ends the job: what another one meets while that happens is no news."""
 
 
 def install_abort_hook() -> None:
@@ -80,6 +82,8 @@ def _uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
 
 def end_job(report: str, code: int) -> NoReturn:
     """End the whole job at once, with a report that this rank writes even if it was silenced; from any thread."""
+    while not _ENDING.acquire(timeout=60):
+        pass
     _flush()
     launch = read_launch()
     place = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}:\n" if launch else ""

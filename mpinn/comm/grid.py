@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from mpinn.comm.channel import Channel, NullChannel, Pending
+from mpinn.comm.groups import Groups
 from mpinn.comm.launch import Launch, read_launch
 from mpinn.comm.transport import Direct, Transports, same
 from mpinn.config import InputError
@@ -69,6 +70,10 @@ class World:
     """What the launcher calls this rank among those of its machine, if it says so."""
     job: Survivable | None = None
     """None without MPI."""
+    machine: int = 0
+    """The same number for ranks that could share memory, and for no others: that of the first of them."""
+    joined: Callable[[], Sequence[Groups]] = lambda: ()
+    """What joins ranks beside MPI; any thread may ask."""
 
     @property
     def polite(self) -> bool:
@@ -161,6 +166,8 @@ def connect() -> World:
         raise InputError("MPI", _mismatch(launch, vendor))
     control = mpi.open_channel(0, rank, "control", same(Direct()), True, False)
     local = mpi.open_local("local")
+    first = np.array([control.rank])
+    local.broadcast(first, 0).wait()
     return World(
         rank=control.rank,
         size=control.size,
@@ -177,6 +184,8 @@ def connect() -> World:
         build=build_of(vendor, description),
         told_local_rank=launch.local_rank if launch else None,
         job=mpi.JOB,
+        machine=int(first[0]),
+        joined=lambda: mpi.JOB.joined,
     )
 
 

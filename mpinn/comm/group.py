@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from mpinn.array.typing import Array
-from mpinn.comm.memory import Event, Memory
+from mpinn.comm.memory import Event, Memory, Wait
 
 IDENTITY = 128
 """Bytes of the name of a group."""
@@ -37,22 +37,33 @@ class Group(Protocol):
     def spread(self, pieces: Sequence[Array], after: Event) -> Event:
         """Piece k becomes that of rank k."""
 
+    def failure(self) -> str:
+        """What has gone wrong since the group was made, or nothing; any thread may ask."""
+
+    def close(self) -> None:
+        """Give it back, as all ranks do, when everything that it was asked for is done."""
+
+    def abort(self) -> None:
+        """Give it up, and what it is at; any thread may."""
+
 
 class Nccl(Protocol):
-    """NCCL on the device of this rank. ``machine``: a number that is the same for the ranks of one machine.
-
-    ``groups``: those that there are, by the numbers that their ranks have in the job.
-    """
+    """NCCL on the device of this rank. ``machine``: a number that is the same for the ranks of one machine."""
 
     machine: int
     memory: Memory
-    groups: dict[tuple[int, ...], Any]
 
     def identity(self) -> bytes:
         """The name of a new group, `IDENTITY` bytes; asked of one of its ranks."""
 
     def group(self, identity: bytes, rank: int, size: int) -> Group:
         """The group with a name, when all of its ranks are here."""
+
+    def follow(self, event: Event) -> Wait:
+        """Let all computing that is asked for from now on come after the event; how long it waits for it."""
+
+    def here(self) -> AbstractContextManager[Any]:
+        """Another thread may look at events and groups in here."""
 
     def as_of(self, event: Event) -> AbstractContextManager[None]:
         """Messages that begin in here wait for what was asked of the device before the event, and for nothing later."""

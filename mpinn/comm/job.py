@@ -7,10 +7,12 @@ live shrink the communicator to themselves. Only the messages of an attempt may 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from threading import Thread
 from time import monotonic, sleep
 from typing import Protocol
 
 from mpinn.comm.channel import LostRankError, MessageError
+from mpinn.comm.groups import Groups
 from mpinn.comm.library import MPI
 from mpinn.comm.pending import LONGEST, LOST
 
@@ -19,6 +21,9 @@ SWITCH = "OMPI_MCA_mpi_ft_enable"
 
 NOTICE = 1.0
 """Seconds in which a message that failed otherwise is explained by a death of which Open MPI hears later."""
+
+ABANDON = 5.0
+"""Seconds that NCCL is given to give up what it is at, which it may not do."""
 
 
 class Opened(Protocol):
@@ -37,6 +42,8 @@ class Job:
     def __init__(self) -> None:
         self._everyone: MPI.Intracomm | None = None
         self._opened: list[Opened] | None = None
+        self.joined: list[Groups] = []
+        """What joins ranks beside MPI, and is to end before it."""
 
     @property
     def everyone(self) -> MPI.Intracomm:
@@ -54,6 +61,25 @@ class Job:
         """A channel has been opened; in an attempt it is held, so that it can be revoked."""
         if self._opened is not None:
             self._opened.append(channel)
+
+    def joins(self, groups: Groups) -> None:
+        """Ranks are about to be joined beside MPI."""
+        if groups not in self.joined:
+            self.joined.append(groups)
+
+    def part(self) -> None:
+        """End what joins ranks beside MPI, when nothing is left to do; called by all ranks."""
+        while self.joined:
+            self.joined.pop(0).close()
+
+    def abandon(self) -> None:
+        """Give up what joins ranks beside MPI, and what it is at; from any thread."""
+        threads = [Thread(target=groups.abort, name="abandon", daemon=True) for groups in self.joined]
+        for thread in threads:
+            thread.start()
+        deadline = monotonic() + ABANDON
+        for thread in threads:
+            thread.join(max(0.0, deadline - monotonic()))
 
     def mortal(self, environment: Mapping[str, str] = os.environ) -> str:
         """Why no rank survives the death of another; nothing where they do."""

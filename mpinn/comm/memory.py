@@ -18,6 +18,17 @@ class Event(Protocol):
         """Return when the device has come there; what was asked of it later is not waited for."""
 
 
+class Wait(Protocol):
+    """A stretch of time in which the computing of a device waits for something else that it does."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+
+    def seconds(self) -> float:
+        """How long it was; returns when it is over."""
+
+
 class Past:
     """The event that has always been: the host does at once what it is asked for."""
 

@@ -1,10 +1,12 @@
 """Counts of what a channel sends, and how long this rank waited for it."""
 
 from array import array
+from collections import deque
 
 import numpy as np
 
 from mpinn.array.typing import Array
+from mpinn.comm.memory import Wait
 
 
 class Meter:
@@ -48,12 +50,52 @@ class Meter:
         elif index >= self._first:  # older: the record was drained while the operation was under way
             self._collectives[index - self._first] += seconds
 
-    def drain(self) -> tuple[Array, Array]:
-        """Seconds waited since the last call: (collectives in order of operation, messages); the record is emptied."""
-        collectives, messages = np.array(self._collectives), np.array(self._messages)
-        self._first += len(self._collectives)
-        self._collectives, self._messages = array("d"), array("d")
+    def drain(self, last: bool = False) -> tuple[Array, Array]:
+        """Seconds waited since the last call: (collectives in order of operation, messages); the record is emptied.
+
+        ``last``: nothing follows, and what a device is still at is waited for.
+        """
+        return self._drain(len(self._collectives))
+
+    def _drain(self, count: int) -> tuple[Array, Array]:
+        """Take the first ``count`` collectives and all messages."""
+        collectives, messages = np.array(self._collectives[:count]), np.array(self._messages)
+        self._first += count
+        self._collectives, self._messages = self._collectives[count:], array("d")
         return collectives, messages
+
+
+class DeviceMeter(Meter):
+    """The meter of a channel that lets the computing of a device wait, as the device itself has timed it.
+
+    Its waits are known when the device has had them. What was begun after the last call of `drain` is left for the next
+    one, so that the host need not wait for it, and all ranks speak of the same collectives.
+    """
+
+    __slots__ = ("_begun", "_waits")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waits: deque[tuple[int, Wait]] = deque()
+        self._begun = 0
+
+    def waits(self, index: int, wait: Wait) -> None:
+        """Add a wait of the device's to collective ``index``, when it is over."""
+        self._waits.append((index, wait))
+        while self._waits and self._waits[0][1].done:
+            self._read()
+
+    def drain(self, last: bool = False) -> tuple[Array, Array]:
+        """What had been begun when this was last called, or all of it; see `Meter.drain`."""
+        begun = self._first + len(self._collectives)
+        until, self._begun = (begun if last else self._begun), begun
+        while any(index < until for index, _ in self._waits):
+            self._read()
+        return self._drain(max(0, until - self._first))
+
+    def _read(self) -> None:
+        index, wait = self._waits.popleft()
+        self.waited(index, wait.seconds())
 
 
 def split_time(own: Array, all_ranks: Array) -> tuple[float, float]:

@@ -281,6 +281,7 @@ def library() -> tuple[str, str]:
 def abort(code: int) -> NoReturn:
     """End every rank of the job at once."""
     sleep(FORWARDING)
+    JOB.abandon()
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)
     os._exit(code)  # MPICH's Abort may come back before its launcher has killed this rank
@@ -301,6 +302,7 @@ def end_together(patience: float, report: str = "") -> None:
             raise
         # one died when all was done; others may still wait for it
         JOB.everyone.Revoke()
+    JOB.part()
     if JOB.leave():
         MPI.Finalize()
 

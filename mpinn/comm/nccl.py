@@ -1,9 +1,9 @@
 """Collectives of device arrays by NCCL among the ranks of a machine, and by MPI between machines.
 
-NCCL's work is asked of the device and ordered by events: the host does not wait for it, and so no meter counts its time
-as waiting. Only sums of ranks on several machines need the host in between: each rank of a machine, of as many as the
-smallest machine has, is given the sum of a piece of the array over its machine; MPI adds the pieces up between
-machines, all at once, and they are spread within each machine again.
+NCCL's work is asked of the device and ordered by events: the host does not wait for it. The meter counts what the
+computing of the device waits for it, as the device has timed it. Only sums of ranks on several machines need the host
+in between: each rank of a machine, of as many as the smallest machine has, is given the sum of a piece of the array
+over its machine; MPI adds the pieces up between machines, all at once, and they are spread within each machine again.
 """
 
 from collections import deque
@@ -12,17 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import DONE, Channel, Pending, check_array, check_gather, check_rank, check_reducible
-from mpinn.comm.group import IDENTITY, SUMMABLE, Group, Nccl
+from mpinn.comm.group import IDENTITY, SUMMABLE, Group
+from mpinn.comm.groups import Groups, Joined
+from mpinn.comm.job import JOB
 from mpinn.comm.library import MPI
-from mpinn.comm.memory import Event, Memory
+from mpinn.comm.memory import Event
+from mpinn.comm.meter import DeviceMeter
 from mpinn.comm.mpi import MpiChannel, add_rows
 from mpinn.comm.transport import Transports
+
+Finish: TypeAlias = Callable[[], None]
+"""What is left to do when a collective is complete."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Links:
     ranks; across: the ranks that have the same number on the other machines; None if nobody is on another one.
     """
 
-    inside: Group
+    inside: Joined
     rank: int
     pieces: int
     across: Channel | None
@@ -45,9 +51,12 @@ class NcclChannel(MpiChannel):
     All else is MPI's. Its groups are made when the first such array comes, by all ranks at once.
     """
 
-    def __init__(self, communicator: MPI.Intracomm, name: str, transports: Transports, nccl: Nccl, **options: Any):
+    def __init__(self, communicator: MPI.Intracomm, name: str, transports: Transports, groups: Groups, **options: Any):
         super().__init__(communicator, name, transports, **options)
-        self._nccl = nccl
+        self.meter = self._meter = DeviceMeter()
+        self.groups = groups
+        JOB.joins(groups)
+        self._nccl = groups.nccl
         self._linked = False
         self._known: Links | None = None
         self.begun: deque[AcrossMachines] = deque()
@@ -64,10 +73,11 @@ class NcclChannel(MpiChannel):
         index = self._count("all_sum", array)
         if self.ordered:
             rows = np.empty_like(array, shape=(self.size, *array.shape))
-            return self._gather_rows(array, rows, links, partial(add_rows, rows, array))
+            return self._gather_rows(array, rows, links, index, partial(add_rows, rows, array))
         if links.across:
-            return AcrossMachines(self, self._nccl, links, links.across, array, index)
-        return self._asked(links.inside.all_sum(array, self._nccl.memory.now()), array)
+            return AcrossMachines(self, links, links.across, array, index)
+        now = self._nccl.memory.now()
+        return self._ask(links, "all_sum", array, index, lambda group: group.all_sum(array, now))
 
     def all_max(self, array: Array) -> Pending:
         """Replace ``array`` by its elementwise maximum over the ranks."""
@@ -75,8 +85,8 @@ class NcclChannel(MpiChannel):
         if links is None or links.across:
             return super().all_max(array)
         check_reducible(self.name, "all_max", array)
-        self._count("all_max", array)
-        return self._asked(links.inside.all_max(array, self._nccl.memory.now()), array)
+        index, now = self._count("all_max", array), self._nccl.memory.now()
+        return self._ask(links, "all_max", array, index, lambda group: group.all_max(array, now))
 
     def all_gather(self, array: Array, into: Array) -> Pending:
         """Collect the ``array`` of every rank r in ``into[r]``; into: (size, *array.shape)."""
@@ -84,8 +94,7 @@ class NcclChannel(MpiChannel):
         if links is None or links.across:
             return super().all_gather(array, into)
         check_gather(self.name, array, into, self.size)
-        self._count("all_gather", array)
-        return self._gather_rows(array, into, links)
+        return self._gather_rows(array, into, links, self._count("all_gather", array))
 
     def broadcast(self, array: Array, root: int) -> Pending:
         """Replace ``array`` by that of rank ``root``."""
@@ -94,21 +103,30 @@ class NcclChannel(MpiChannel):
             return super().broadcast(array, root)
         check_array(self.name, "broadcast", array)
         check_rank(self.name, "broadcast", root, self.size)
-        self._count("broadcast", array)
-        return self._asked(links.inside.broadcast(array, root, self._nccl.memory.now(fresh=True)), array)
+        index, now = self._count("broadcast", array), self._nccl.memory.now(fresh=True)
+        return self._ask(links, "broadcast", array, index, lambda group: group.broadcast(array, root, now))
 
     def _count(self, operation: str, array: Array) -> int:
         self.meter.count(operation, array.nbytes)
         return self.meter.begin()
 
     def _gather_rows(
-        self, array: Array, rows: Array, links: Links, finish: Callable[[], None] | None = None
-    ) -> Pending:
+        self, array: Array, rows: Array, links: Links, index: int, finish: Finish | None = None
+    ) -> "Asked":
         rows[self.rank] = array
-        return self._asked(links.inside.all_gather(rows, self._nccl.memory.now(fresh=True)), rows, finish)
+        now = self._nccl.memory.now(fresh=True)
+        return self._ask(links, "all_gather", rows, index, lambda group: group.all_gather(rows, now), finish)
 
-    def _asked(self, end: Event, array: Array, finish: Callable[[], None] | None = None) -> "Asked":
-        return Asked(self, self._nccl.memory, end, array, finish)
+    def _ask(
+        self, links: Links, name: str, array: Array, index: int, work: Callable[[Group], Event],
+        finish: Finish | None = None,
+    ) -> "Asked":  # fmt: skip
+        end = links.inside.ask(f"{self.name}: {name}", array.nbytes, work)
+        return Asked(self, end, array, index, finish)
+
+    def follow(self, end: Event, index: int) -> None:
+        """Let the computing come after the end of collective ``index``; the meter counts what it waits for it."""
+        self._meter.waits(index, self._nccl.follow(end))
 
     def _links(self, array: Array) -> Links | None:
         """How NCCL carries an array; None where MPI does: one of the host, or where no two ranks share a machine."""
@@ -126,38 +144,42 @@ class NcclChannel(MpiChannel):
         if sizes.max() == 1:
             return None
         mates = np.flatnonzero(machines == self._nccl.machine).tolist()
-        inside, rank, pieces = self._group(mates), mates.index(self.rank), int(sizes.min())
+        rank, pieces = mates.index(self.rank), int(sizes.min())
+        inside = self.groups.of(tuple(self.ranks[mate] for mate in mates), rank, partial(self._meet, mates))
         if pieces == self.size:
             return Links(inside, rank, pieces, None)
         name = f"{self.name} between machines"
         between = MPI.Intracomm(self.communicator.Split(min(rank, pieces), self.rank))
         return Links(inside, rank, pieces, MpiChannel(between, name, self.transports, polite=self.polite))
 
-    def _group(self, mates: Sequence[int]) -> Group:
-        """The group of those ranks of the channel; one for all channels that have the same. Called by all of them."""
-        nccl, key, rank = self._nccl, tuple(self.ranks[mate] for mate in mates), mates.index(self.rank)
-        if key not in nccl.groups:
-            identity = bytearray(IDENTITY if rank else nccl.identity())
-            everyone = self.communicator.Get_group()
-            together = everyone.Incl(mates)
-            machine = MPI.Intracomm(self.communicator.Create_group(together))
-            machine.Bcast(identity, 0)
-            for handle in (machine, together, everyone):
-                handle.Free()
-            nccl.groups[key] = nccl.group(bytes(identity), rank, len(mates))
-        group: Group = nccl.groups[key]
-        return group
+    def _meet(self, mates: Sequence[int]) -> bytes:
+        """The name of a new group of those ranks, which the first gives; if it cannot, none waits for it."""
+        identity, failure = bytearray(IDENTITY), None
+        if self.rank == mates[0]:
+            try:
+                identity[:] = self._nccl.identity()
+            except RuntimeError as error:
+                failure = error
+        everyone = self.communicator.Get_group()
+        together = everyone.Incl(mates)
+        machine = MPI.Intracomm(self.communicator.Create_group(together))
+        machine.Bcast(identity, 0)
+        for handle in (machine, together, everyone):
+            handle.Free()
+        if failure is not None:
+            raise failure
+        if not any(identity):
+            raise RuntimeError(f"rank {self.ranks[mates[0]]} cannot begin")
+        return bytes(identity)
 
 
 class Asked:
     """Work that NCCL has been asked for; the host waits for nothing."""
 
-    __slots__ = ("_array", "_channel", "_end", "_finish", "_memory", "_open")
+    __slots__ = ("_array", "_channel", "_end", "_finish", "_index", "_open")
 
-    def __init__(
-        self, channel: NcclChannel, memory: Memory, end: Event, array: Array, finish: Callable[[], None] | None
-    ):
-        self._channel, self._memory, self._end, self._finish = channel, memory, end, finish
+    def __init__(self, channel: NcclChannel, end: Event, array: Array, index: int, finish: Finish | None):
+        self._channel, self._end, self._index, self._finish = channel, end, index, finish
         self._array: Array | None = array
         self._open = True
         channel.asked.add(self)
@@ -165,16 +187,19 @@ class Asked:
     def test(self) -> bool:
         """Whether the device has done it; if so, the array may be used."""
         if self._open and self._end.done:
-            self.wait()
+            self._channel.groups.nccl.memory.follow(self._end)
+            self._complete()
         return not self._open
 
     def wait(self) -> None:
         """What is asked of the device from now on comes after it."""
-        if not self._open:
-            return
+        if self._open:
+            self._channel.follow(self._end, self._index)
+            self._complete()
+
+    def _complete(self) -> None:
         self._open = False
         self._channel.asked.discard(self)
-        self._memory.follow(self._end)
         if self._finish is not None:
             self._finish()
         self._array = self._finish = None
@@ -188,13 +213,19 @@ class AcrossMachines:
     for those that were asked for before it.
     """
 
-    def __init__(self, channel: NcclChannel, nccl: Nccl, links: Links, across: Channel, array: Array, index: int):
-        self._channel, self._nccl, self._links, self._across, self._index = channel, nccl, links, across, index
-        self._pieces = cut(array.reshape(-1), links.pieces)
-        self._collected = links.inside.collect(self._pieces, nccl.memory.now())
+    def __init__(self, channel: NcclChannel, links: Links, across: Channel, array: Array, index: int):
+        self._channel, self._links, self._across, self._index = channel, links, across, index
+        self._nccl = channel.groups.nccl
+        self._size = array.nbytes
+        self._pieces = pieces = cut(array.reshape(-1), links.pieces)
+        now = self._nccl.memory.now()
+        self._collected = self._ask("sum of pieces", lambda group: group.collect(pieces, now))
         self._sum: Pending = DONE
         self._open = True
         channel.begun.append(self)
+
+    def _ask(self, what: str, work: Callable[[Group], Event]) -> Event:
+        return self._links.inside.ask(f"{self._channel.name}: {what}", self._size, work)
 
     def test(self) -> bool:
         """Whether `wait` has been called; moves it along."""
@@ -215,12 +246,13 @@ class AcrossMachines:
         if not self._open:
             return
         self._open = False
-        start, queue, memory = perf_counter(), self._channel.begun, self._nccl.memory
+        start, queue, pieces = perf_counter(), self._channel.begun, self._pieces
         while self in queue:
             queue.popleft()._add()
         self._sum.wait()
         self._channel.meter.waited(self._index, perf_counter() - start)
-        memory.follow(self._links.inside.spread(self._pieces, memory.now(fresh=True)))
+        now = self._nccl.memory.now(fresh=True)
+        self._channel.follow(self._ask("spreading", lambda group: group.spread(pieces, now)), self._index)
 
 
 def cut(flat: Array, count: int) -> list[Array]:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mpinn.array.typing import Array
-from mpinn.comm.group import Nccl
+from mpinn.comm.groups import Groups
 from mpinn.comm.memory import PAST, Event, HostMemory, Memory
 
 PIECE = 4 * 2**20
@@ -193,7 +193,7 @@ class Transports:
 
     messages: Transport
     sums: Transport
-    nccl: Nccl | None = None
+    nccl: Groups | None = None
 
     def __str__(self) -> str:
         apart = "" if self.sums.name == self.messages.name else f", sums {self.sums.name}"

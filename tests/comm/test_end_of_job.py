@@ -36,6 +36,25 @@ def test_an_exception_on_one_rank_ends_the_job(failure: str) -> None:
     assert "rank 0 of 3" not in job.stderr
 
 
+def test_what_fails_while_the_job_is_ended_is_no_news() -> None:
+    """As the main thread may, once another one has given up what it waited for."""
+    both = """
+from mpinn.comm import mpi
+from mpinn.comm.abort import end_job
+abort = mpi.abort
+mpi.abort = lambda code: [time.sleep(1), abort(code)]
+if world.rank == 1:
+    threading.Thread(target=end_job, args=("the first\\n", 1), daemon=True).start()
+    time.sleep(0.3)
+    raise ValueError("the second")
+world.control.barrier()
+"""
+    job = mpirun(2, "-c", CONNECT + both)
+    assert job.returncode not in (0, 75)
+    assert job.stderr.count("the first") == 1
+    assert "the second" not in job.stderr
+
+
 def test_an_exception_before_mpi_is_started_ends_the_job() -> None:
     fail = "from mpinn.comm.launch import read_launch\nif read_launch().rank == 1: raise ValueError('boom')\n"
     job = mpirun(3, "-c", CONNECT.replace("from mpinn.comm.grid", f"{fail}from mpinn.comm.grid"), timeout=30)

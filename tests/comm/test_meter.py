@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from mpinn.comm.channel import DONE, MessageError, NullChannel
-from mpinn.comm.meter import Meter, split_time
+from mpinn.comm.meter import DeviceMeter, Meter, split_time
 
 
 def test_counts_by_operation() -> None:
@@ -35,6 +36,45 @@ def test_draining_forgets_operations_that_are_under_way() -> None:
     meter.waited(old, 1.0)
     meter.waited(new, 2.0)
     assert meter.drain()[0].tolist() == [2.0]
+
+
+class Wait:
+    """A wait of a device's; reading it before it is over means to wait for it."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.done = self.read = False
+
+    def seconds(self) -> float:
+        self.read = True
+        return self._seconds
+
+
+def test_what_a_device_waits_is_counted_when_it_has_waited() -> None:
+    meter, waits = DeviceMeter(), [Wait(2.0**k) for k in range(6)]
+    for k, index in ((1, meter.begin()), (0, meter.begin())):
+        meter.waits(index, waits[k])
+    # what has just been asked for is not waited for
+    assert_array_equal(meter.drain()[0], [])
+    assert not any(wait.read for wait in waits)
+    meter.waited(meter.begin(), 0.25)
+    waits[1].done = True
+    meter.waits(meter.begin(), waits[2])
+    assert [wait.read for wait in waits[:3]] == [False, True, False]
+    waits[0].done = True
+    meter.waits(meter.begin(), waits[3])
+    assert [wait.read for wait in waits[:4]] == [True, True, False, False]
+    # what was begun before the last call is due, whatever the device is at
+    collectives, messages = meter.drain()
+    assert_array_equal(collectives, [2, 1])
+    assert not messages.size
+    assert not waits[2].read
+    meter.waits(meter.begin(), waits[4])
+    assert_array_equal(meter.drain()[0], [0.25, 4, 8])
+    assert not waits[4].read
+    meter.waits(meter.begin(), waits[5])
+    assert_array_equal(meter.drain(last=True)[0], [16, 32])
+    assert_array_equal(meter.drain(last=True)[0], [])
 
 
 def test_the_last_rank_to_arrive_waits_for_nobody() -> None:

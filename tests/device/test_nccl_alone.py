@@ -1,6 +1,6 @@
 """NCCL in a group of one rank: what one GPU can show of it. Where CuPy finds no NCCL there is nothing to show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,29 @@ OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "collect": lambda array, now: GROUP.collect([array], now),
     "spread": lambda array, now: GROUP.spread([array], now),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    """The group is given back when nothing is left to do."""
+    yield
+    DEVICE.kernels.synchronize()
+    GROUP.close()
+
+
+def test_nothing_has_gone_wrong_and_another_thread_may_ask() -> None:
+    from threading import Thread
+
+    said: list[str] = []
+
+    def ask() -> None:
+        with NCCL.here():
+            said.append(GROUP.failure())
+
+    thread = Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert said == [""]
 
 
 def test_its_version_is_a_version() -> None:

@@ -17,7 +17,7 @@ import pytest
 from mpinn.comm.abort import install_abort_hook
 from mpinn.comm.channel import Pending
 from mpinn.comm.grid import World, connect
-from mpinn.comm.mpi import MPI, MpiChannel, abort
+from mpinn.comm.mpi import JOB, MPI, MpiChannel, abort
 
 PATIENCE = float(os.environ.get("MPINN_TEST_PATIENCE", "20"))
 """Seconds that a rank waits at the end of a test for the others."""
@@ -60,6 +60,7 @@ class Together:
 
     def _free(self) -> None:
         """Give back the communicators that the test has made: an MPI library has a few thousand of them."""
+        JOB.part()
         for communicator in MADE[self.kept :]:
             if communicator != MPI.COMM_NULL:
                 communicator.Free()

@@ -15,6 +15,7 @@ from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, MessageError
 from mpinn.comm.grid import World
 from mpinn.comm.group import IDENTITY
+from mpinn.comm.groups import Groups
 from mpinn.comm.memory import PAST, Event, HostMemory
 from mpinn.comm.mpi import MPI
 from mpinn.comm.nccl import NcclChannel, cut
@@ -76,10 +77,34 @@ class HostGroup:
             self._note("spread", lambda root=root, piece=piece: self.channel.broadcast(piece, root))
         return PAST
 
+    def failure(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.said.append("close")
+
+    def abort(self) -> None:
+        self.said.append("abort")
+
     def _note(self, name: str, begin: Callable[[], Any]) -> Event:
         self.said.append(name)
         begin().wait()
         return PAST
+
+
+class HostWait:
+    """A wait of a device for one second, of which the host hears when it is read."""
+
+    def __init__(self, read: list[float]):
+        self._read = read
+
+    @property
+    def done(self) -> bool:
+        return False
+
+    def seconds(self) -> float:
+        self._read.append(1.0)
+        return 1.0
 
 
 class HostNccl:
@@ -88,17 +113,23 @@ class HostNccl:
     def __init__(self, world: World, machine: int):
         self.machine, self.memory, self.world = machine, HostMemory(), world
         self.said: list[str] = []
+        self.waits: list[float] = []
         self.identities: list[bytes] = []
-        self.groups: dict[tuple[int, ...], Any] = {}
 
     def identity(self) -> bytes:
-        return self.world.rank.to_bytes(IDENTITY, "little")
+        return (self.world.rank + 1).to_bytes(IDENTITY, "little")
 
     def group(self, identity: bytes, rank: int, size: int) -> HostGroup:
         self.identities.append(identity)
         inside = self.world.channel("inside", color=int.from_bytes(identity, "little"))
         assert (inside.rank, inside.size) == (rank, size)
         return HostGroup(inside, self.said)
+
+    def follow(self, event: Event) -> "HostWait":
+        return HostWait(self.waits)
+
+    def here(self) -> nullcontext[None]:
+        return nullcontext()
 
     def as_of(self, event: Event) -> nullcontext[None]:
         return nullcontext()
@@ -113,11 +144,12 @@ def opened(world: World, kind: str, machines: str, **options: Any) -> tuple[Chan
     machine = MACHINES[machines](world.rank)
     if kind == "host":
         nccl: Any = HostNccl(world, machine)
-        return world.channel("nccl", transports=replace(same(Direct()), nccl=nccl), **options), nccl
+        return world.channel("nccl", transports=replace(same(Direct()), nccl=Groups(nccl)), **options), nccl
     # a rank has the GPU of its number
     device = choose_device("gpu", "plain", world.rank)
     nccl, _ = open_nccl(device, machine)
-    return world.channel("nccl", transports=replace(same(Staged(device.memory, PIECE)), nccl=nccl), **options), nccl
+    transports = replace(same(Staged(device.memory, PIECE)), nccl=Groups(nccl))
+    return world.channel("nccl", transports=transports, **options), nccl
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +166,7 @@ def test_nccl_brings_what_mpi_brings(operation: str, machines: str, kind: str, w
         found = run(channel, OPS.on_device(own.copy()) if kind == "gpu" else own.copy())
         assert OPS.on_host(found).tobytes() == expected.tobytes(), (dtype, length)
     assert channel.meter.counts == plain.meter.counts
-    assert channel.meter.drain()[0].size == plain.meter.drain()[0].size
+    assert channel.meter.drain(last=True)[0].size == plain.meter.drain()[0].size
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,8 +264,8 @@ def test_only_sums_between_machines_need_the_host_and_each_rank_has_a_piece(worl
     place = world.rank // 2
     assert links.across.meter.counts == {"all_sum": (1, 8 * cut(np.ones(101), 2)[place].size)}
     assert nccl.said == ["collect"] * 2 + ["spread"] * 2
-    assert nccl.identities == [(world.rank % 2).to_bytes(IDENTITY, "little")]
-    assert [*nccl.groups] == [(world.rank % 2, world.rank % 2 + 2)]
+    assert nccl.identities == [(world.rank % 2 + 1).to_bytes(IDENTITY, "little")]
+    assert [*channel.groups._groups] == [(world.rank % 2, world.rank % 2 + 2)]
     again = world.channel("again", transports=channel.transports)
     again.all_sum(np.ones(1)).wait()
     assert len(nccl.identities) == 1, "the same ranks have one group"
@@ -262,6 +294,41 @@ def test_parts_of_a_channel_have_groups_of_their_own(world: World) -> None:
     half.all_sum(array).wait()
     assert (array == (1 if world.rank < 2 else 5)).all()
     assert nccl.said == ["all_sum"]
+
+
+@pytest.mark.parametrize("machines", ["one machine", "two machines"])
+def test_what_the_computing_waits_is_in_the_meter_once_it_has_waited(machines: str, world: World) -> None:
+    if world.size < 4:
+        return
+    channel, nccl = opened(world, "host", machines)
+    rows = np.empty((world.size, 5))
+    pending = [channel.all_sum(np.ones(5)), channel.all_max(np.ones(5)), channel.all_gather(np.ones(5), rows)]
+    pending += [channel.broadcast(np.ones(5), 0)]
+    for one in reversed(pending):
+        one.wait()
+    assert channel.meter.drain()[0].size == 0
+    assert not nccl.waits, "nobody waits for the device when a line of the log is written"
+    seconds = channel.meter.drain()[0]
+    by_nccl = [1, 1, 1, 1] if machines == "one machine" else [1, 0, 0, 0]
+    np.testing.assert_allclose(seconds, by_nccl, atol=0.5)
+    done = channel.all_max(np.ones(5))
+    while not done.test():
+        pass
+    assert channel.meter.drain(last=True)[0].size == 1
+    assert len(nccl.waits) == sum(by_nccl), "what is done is not waited for"
+
+
+def test_the_first_rank_says_when_it_cannot_begin(world: World) -> None:
+    if world.size < 2:
+        return
+    channel, nccl = opened(world, "host", "one machine")
+
+    def fails() -> bytes:
+        raise RuntimeError("no network")
+
+    nccl.identity = fails
+    with pytest.raises(RuntimeError, match="no network" if world.rank == 0 else "rank 0 cannot begin"):
+        channel.all_sum(np.ones(1))
 
 
 def test_mistakes_are_those_of_every_channel(world: World) -> None:

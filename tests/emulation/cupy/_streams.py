@@ -38,6 +38,12 @@ def late() -> bool:
     return bool(os.environ.get("MPINN_EMULATED_LATE"))
 
 
+def can_begin(work: Work) -> bool:
+    """Whether work would come to an end at once: some waits for other processes, or for another stream."""
+    ready: Callable[[], bool] = getattr(work, "ready", lambda: True)
+    return ready()
+
+
 def execute(work: Work) -> None:
     with RUNNING, np.errstate(all="ignore"):
         work()
@@ -161,17 +167,45 @@ class Event:
 
     @property
     def done(self) -> bool:
-        """Whether all is done. Asking lets a piece of work be done, so that asking again and again comes to an end."""
+        """Whether all is done. Asking lets a piece of work be done, so that asking again and again comes to an end.
+
+        Nobody who asks waits for work that another thread has the device do.
+        """
         if self.capture is not None:
             raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
         if self.queue is None or self.queue.done >= self.until:
             return True
-        self.queue.run(self.queue.done + 1)
+        if RUNNING.acquire(blocking=False):
+            try:
+                if self.queue.done < self.until and can_begin(self.queue.pending[0]):
+                    self.queue.run(self.queue.done + 1)
+            finally:
+                RUNNING.release()
         return False
+
+
+class _After:
+    """Work that waits for an event, as it stands now."""
+
+    def __init__(self, event: Event):
+        self._queue, self._until = event.queue, event.until
+
+    def ready(self) -> bool:
+        if self._queue is None or self._queue.done >= self._until:
+            return True
+        if can_begin(self._queue.pending[0]):
+            self._queue.run(self._queue.done + 1)
+        return False
+
+    def __call__(self) -> None:
+        if self._queue is not None:
+            self._queue.run(self._until)
 
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     """Milliseconds from one to the other."""
+    if start_event.capture or end_event.capture:
+        raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
     if start_event.time is None or end_event.time is None or not (start_event.timed and end_event.timed):
         raise CUDARuntimeError("cudaErrorInvalidValue")
     return (end_event.time - start_event.time) * 1e3
@@ -251,7 +285,7 @@ class Stream:
         """Later work of this stream comes after the event. A stream that waits for a capturing one takes part."""
         if event.capture is None or not event.capture.live:
             if self.capture is None:
-                self.submit(event.finish, [])
+                self.submit(_After(event), [])
             return
         if self.capture is not None and self.capture is not event.capture:
             raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
