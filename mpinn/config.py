@@ -50,7 +50,8 @@ class Run:
     ``device = "auto"`` is a GPU where there is one: that of the rank's number on its machine. With ``tf32`` a GPU
     multiplies float32 in 10 bits of mantissa, which is several times as fast. With ``bf16`` it stores activations in
     bfloat16 and multiplies them; weights, their gradients, statistics and the optimizer stay in float32.
-    ``collectives`` of GPUs go by MPI, or within a machine by NCCL, which each rank then needs a GPU of its own for.
+    ``collectives`` of GPUs go by MPI, or within a machine by NCCL, which each rank then needs a GPU of its own for;
+    beside NCCL the ``transport`` of all else is not direct.
     ``kernels``, of the CPU: ``auto`` is compiled where numba can be imported. All kinds round differently: a run keeps
     its own.
     With ``survive`` replicas go on when ranks of others have died, which needs an MPI that has ULFM; each rank then

@@ -89,10 +89,11 @@ def build(
     _check_alike(world, device)
     ops = device.kernels
     found = findings(world, device.name)
-    transports, transport = choose_transports(run.transport, world.library, found, device.memory, world.size)
-    if run.collectives == "nccl":
-        groups, said = choose_nccl(world, device)
-        transports, transport = replace(transports, nccl=groups), f"{transport}; {said}"
+    groups, said = choose_nccl(world, device) if run.collectives == "nccl" else (None, "")
+    transports, transport = choose_transports(
+        run.transport, world.library, found, device.memory, world.size, groups is not None and groups.made
+    )
+    transports, transport = replace(transports, nccl=groups), "; ".join(filter(None, [transport, said]))
     wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
     kept = survival.begin if survival else None

@@ -10,16 +10,25 @@ HINT = "mpirun -n 2 python -m mpinn doctor --probe"
 
 
 def choose_transports(
-    setting: str, library: str, found: Findings | None = None, memory: Memory | None = None, ranks: int = 2
+    setting: str,
+    library: str,
+    found: Findings | None = None,
+    memory: Memory | None = None,
+    ranks: int = 2,
+    nccl: bool = False,
 ) -> tuple[Transports, str]:
     """The transports for arrays in ``memory`` (None: the host's) and a sentence for the log: the choice, and why.
 
     Equal on all ranks of a job if ``setting`` and ``found`` are, whatever their memory: they have to cut messages
     alike. library: its name, for the log; found: what is known of it, None where no rank has a GPU; ranks: how many
-    there are. Raises InputError.
+    there are; nccl: whether it carries collectives, beside which MPI is not to reach for the memory of devices: "using
+    both MPI and NCCL to perform transfers between the same sets of CUDA devices concurrently is not guaranteed to be
+    safe" (NCCL's documentation, "NCCL and MPI"). Raises InputError.
     """
     if setting not in CHOICES:
         raise InputError("run.transport", f"{setting!r} is not one of {', '.join(CHOICES)}")
+    if nccl and setting == "direct":
+        raise InputError("run.transport", "direct: beside NCCL it may wait for ever; choose staged, or collectives mpi")
     direct, staged = Direct(memory), Staged(memory)
     if setting != "auto":
         transports, why = same(direct if setting == "direct" else staged), f"the configuration says {setting}"
@@ -27,6 +36,8 @@ def choose_transports(
         transports, why = same(direct), "arrays are in host memory"
     elif ranks == 1:
         transports, why = same(direct), "one rank sends none"
+    elif nccl:
+        transports, why = same(staged), "direct ones beside NCCL may wait for ever"
     else:
         transports = Transports(direct if found.messages else staged, direct if found.sums else staged)
         why = _why(found, library)

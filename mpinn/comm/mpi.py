@@ -229,6 +229,9 @@ def _start(loans: Sequence[Loan], start: Start) -> list[MPI.Request]:
                 break
             # moves it along; Test would take the status of a message that is complete, and who waits for it needs that
             requests[-1].Get_status()
+        while JOB.joined and not loan.ready:
+            # the device may wait for a rank that waits for a message of this one, which moves while MPI is called
+            JOB.everyone.Iprobe()
         requests.append(start(loan.begin()))
     return requests
 

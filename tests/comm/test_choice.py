@@ -61,6 +61,16 @@ def test_the_user_decides_for_all_kinds(setting: str, found: Findings | None) ->
     assert chosen(setting, found) == (setting, setting, f"messages {setting}: the configuration says {setting}")
 
 
+def test_beside_nccl_mpi_does_not_reach_for_the_memory_of_devices() -> None:
+    """NCCL's documentation calls it unsafe."""
+    both = Findings(True, True)
+    transports, said = choose_transports("auto", MPI, both, LateMemory(), 2, nccl=True)
+    assert (str(transports), said) == ("messages staged", "messages staged: direct ones beside NCCL may wait for ever")
+    assert choose_transports("staged", MPI, both, LateMemory(), 2, nccl=True)[0].messages.name == "staged"
+    with pytest.raises(InputError, match=r"run\.transport: direct: beside NCCL it may wait for ever; choose staged"):
+        choose_transports("direct", MPI, both, LateMemory(), 2, nccl=True)
+
+
 def test_host_arrays_go_directly() -> None:
     transports, said = choose_transports("auto", MPI)
     assert (str(transports), said) == ("messages direct", "messages direct: arrays are in host memory")

@@ -240,3 +240,30 @@ leave(0)
     assert found[1] == ["MPI: ['0', '0']", apart, "collectives within a machine by NCCL 2.27.3"]
     alone = job(2, tmp_path, code, env={"MPIR_CVAR_NOLOCAL": "1"}).stdout.splitlines()
     assert alone[0] == "MPI: ['0', '1']"
+
+
+def test_a_message_moves_on_while_the_device_waits_for_its_receiver(tmp_path: Path) -> None:
+    """As NCCL's documentation demands where it works beside MPI."""
+    code = CHANNEL + """
+large, array = np.zeros(20_000_000), cupy.ones(1000)
+channel.all_sum(array).wait()
+device.kernels.synchronize()
+if RANK == 0:
+    sent = channel.send(large, 1)
+    channel.all_sum(array).wait()
+    # it is copied to the host only after the sum, which rank 1 asks for when it has the large message
+    channel.send(array, 1).wait()
+    sent.wait()
+else:
+    time.sleep(0.2)
+    channel.receive(large, 0).wait()
+    channel.all_sum(array).wait()
+    device.kernels.synchronize()
+    channel.receive(array, 0).wait()
+    print(float(array.get().sum()), file=sys.__stdout__, flush=True)
+leave(0)
+"""  # fmt: skip
+    # without CMA the receiver cannot take the message while the sender is elsewhere
+    done = job(2, tmp_path, code, env={"MPIR_CVAR_CH4_CMA_ENABLE": "0"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "4000.0\n"
