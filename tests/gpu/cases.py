@@ -169,7 +169,29 @@ def _nccl(ranks: int) -> tuple[Case, ...]:
     )  # fmt: skip
 
 
-CASES: tuple[Case, ...] = (*_both(), *_replicas(4), *_nccl(4), *_stages(), *_replicas(2), *_nccl(2), *_alone())
+def _nccl_of_stages() -> tuple[Case, ...]:
+    """Each rank is in two groups, and messages between stages go beside them by MPI."""
+    return tuple(
+        Case(
+            f"2 stages of 2 replicas, {schedule}, gradients, NCCL", 4,
+            ("schedule.cut=estimated", "grid.stages=2", f"schedule.name={schedule}", "consensus.name=gradients",
+             "consensus.bucket=0.001", "train.clip=1.0", "run.collectives=nccl"),
+            direct=False, cpu_only=("run.collectives=mpi",), gpus=4,
+        )
+        for schedule in ("1f1b", "fdg")
+    )  # fmt: skip
+
+
+CASES: tuple[Case, ...] = (
+    *_both(),
+    *_replicas(4),
+    *_nccl(4),
+    *_nccl_of_stages(),
+    *_stages(),
+    *_replicas(2),
+    *_nccl(2),
+    *_alone(),
+)
 """Those of most ranks first, so that none is left for the end alone."""
 SMALL = ("perceptron", "2 replicas, gradients", "2 replicas, gradients, NCCL", "2 stages, fdg")
 """What a stand-in for a device trains in half a minute."""
