@@ -136,10 +136,14 @@ class Contents:
 
 def statistics(x: Samples) -> tuple[Array, Array]:
     """Mean and standard deviation, (C,) float64, over all axes but the last; a constant channel deviates by 1."""
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    axes, count, first = tuple(range(x.ndim - 1)), x.size // x.shape[-1], x[:1].reshape(-1, x.shape[-1])[0]
     mean: Any = sum(part.sum(axis=axes, dtype=np.float64) for part in chunks(x)) / count
-    square: Any = sum(np.square(part - mean).sum(axis=axes) for part in chunks(x)) / count
-    return mean, np.where(square > 0, np.sqrt(square), 1.0)
+    square, constant = np.zeros_like(mean), np.ones(len(mean), bool)
+    for part in chunks(x):
+        square += np.square(part - mean).sum(axis=axes)
+        # The rounded mean of equal values is not always their value.
+        constant &= (part == first).all(axis=axes)
+    return mean, np.where(constant | (square == 0), 1.0, np.sqrt(square / count))
 
 
 def chunks(x: Samples) -> Iterator[Array]:

@@ -94,6 +94,23 @@ def test_what_the_file_does_not_say_is_computed_over_train(tmp_path):
     assert source.classes == 3
 
 
+@pytest.mark.parametrize("value", [0.1, 273.15, 1e10 + 0.1])
+def test_a_constant_channel_deviates_by_1_however_its_mean_is_rounded(value: float):
+    x = np.stack([np.full(1000, value), np.arange(1000.0)], axis=1)
+    mean, std = statistics(x)
+    assert mean[0] != value, "a value whose mean is not rounded shows nothing"
+    np.testing.assert_allclose(std, [1, np.arange(1000).std()], rtol=1e-12)
+
+
+def test_what_is_stored_in_more_bits_than_float64_has_statistics_in_float64(tmp_path):
+    arrays = contents()
+    summary = check_source(write(tmp_path / "a.h5", arrays))
+    wide = {name: values.astype(np.longdouble) if name.endswith("x") else values for name, values in arrays.items()}
+    told = json.loads(json.dumps(check_source(write(tmp_path / "b.h5", wide))))
+    assert told["mean"] == summary["mean"]
+    np.testing.assert_allclose(told["std"], summary["std"], rtol=1e-15)
+
+
 def test_without_validation_a_fixed_tenth_of_train_is_taken(tmp_path):
     arrays = {name: values for name, values in contents().items() if not name.startswith("validation")}
     arrays["train/x"] = np.arange(40 * 4, dtype=np.uint8).reshape(40, 4)
