@@ -7,6 +7,7 @@ import numpy as np
 
 from mpinn.array.typing import Array, Dtype
 from mpinn.config import Data, InputError, read_options
+from mpinn.datasets.samples import normalised_in
 from mpinn.datasets.source import Source, open_source
 from mpinn.storage.reader import Checkpoint
 
@@ -20,10 +21,11 @@ class Normalisation:
 
     def apply(self, x: Array, dtype: Dtype) -> Array:
         """A normalised copy of x: (B, ..., C), computed as in training."""
-        found = np.array(x, dtype)
-        np.subtract(found, self.mean.astype(dtype), out=found)
-        np.divide(found, self.std.astype(dtype), out=found)
-        return found
+        within = normalised_in(x.dtype, dtype)
+        found = np.array(x, within)
+        np.subtract(found, self.mean.astype(within), out=found)
+        np.divide(found, self.std.astype(within), out=found)
+        return found.astype(dtype, copy=False)
 
 
 def normalisation_of(checkpoint: Checkpoint) -> Normalisation:

@@ -78,6 +78,14 @@ class Source:
         }
 
 
+def normalised_in(stored: Dtype, dtype: Dtype) -> np.dtype[Any]:
+    """The type in which samples of the type ``stored`` are normalised for a run in ``dtype``.
+
+    It is float64 where ``dtype`` does not hold all their values: what tells them apart may be small beside their mean.
+    """
+    return np.dtype(dtype) if np.can_cast(stored, dtype) else np.dtype(np.float64)
+
+
 class Gather:
     """Takes samples out of ``x``, augments them if asked to, and normalises: (x - mean) / std of each channel.
 
@@ -89,11 +97,13 @@ class Gather:
         shape = (size, *x.shape[1:])
         self._read = np.empty(shape, x.dtype) if isinstance(x, Stored) and source.augmentation else None
         self._raw = None if x.dtype == dtype else np.empty(shape, x.dtype)
+        within = normalised_in(x.dtype, dtype)
+        self._wide = None if within in (dtype, x.dtype) else np.empty(shape, within)
         # Spread over a row of pixels, since NumPy's inner loop is slow if it ends after the few channels of one pixel.
         row = source.sample_shape[-2:] if len(source.mean) > 1 else (1,)
         # In C order, which astype would not choose for what has been broadcast.
-        self._mean = np.broadcast_to(source.mean, row).astype(dtype, order="C")
-        self._std = np.broadcast_to(source.std, row).astype(dtype, order="C")
+        self._mean = np.broadcast_to(source.mean, row).astype(within, order="C")
+        self._std = np.broadcast_to(source.std, row).astype(within, order="C")
 
     def plain(self, rows: Array, out: Array) -> None:
         """Write the samples at ``rows`` (count,) of x into ``out`` (count, ...)."""
@@ -126,7 +136,9 @@ class Gather:
             np.take(self._x, rows, axis=0, out=out, mode="clip")
 
     def _normalise(self, raw: Array, out: Array) -> None:
-        if raw is not out:
-            np.copyto(out, raw, casting="same_kind")
-        np.subtract(out, self._mean, out=out)
-        np.divide(out, self._std, out=out)
+        wide = raw
+        if raw.dtype != self._mean.dtype:
+            wide = out if self._wide is None else self._wide[: len(raw)]
+            np.copyto(wide, raw, casting="same_kind")
+        np.subtract(wide, self._mean, out=wide)
+        np.divide(wide, self._std, out=out, casting="same_kind")

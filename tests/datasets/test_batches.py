@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpinn.analysis.normalisation import Normalisation
 from mpinn.config import Data, InputError
 from mpinn.datasets.ahead import Ahead
 from mpinn.datasets.batches import Batch, Batches
+from mpinn.datasets.sound import statistics
 from mpinn.datasets.source import Source, Split, open_source
 
 
@@ -203,6 +205,28 @@ def test_each_channel_is_normalised_by_its_own_statistics(stored: str, dtype: st
     expected = (x[batch.samples].astype(np.float64) - source.mean) / source.std
     np.testing.assert_allclose(batch.x, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(split.x, x)
+
+
+@pytest.mark.parametrize("stored", ["float64", ">f8", "int64", "uint32", "longdouble"])
+def test_samples_that_the_dtype_of_the_run_does_not_hold_are_told_apart(stored: str):
+    x = (1_700_000_000 + np.random.default_rng(0).integers(0, 100, (20, 4, 5, 3))).astype(stored)
+    mean, std = statistics(x)
+    source = Source({"train": Split(x, np.zeros(20, np.int64))}, mean, std, 1)
+    shares = Batches(source, 0, 8, 1, 0, "redealt", "float32").evaluation("train", 7)
+    found = np.concatenate([batch.x.copy() for batch in shares])
+    expected = (x.astype(np.float64) - mean) / std
+    assert np.abs(expected).max() < 2
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(found, Normalisation(mean, std).apply(x, np.dtype("float32")))
+
+
+def test_samples_beyond_the_range_of_the_dtype_of_the_run_are_finite_when_normalised():
+    x = np.random.default_rng(0).normal(size=(20, 2)) * [1e100, 1e-100]
+    mean, std = statistics(x)
+    batch = Batches(
+        Source({"train": Split(x, np.zeros(20, np.int64))}, mean, std, 1), 0, 20, 1, 0, "redealt", "float32"
+    ).batch(0)
+    np.testing.assert_allclose(batch.x, ((x - mean) / std)[batch.samples], rtol=1e-6, atol=1e-7)
 
 
 def test_the_targets_of_a_regression_are_in_the_dtype_of_the_run():
