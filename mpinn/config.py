@@ -20,7 +20,7 @@ from mpinn.errors import InputError as InputError
 from mpinn.length import Cadence as Cadence
 from mpinn.length import Length as Length
 from mpinn.length import Period as Period
-from mpinn.words import expected, nearest, show
+from mpinn.words import expected, nearest, show, writable
 
 
 class Nested(ABC):
@@ -188,9 +188,9 @@ class Config:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file; InputError if it is missing, unreadable or not TOML."""
+    """The tables of a TOML file, which may begin with a byte order mark; InputError if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(str(path), "there is no such file") from None
     except OSError as error:
@@ -350,6 +350,8 @@ def _convert(path: str, value: Any, type_: Any) -> Any:
         raise _mismatch(path, value, type_) from None
     if not _finite(converted):
         raise InputError(path, f"expected a finite number, got {show(value)}")
+    if isinstance(converted, str) and not writable(converted):
+        raise InputError(path, f"expected a string in UTF-8 without NUL, got {show(value)}")
     return converted
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
+from unicodedata import category
 
 from msgspec import inspect
 
@@ -13,6 +14,11 @@ def show(value: object) -> str:
         return str(value).lower()
     text = repr(value) if isinstance(value, (str, list, dict)) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def writable(text: str) -> bool:
+    """Whether a file can have this name, and a TOML file can have this text in it."""
+    return "\0" not in text and not any(category(character) == "Cs" for character in text)
 
 
 def expected(kind: Any) -> str:

@@ -218,6 +218,11 @@ def test_files_that_cannot_be_read(tmp_path):
     assert refusal("[run\n").startswith("the configuration is not TOML: ")
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbf[run]\nseed = 7\n")
+    assert read_toml(tmp_path / "run.toml") == {"run": {"seed": 7}}
+
+
 def test_a_file_is_read(tmp_path):
     (tmp_path / "run.toml").write_text("[run]\nseed = 7\n")
     assert load(read_toml(tmp_path / "run.toml"), (), CHOICES, DEFAULTS).run.seed == 7
