@@ -85,7 +85,6 @@ def train(
     from mpinn.comm.grid import connect
     from mpinn.errors import InputError
     from mpinn.train import train as run
-    from mpinn.words import nearest
 
     request = Request(config, tuple(settings or ()), resume, fresh, stop_after, trace)
     try:
@@ -93,7 +92,7 @@ def train(
     except InputError as error:
         if config is None or error.path != config or not _is_word(config):
             raise
-        raise InputError("", f"{config} is neither a command nor a file{nearest(config, COMMANDS)}") from None
+        raise _neither(config) from None
     raise typer.Exit(code)
 
 
@@ -187,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     silence_other_ranks()
     install_abort_hook()
-    code, report = _run(_with_command(sys.argv[1:] if arguments is None else arguments))
+    code, report = _run(sys.argv[1:] if arguments is None else arguments)
     if report:
         print(report, file=sys.stderr)
     leave(code, report)
@@ -199,6 +198,7 @@ def _run(arguments: list[str]) -> tuple[int, str]:
     from mpinn.errors import FatalError, InputError
 
     try:
+        arguments = _with_command(arguments)
         # Not app(...), which puts typer's own hook in the place of the one that ends the job.
         typer.main.get_command(app)(arguments, prog_name="python -m mpinn")
     except SystemExit as left:
@@ -216,13 +216,26 @@ def _run(arguments: list[str]) -> tuple[int, str]:
 
 
 def _with_command(arguments: list[str]) -> list[str]:
-    """The arguments with ``train`` before them, unless they name a command or ask for help."""
-    if arguments and (arguments[0] in COMMANDS or arguments[0] in ("-h", "--help", "--version")):
+    """The arguments with ``train`` before them, unless they name a command or ask for help.
+
+    Raises InputError if they begin with what is neither a command nor a file, and go on as ``train`` never does.
+    """
+    first, second = (*arguments, "", "")[:2]
+    if first in COMMANDS or first in ("-h", "--help", "--version"):
         return arguments
+    if second and (second in ("-h", "--help") or not second.startswith("-")) and _is_word(first):
+        raise _neither(first)
     return ["train", *arguments]
 
 
-def _is_word(config: str) -> bool:
+def _neither(first: str) -> Exception:
+    from mpinn.errors import InputError
+    from mpinn.words import nearest
+
+    return InputError("", f"{first} is neither a command nor a file{nearest(first, COMMANDS)}")
+
+
+def _is_word(first: str) -> bool:
     """Whether what should be a file is none, and looks like the name of a command."""
-    path = Path(config)
-    return path.name == config and not path.suffix and not path.exists()
+    path = Path(first)
+    return not first.startswith("-") and path.name == first and not path.suffix and not path.exists()

@@ -167,6 +167,8 @@ signal.signal = told
     [
         ("inspekt", "inspekt is neither a command nor a file (did you mean inspect?)"),
         ("xyz", "xyz is neither a command nor a file"),
+        ("inspekt runs/x", "inspekt is neither a command nor a file (did you mean inspect?)"),
+        ("inspekt --help", "inspekt is neither a command nor a file (did you mean inspect?)"),
         ("inspekt.toml", "inspekt.toml: there is no such file"),
         ("evaluate runs/x --split tset", "--split: 'tset' is not one of train, validation, test (did you mean test?)"),
         (
