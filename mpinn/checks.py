@@ -330,15 +330,16 @@ def extra_meeting(checkpoint: Checkpoint, config: Config) -> list[str]:
 
 
 def finished(directory: RunDirectory, checkpoint: Path, config: Config) -> Mapping[str, Any] | None:
-    """The summary of a run with nothing left to do; None where there is something."""
+    """The summary of a run with nothing left to do, as of where it is now; None where there is something."""
     try:
         summary: dict[str, Any] = json.loads(directory.summary.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise InputError(str(directory.summary), f"is not JSON: {error}") from None
-    whole = directory.checkpoint(summary["steps"]).name == checkpoint.name
-    return summary if whole and summary["epochs"] == config.train.epochs else None
+    if directory.checkpoint(summary["steps"]).name != checkpoint.name or summary["epochs"] != config.train.epochs:
+        return None
+    return {**summary, "checkpoint": str(checkpoint), "directory": str(directory.path)}
 
 
 def prepare(start: Start) -> bytes:

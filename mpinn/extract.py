@@ -4,6 +4,7 @@ from contextlib import closing
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ def extract(path: Path, number: int | None, out: Path | None) -> list[str]:
         *notes,
         f"member {member.number}: {hidden} hidden units, {member.activation}, seed {member.seed}{rate}",
         f"written to {target}, as an mlp of its own at step {checkpoint.step}",
-        f"use it        python -m mpinn evaluate {target}",
-        f"train it on   python -m mpinn {target}/config.toml --set train.epochs={2 * max(1, config.train.epochs)}",
+        f"use it        python -m mpinn evaluate {quote(str(target))}",
+        f"train it on   python -m mpinn {quote(f'{target}/config.toml')} --set "
+        f"train.epochs={2 * max(1, config.train.epochs)}",
     ]
 
 

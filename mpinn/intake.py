@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def intake(
     for note in notes:
         print(note)
     print(f"{directory}: {part.layout.count:,} parameters of {file}, validation loss {quality.loss:.4f}{accuracy}")
-    print(f"train it      python -m mpinn {experiment.keeper.directory.config}", flush=True)
+    print(f"train it      python -m mpinn {quote(str(experiment.keeper.directory.config))}", flush=True)
     return 0
 
 

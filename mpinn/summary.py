@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -134,11 +135,11 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         facts["best"] = f"member {population['best']} by validation; the test result is its own"
     if summary["consensus"] == "none" and replicas > 1:
         facts["model"] = "replica 0: nothing joins the replicas"
-    place = summary["directory"]
+    place, quoted = summary["directory"], quote(summary["directory"])
     where = {
         "checkpoint": summary["checkpoint"],
-        "look at it": f"python -m mpinn inspect {place}",
-        "use it": f"python -m mpinn evaluate {place}",
+        "look at it": f"python -m mpinn inspect {quoted}",
+        "use it": f"python -m mpinn evaluate {quoted}",
     }
     since = [f"since step {summary['start']}:"] if summary["start"] else []
     weights = summary["weights"]
@@ -148,7 +149,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     if population:
         ranking = ["", *ranked(population["ranking"], "accuracy" in summary["test"])]
         where["all members"] = f"{place}/ranking.csv"
-        where["take the best"] = f"python -m mpinn extract {place} --best"
+        where["take the best"] = f"python -m mpinn extract {quoted} --best"
     return ["", *_aligned(facts), *ranking, "", *since, *table, "", *_aligned(where)]
 
 

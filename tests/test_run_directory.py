@@ -1,6 +1,8 @@
 """A run directory: the same command again, another setting, a longer run, a new start, and what lies in it."""
 
 import json
+import shlex
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,18 @@ def test_typed_again_a_finished_run_tells_its_summary_and_writes_nothing(finishe
     assert job.stdout.startswith(f"{finished} is a finished run")
     assert job.stdout.count(f"accuracy {summary(finished)['test']['accuracy']:.4f}") == 1
     assert contents(finished.parent) == before
+
+
+def test_a_finished_run_that_was_moved_tells_commands_that_can_be_typed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "it's moved"
+    shutil.copytree(finished, there, symlinks=True)
+    assert here(there, *SMALL) == 0
+    told = capsys.readouterr().out
+    assert f"\ncheckpoint    {there / (finished / 'latest').readlink()}\n" in told
+    assert f"\nuse it        python -m mpinn evaluate {shlex.quote(str(there))}\n" in told
+    assert str(finished) not in told
 
 
 def test_another_cadence_changes_nothing_about_a_finished_run(finished: Path) -> None:

@@ -1,6 +1,7 @@
 """The command ``data``: from the official files, the user's own or downloaded ones, to one HDF5 file."""
 
 from pathlib import Path
+from shlex import quote
 
 from mpinn.config import InputError, not_one_of
 from mpinn.datasets.hdf5 import write_hdf5
@@ -29,7 +30,7 @@ def prepare(name: str, originals: Path | None, to: Path | None) -> None:
     if to is None:
         print(f"python -m mpinn --set data.name={name} trains on it")
     else:
-        print(f"python -m mpinn --set data.name={name} --set data.path={file} trains on it")
+        print(f"python -m mpinn --set data.name={name} --set {quote(f'data.path={file}')} trains on it")
 
 
 def _download(name: str, known: Official, folder: Path) -> Path:
