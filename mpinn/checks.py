@@ -242,6 +242,8 @@ def check_fresh(request: Request, directory: RunDirectory) -> None:
     path = directory.path
     if path.is_dir() and {*path.iterdir()} - {directory.lock} and not directory.config.exists():
         raise InputError("--fresh", f"{path} is not moved aside: it has no {directory.config.name}, so it is no run")
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        raise InputError("--fresh", f"{path} is not moved aside while this is typed in it: go to another folder")
 
 
 def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:

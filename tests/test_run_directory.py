@@ -119,6 +119,21 @@ def test_a_new_start_moves_the_old_run_aside(tmp_path: Path, capsys: pytest.Capt
     assert differences(run / "latest", tmp_path / "run.1" / "latest") == []
 
 
+@pytest.mark.parametrize(("inside", "typed"), [("", "."), ("deeper", "..")])
+def test_a_run_is_not_moved_away_from_where_one_is(
+    inside: str, typed: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    (run / inside).mkdir(exist_ok=True)
+    monkeypatch.chdir(run / inside)
+    before = contents(tmp_path)
+    for place in (typed, str(run)):
+        with pytest.raises(InputError, match=r"^--fresh: .* is not moved aside while this is typed in it"):
+            here(Path(place), *SMALL, fresh=True)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize(("period", "said"), [("4 steps", True), ("6 steps", False)])
 def test_a_longer_run_tells_of_a_meeting_that_it_would_not_have_had(period: str, said: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"

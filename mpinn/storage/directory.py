@@ -24,9 +24,10 @@ class RunDirectory:
         self.lock = self.path / "lock"
 
     def create(self) -> None:
-        """Make the directory and its parents, durably; one that exists is left as it is."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        sync_directory(self.path.parent)
+        """Make the directory and its parents, or what a link leads to, durably; one that exists is left as it is."""
+        place = followed(self.path)
+        place.mkdir(parents=True, exist_ok=True)
+        sync_directory(place.parent)
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint file of a step."""
@@ -98,14 +99,22 @@ def sync_directory(path: Path) -> None:
     _sync(path, os.O_RDONLY)
 
 
+def followed(directory: Path) -> Path:
+    """Where a link leads, whether there is something or not; what is no link is itself."""
+    return Path(os.path.realpath(directory)) if directory.is_symlink() else directory
+
+
 def move_aside(directory: Path) -> Path | None:
-    """Rename an existing ``runs/x`` to the first free one of ``runs/x.1``, ``runs/x.2`` ..., and return that."""
+    """Rename an existing ``runs/x`` to the first free one of ``runs/x.1``, ``runs/x.2`` ..., and return that.
+
+    A link stays as it is, and what it leads to is renamed: the next run is to be on the same disk.
+    """
     if not directory.exists():
         return None
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists() or aside.is_symlink():
+    number, place = 1, followed(directory)
+    while (aside := place.with_name(f"{place.name}.{number}")).exists() or aside.is_symlink():
         number += 1
-    directory.rename(aside)
+    place.rename(aside)
     sync_directory(aside.parent)
     return aside
 

@@ -19,6 +19,20 @@ def test_moving_aside_never_overwrites(tmp_path):
     assert move_aside(run) is None
 
 
+def test_a_link_stays_and_what_it_leads_to_is_moved_and_made_again(tmp_path):
+    run, scratch = tmp_path / "run", tmp_path / "scratch" / "run"
+    run.symlink_to(scratch)
+    RunDirectory(run).create()
+    assert scratch.is_dir()
+    (run / "config.toml").write_text("seed = 1")
+    assert move_aside(run) == tmp_path / "scratch" / "run.1"
+    assert (tmp_path / "scratch" / "run.1" / "config.toml").read_text() == "seed = 1"
+    RunDirectory(run).create()
+    assert run.is_symlink()
+    assert scratch.is_dir()
+    assert not list(scratch.iterdir())
+
+
 def test_writing_text_replaces_it_at_once(tmp_path, monkeypatch):
     path = tmp_path / "config.toml"
     write_text(path, "größe = 1\n")
