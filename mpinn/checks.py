@@ -13,7 +13,7 @@ from mpinn.array.device import check_bf16, choose_kernels, count_devices
 from mpinn.array.precision import bfloat16
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
 from mpinn.comm.grid import shape_of
-from mpinn.config import MAY_CHANGE, Config, difference, load
+from mpinn.config import MAY_CHANGE, ORDER, Config, difference, load, read_toml
 from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
@@ -112,6 +112,7 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
     if checkpoint is None:
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
+        check_own(directory.config)
         check_warm(config, model, notes.append)
         return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
     with reading(checkpoint):
@@ -244,6 +245,12 @@ def check_fresh(request: Request, directory: RunDirectory) -> None:
         raise InputError("--fresh", f"{path} is not moved aside: it has no {directory.config.name}, so it is no run")
     if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
         raise InputError("--fresh", f"{path} is not moved aside while this is typed in it: go to another folder")
+
+
+def check_own(file: Path) -> None:
+    """What a person has written is not written over: a run's own config.toml has every table."""
+    if file.exists() and not set(ORDER) <= read_toml(file).keys():
+        raise InputError("run.directory", f"{file} is there, and no run has written it: choose another directory")
 
 
 def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:

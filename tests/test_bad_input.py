@@ -203,6 +203,15 @@ def test_a_directory_that_holds_something_else_is_not_moved_aside(tmp_path: Path
     assert "it is no run" in refused(tmp_path / "thesis", fresh=True)
 
 
+def test_a_configuration_that_a_person_wrote_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "config.toml"
+    file.write_text("[train]\nepochs = 1  # for a first look\n")
+    told = refused(tmp_path / "run", file=str(file))
+    assert told == f"run.directory: {file} is there, and no run has written it: choose another directory"
+    assert here(tmp_path / "another", file=str(file)) == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
