@@ -26,6 +26,7 @@ SETTINGS = {
     "data.name=hdf5": 'data.path: data.name = "hdf5" needs the path of a file',
     "consensus.name=gossp": "consensus.name: 'gossp' is not one of averaging, gossip, gradients, none, outer (did",
     "consensus.score=bst": "consensus.score: 'bst' is not one of",
+    "model.widths=[100000000000000]": "model: a rank cannot hold its part of 7,500,000,000,000,010 parameters",
     "model.activation=rel": "model.activation: 'rel' is not one of",
     "optimizer.rate=0": "optimizer.rate: expected a number above 0, got 0",
     "optimizer.warmup=5": "optimizer.warmup: expected a length",
