@@ -62,9 +62,7 @@ class ReplicaMeasure:
 
     def validation(self) -> Quality:
         """On the whole validation split."""
-        return self._quality(self._batches.evaluation("validation", EVALUATION_BATCH))
-
-    def _quality(self, batches: Iterable[Batch]) -> Quality:
+        batches = self._batches.evaluation("validation", EVALUATION_BATCH)
         return quality(self.across(totals(self._schedule, self._loss, batches)))
 
     def across(self, values: Array) -> Array:
@@ -72,8 +70,9 @@ class ReplicaMeasure:
         return self._schedule.across(values)
 
     def shard(self) -> Quality:
-        """On the samples of the epoch that the last step belongs to."""
-        return self._quality(map(self._batches.batch, self._epoch()))
+        """On the samples of the epoch that the last step belongs to; right about none of them if there are none."""
+        sums = self.across(totals(self._schedule, self._loss, map(self._batches.batch, self._epoch())))
+        return quality(sums) if sums[2] else Quality(0.0, 0.0)
 
     def _epoch(self) -> range:
         length = self._batches.steps_per_epoch

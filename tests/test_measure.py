@@ -1,11 +1,14 @@
 """Measuring models on one rank; tests/mpi has what several ranks do together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from oracles import Problem, Replica, clusters, fisher, judge, serial
 
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
+from mpinn.consensus.scores import SCORES, Local
 from mpinn.measure import EVALUATION_BATCH, ReplicaMeasure, RunMeasure, quality
 from mpinn.models.mlp import MLP
 from mpinn.nn.loss import SquaredError
@@ -55,6 +58,14 @@ def test_a_shard_is_what_the_replica_trains_on(step: int, replica: int) -> None:
     found = measured.shard()
     assert found.accuracy == pytest.approx(accuracy, abs=1e-15)
     assert found.loss == pytest.approx(loss, rel=1e-12)
+
+
+def test_a_replica_without_samples_is_finite_and_has_nothing_to_bring() -> None:
+    problem = replace(NORMED, source=clusters(2), batch=2)
+    for replica, samples in enumerate((1, 1, 0)):
+        _, measured = measure(problem, 2, 3, replica)
+        assert problem.batches(3, replica).batch(0).count == samples
+        assert SCORES["accuracy_shard"].ask(measured, Local(0.0, samples)) in ((0.0, 1.0) if samples else (0.0,))
 
 
 def test_without_samples_nothing_is_known() -> None:
