@@ -176,6 +176,8 @@ def data(
 
 app.registered_commands += [*benches.registered_commands, *plans.registered_commands, *files.registered_commands]
 COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
+ALONE = ("inspect", "diff", "export", "import", "report", "extract", "plan", "submit", "data")
+"""Commands of one process, with which no other rank waits for a message."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -212,6 +214,10 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         return 2, f"mpinn: {error}"
     except FatalError as error:
         return 1, f"mpinn: {error}"
+    except PermissionError as error:
+        if arguments[0] not in ALONE or error.filename is None:
+            raise
+        return 2, f"mpinn: {error.filename}: {error.strerror}"
     return 0, ""
 
 

@@ -189,6 +189,36 @@ def test_a_mistyped_command_is_told_once(tmp_path: Path) -> None:
     assert job.stderr.count("is neither a command nor a file (did you mean inspect?)") == 1
 
 
+AS_OTHERS = """
+import ctypes, os, sys
+for override in (1, 2):  # that of permissions, and that of those to read: root has both
+    ctypes.CDLL(None).prctl(24, override, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "mpinn", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("inspect closed", "closed/"),
+        ("inspect closed/run", "closed/run"),
+        ("extract closed --best", "closed/"),
+        ("import closed/model.npz run", "closed/model.npz"),
+        ("submit --dry-run --set run.directory=closed", "closed/"),
+        ("train --set data.name=npz --set data.path=secret.npz", "data.path: 'secret.npz' cannot be read"),
+        ("train --set data.name=hdf5 --set data.path=closed/x.h5", "data.path: 'closed/x.h5' cannot be read"),
+    ],
+)
+def test_what_may_not_be_read_is_named(line: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "secret.npz").touch(mode=0)
+    job = alone("-c", AS_OTHERS, *line.split(), cwd=tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr.startswith(f"mpinn: {named}")
+    assert job.stderr.count("Permission denied") == job.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("line", [["--help"], ["train", "-h"], ["--version"]])
 def test_output_that_nobody_reads_is_no_failure(line: list[str]) -> None:
     reading, writing = os.pipe()

@@ -42,9 +42,10 @@ def npz(data: Data, read: int) -> Source:
 def _load(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError("data.path", f"there is no file {str(path)!r}")
-    if not is_zipfile(path):
-        raise InputError("data.path", f"{str(path)!r} is not a .npz file")
     try:
+        with open(path, "rb") as opened:
+            if not is_zipfile(opened):
+                raise InputError("data.path", f"{str(path)!r} is not a .npz file")
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -59,6 +59,8 @@ def _open(data: Data, read: int) -> Source:
         raise not_one_of("data.name", data.name, tuple(SOURCES))
     try:
         source = SOURCES[data.name](data, read)
+    except PermissionError as error:
+        raise InputError("data.path", f"{data.path or data.name!r} cannot be read: {error}") from error
     except UNREADABLE as error:
         raise InputError("data.path", f"{data.path or data.name!r} is damaged: {error}") from error
     return replace(source, augmentation=Augmentation(data.crop, data.flip), memory=_bytes(data))

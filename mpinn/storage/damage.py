@@ -22,6 +22,8 @@ def reading(path: Path) -> Iterator[None]:
     """Let whatever goes wrong in reading a file be an InputError that names it."""
     try:
         yield
+    except PermissionError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror or error}") from error
     except RAISED as error:
         reason = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         raise InputError(str(path), f"damaged: {reason or type(error).__name__}") from error
