@@ -12,7 +12,7 @@ from mpinn import __version__
 from mpinn.cli_bench import benches
 from mpinn.cli_files import Settings, files
 from mpinn.cli_plan import plans
-from mpinn.comm.launch import silence_other_ranks
+from mpinn.comm.launch import settle_streams, silence_other_ranks
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -186,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault(variable, "1")
     from mpinn.comm.abort import install_abort_hook, leave
 
+    settle_streams()
     silence_other_ranks()
     install_abort_hook()
     code, report = _run(sys.argv[1:] if arguments is None else arguments)

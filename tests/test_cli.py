@@ -219,6 +219,25 @@ def test_what_may_not_be_read_is_named(line: str, named: str, tmp_path: Path) ->
     assert job.stderr.count("Permission denied") == job.stderr.count("\n") == 1
 
 
+def test_what_the_output_cannot_show_is_replaced(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = tmp_path / "größe"
+    job = train(0, run, *SMALL, "train.epochs=1", env=environment)
+    assert (job.returncode, job.stderr) == (0, "")
+    assert f"run directory {tmp_path}/gr??e\n" in job.stdout
+    job = alone("-m", "mpinn", "diff", str(run), str(run), env=environment)
+    assert (job.returncode, job.stderr) == (0, "")
+    assert "momentum" in job.stdout
+
+
+def test_without_standard_streams_a_run_ends_and_no_file_takes_their_place(tmp_path: Path) -> None:
+    line = arguments(tmp_path / "run", *SMALL, "train.epochs=1")
+    closed = "import os, sys; os.closerange(0, 3); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    assert alone("-c", closed, *line).returncode == 0
+    checkpoint = next((tmp_path / "run").glob("checkpoint-*.h5"))
+    assert alone("-m", "mpinn", "evaluate", str(checkpoint)).returncode == 0
+
+
 @pytest.mark.parametrize("line", [["--help"], ["train", "-h"], ["--version"]])
 def test_output_that_nobody_reads_is_no_failure(line: list[str]) -> None:
     reading, writing = os.pipe()

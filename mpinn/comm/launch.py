@@ -7,6 +7,7 @@ import sys
 import termios
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 LAUNCHERS = {"mpirun", "mpiexec", "mpiexec.hydra", "mpiexec.gforker", "prterun", "orterun", "prte"}
@@ -64,6 +65,23 @@ def _read(environment: Mapping[str, str], names: tuple[str, ...], launcher: str)
         local_size=local_size or ranks,
         launcher=launcher,
     )
+
+
+def settle_streams() -> None:
+    """Let nothing that is printed end a run: a stream that was closed leads to nowhere, and stdout replaces characters.
+
+    Otherwise the next file that is opened, which may be a checkpoint, would stand where libraries print.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(free)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
+            setattr(sys, name, nowhere)
+            setattr(sys, f"__{name}__", nowhere)
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def silence_other_ranks(launch: Launch | None = None) -> None:
