@@ -68,8 +68,7 @@ def conv_backward_input(dz: Array, weight: Array, shape: Shape, stride: Pair, pa
 def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding: Pair, pool: Pool) -> None:
     """The twin of `im2col.conv_backward_weight`."""
     if not _suits_winograd(x.shape, grad.shape, stride, padding):
-        suits = grad.shape[2] < PRECISE_CHANNELS and _suits_direct(x, grad.shape, stride, padding)
-        way = direct if suits else _other(x.shape, grad.shape)
+        way = direct if _suits_direct(x, grad.shape, stride, padding) else _other(x.shape, grad.shape)
         way.conv_backward_weight(x, dz, grad, stride, padding, pool)
         return
     channels, outputs = grad.shape[2:]

@@ -24,16 +24,16 @@ PIXELS = 128
 
 
 @register_jitable
-def _pad(x: Any, start: int, high: int, line: int, above: int, left: int, rows: int, row: int, padded: Any) -> None:
-    """Copy ``high`` lines of an image into an image of ``rows`` lines of zeros."""
-    padded[: above * row] = 0
-    padded[(above + high) * row : rows * row] = 0
+def _pad(x: Any, start: int, high: int, line: int, frame: Any, channels: int, padded: Any) -> None:
+    """Copy ``high`` lines of an image into ``padded``, whose border is zero already."""
+    width, row = lanes(x), frame[1] * channels
+    whole = line - line % width
     for i in range(high):
-        at = (above + i) * row
-        padded[at : at + left] = 0
-        for k in range(line):
-            padded[at + left + k] = x[start + i * line + k]
-        padded[at + left + line : at + row] = 0
+        source, at = start + i * line, (frame[2] + i) * row + frame[3] * channels
+        for k in range(0, whole, width):
+            store(padded, at + k, load(x, source + k))
+        for k in range(whole, line):
+            padded[at + k] = x[source + k]
 
 
 @kernel
@@ -44,10 +44,11 @@ def correlate(
     """x: (B, H, W, C) to y: (B, ..., O) by a weight (places of the kernel, C, O), as the taps say."""
     width, zero = lanes(x), spread(x.dtype.type(0))
     line, size = wide * channels, y.size // max(1, samples)
+    padded[:] = 0
     for n in range(samples):
         source, origin = x, n * high * line
         if padded.size:
-            _pad(x, origin, high, line, frame[2], frame[3] * channels, frame[0], frame[1] * channels, padded)
+            _pad(x, origin, high, line, frame, channels, padded)
             source, origin = padded, 0
         top = 0
         for g in range(pixels.size - 1):
@@ -106,10 +107,11 @@ def add_gradient(
     """Add to grad: (rows, O) the gradient by the weight, whose row r meets what lies ``rows[r]`` from a base."""
     width, zero = lanes(x), spread(x.dtype.type(0))
     line = wide * channels
+    padded[:] = 0
     for n in range(samples):
         source, origin = x, n * high * line
         if padded.size:
-            _pad(x, origin, high, line, frame[2], frame[3] * channels, frame[0], frame[1] * channels, padded)
+            _pad(x, origin, high, line, frame, channels, padded)
             source, origin = padded, 0
         for first in range(0, bases.size, PIXELS):
             last = min(first + PIXELS, bases.size)
