@@ -29,7 +29,10 @@ from mpinn.array.typing import Array, Shape
 
 SMALL_CHANNELS = 128
 """Up to so many channels, matrices are multiplied by a kernel of ours, not by BLAS."""
-BLOCK_BYTES = 400_000
+BLOCK_BYTES, BLAS_BYTES = 400_000, 1 << 24
+"""Of the transformed tiles of a block, which stay in the cache; for BLAS there are more, so that weights, which do not,
+are read less often.
+"""
 PRECISE_CHANNELS = 16
 """Up to so many input channels, a forward pass is direct though Winograd's algorithm would suit."""
 FULL = 0.625
@@ -76,7 +79,7 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
     down, across = _tiles(dz.shape, tile)
     total = len(x) * down * across
     small = max(channels, outputs) <= SMALL_CHANNELS
-    rows = _rows(channels, outputs, total, x.itemsize) if small else min(total, 512)
+    rows = _rows(channels, outputs, total, x.itemsize, BLOCK_BYTES) if small else min(total, 512)
     points, gradients = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
     whole = pool.empty((POINTS, channels, outputs), x.dtype)
     pixels, errors, flat = x.reshape(-1), dz.reshape(-1), (points.reshape(-1), gradients.reshape(-1))
@@ -102,10 +105,11 @@ def _winograd(x: Array, weight: Array, tile: int, padding: Pair, pool: Pool) -> 
     z = pool.empty((*_output(x.shape, tile, padding), outputs), x.dtype)
     down, across = _tiles(z.shape, tile)
     total = len(x) * down * across
-    rows = _rows(channels, outputs, total, x.itemsize)
+    small = weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS
+    rows = _rows(channels, outputs, total, x.itemsize, BLOCK_BYTES if small else BLAS_BYTES)
     points, sums = pool.empty((POINTS, rows, channels), x.dtype), pool.empty((POINTS, rows, outputs), x.dtype)
     pixels, tiles, flat = x.reshape(-1), (tile, padding, down, across), (points.reshape(-1), sums.reshape(-1))
-    if weight.flags.c_contiguous and max(channels, outputs) <= SMALL_CHANNELS:
+    if small:
         factors = (weight.reshape(-1), outputs)
         convolve(pixels, *x.shape[1:], *tiles, total, rows, *factors, *flat, *z.shape[1:3], z.reshape(-1))
         return z
@@ -160,7 +164,7 @@ def _tiles(y: Shape, tile: int) -> Pair:
     return -(-y[1] // tile), -(-y[2] // tile)
 
 
-def _rows(channels: int, outputs: int, total: int, itemsize: int) -> int:
-    """Tiles of a block, a multiple of `ROWS`."""
-    fitting = max(48, BLOCK_BYTES // (POINTS * itemsize * (channels + outputs)))
+def _rows(channels: int, outputs: int, total: int, itemsize: int, size: int) -> int:
+    """Tiles of a block of about ``size`` bytes, a multiple of `ROWS`."""
+    fitting = max(48, size // (POINTS * itemsize * (channels + outputs)))
     return -(-min(total, fitting) // ROWS) * ROWS
