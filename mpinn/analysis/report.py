@@ -23,18 +23,26 @@ PAGE = "index.html"
 
 
 def report(paths: Sequence[Path], out: Path) -> None:
-    """Write the report of the runs into a directory, and print where it is."""
+    """Write the report of the runs into a directory, and print where it is.
+
+    A run without a line of metrics is left out, with a sentence that says so; raises InputError if none is left.
+    """
     try:
         from mpinn.analysis.pictures import pictures as draw
     except ImportError as error:
         raise InputError("report", f"it needs pip install 'mpinn[report]' ({error})") from None
-    runs = [Run(path) for path in paths]
+    given = [Run(path) for path in paths]
+    runs = [run for run in given if run.begun]
+    if not runs:
+        others = ", nor has any other" if len(given) > 1 else ""
+        raise InputError(str(given[0].path), f"the run has no line of metrics yet{others}")
+    left_out = [f"{run.path} is left out: it has no line of metrics yet." for run in given if not run.begun]
     series = series_of(runs)
     _check_place(out)
     tables, pictures = [*_tables(series, runs)], [*draw(series)]
     shown: list[Table | Picture] = [*(table for table in tables if not table.long), *pictures]
     files = [table for table in tables if table.long]
-    notes = [note for run in runs for note in run.notes]
+    notes = [*left_out, *(note for run in runs for note in run.notes)]
     notes += [f"{run.name} is not finished: shown is what it has done so far." for run in runs if not run.summary]
     title = f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {_names(series)}"
     try:
@@ -51,6 +59,8 @@ def report(paths: Sequence[Path], out: Path) -> None:
         write_text(out / PAGE, page(title, notes, shown, files))
     except OSError as error:
         raise InputError("--out", f"{str(error.filename or out)!r} cannot be written: {error.strerror}") from error
+    for said in left_out:
+        print(said)
     print(f"{out / PAGE}: {len(pictures)} figures, {len(tables)} tables")
 
 

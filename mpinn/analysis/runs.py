@@ -45,11 +45,14 @@ class Run:
         self.name = path.resolve().name
         self.tables: Mapping[str, Any] = read_toml(directory.config)
         self.records: Sequence[Record] = read(directory.metrics)
-        if not any("loss" in record for record in self.records):
-            raise InputError(str(path), "the run has no line of metrics yet")
         self.summary: Mapping[str, Any] = _json(directory.summary)
         self.notes: list[str] = []
         self._directory = directory
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has a line of metrics, without which there is nothing to show."""
+        return any("loss" in record for record in self.records)
 
     @property
     def seed(self) -> int:

@@ -158,6 +158,21 @@ def test_the_page_is_whole_and_tables_and_figures_stand_beside_it(tmp_path):
     assert not (out / "tables" / "settings.csv").exists()
 
 
+def test_a_run_that_has_just_begun_is_left_out_and_named(tmp_path, capsys):
+    good = make_run(tmp_path / "good", [1.0], [0.5])
+    young = make_run(tmp_path / "young", [], [], finished=False)
+    report([young, good], tmp_path / "out")
+    said = f"{young} is left out: it has no line of metrics yet."
+    assert capsys.readouterr().out.splitlines()[0] == said
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count(said) == 1
+    assert "1 run: good" in page
+    assert [row["run"] for row in rows(tmp_path / "out" / "tables" / "runs.csv")] == ["good"]
+    with pytest.raises(InputError, match="young: the run has no line of metrics yet, nor has any other"):
+        report([young, make_run(tmp_path / "younger", [], [], finished=False)], tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_a_population_has_its_landscape(tmp_path):
     run = make_run(tmp_path / "many", [1.0], [0.5])
     lines = ["member,layers,width,activation,validation_accuracy,validation_loss"]
