@@ -31,6 +31,8 @@ DEFAULTS = {
 
 def read_config(file: str | Mapping[str, Any] | None, overrides: tuple[str, ...]) -> Config:
     """The configuration of a file or of tables, or the default one, with overrides; raises InputError."""
+    if file == "":
+        raise InputError("CONFIG", "expected the path of a TOML file, got an empty string")
     return load(read_toml(file) if isinstance(file, str) else file or {}, overrides, CHOICES, DEFAULTS)
 
 

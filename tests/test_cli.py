@@ -238,6 +238,14 @@ def test_without_standard_streams_a_run_ends_and_no_file_takes_their_place(tmp_p
     assert alone("-m", "mpinn", "evaluate", str(checkpoint)).returncode == 0
 
 
+@pytest.mark.parametrize("line", [("",), ("train", ""), ("plan", ""), ("submit", "", "--dry-run")])
+def test_an_empty_path_of_a_configuration_is_no_folder(line: tuple[str, ...], tmp_path: Path) -> None:
+    job = alone("-m", "mpinn", *line, cwd=tmp_path)
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr == "mpinn: CONFIG: expected the path of a TOML file, got an empty string\n"
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("line", [["--help"], ["train", "-h"], ["--version"]])
 def test_output_that_nobody_reads_is_no_failure(line: list[str]) -> None:
     reading, writing = os.pipe()
