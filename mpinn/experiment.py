@@ -32,9 +32,8 @@ from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.member_update import MemberUpdate
 from mpinn.models.model import Model
 from mpinn.models.population import shard_of
-from mpinn.nn.layout import Layout
 from mpinn.nn.packed import population_of
-from mpinn.nn.part import Part, build_part
+from mpinn.nn.part import Part, build_part, in_memory
 from mpinn.ranking import Ranking
 from mpinn.schedules.members import Members
 from mpinn.schedules.schedule import Schedule
@@ -324,11 +323,8 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
     else:
         network, shape = shard_of(model, grid.shard, grid.shards.size), model.shape
         slots = (*slots, *((BEST,) if config.model.patience else ()))
-    try:
+    with in_memory(network, shape):
         part = build_part("network", network, shape, dtype, slots, ops=ops, compute_dtype=compute)
-    except MemoryError as error:
-        held = f"its part of {Layout(network.parameters(shape), dtype).count:,} parameters"
-        raise InputError("model", f"a rank cannot hold {held} in memory: {error}") from None
     part.initialize(config.run.seed)
     if warmth is not None:
         warm_start(warmth, config, model, whole, part, source)

@@ -25,7 +25,7 @@ from mpinn.models.model import Model
 from mpinn.nn.layer import Layer, Pass, Saved
 from mpinn.nn.layout import Layout
 from mpinn.nn.network import Network
-from mpinn.nn.part import Part, build_part
+from mpinn.nn.part import WHOLE, Part, build_part, in_memory
 from mpinn.nn.residual import Residual
 from mpinn.storage.directory import write_text
 
@@ -252,7 +252,8 @@ def _shapes(model: Model) -> Mapping[str, Any]:
 
 
 def _built(model: Model, dtype: Dtype, ops: Any) -> tuple[Part, list[Network]]:
-    part = build_part("profile", model.network, model.shape, wide(dtype), (), ops=ops, compute_dtype=dtype)
+    with in_memory(model.network, model.shape, WHOLE):
+        part = build_part("profile", model.network, model.shape, wide(dtype), (), ops=ops, compute_dtype=dtype)
     return part, [model.network[unit] for unit in units(model)]
 
 

@@ -175,11 +175,19 @@ def test_what_is_refused(options, said):
         answer(Question(**{"estimated": True, **options}))
 
 
+HUGE = "--set model.widths=[100000000000000]"
+TOO_LARGE = "mpinn: model: one process cannot hold all the 7,500,000,000,000,010 parameters in memory: Unable"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("--stages 9 --estimated", "mpinn: grid.stages: the model has 3 units"),
         ("--estimated --set grid.stages=0", "mpinn: grid.stages: expected an integer of at least 1"),
+        (HUGE, TOO_LARGE),
+        (f"{HUGE} --estimated", TOO_LARGE),
+        (f"{HUGE} --ranks 4", TOO_LARGE),
+        (f"{HUGE} --ranks 2 --set model.name=population", "mpinn: model: one process cannot hold all the 15,000,"),
         ("--stages two", "Invalid value for '--stages'"),
     ],
 )
@@ -187,6 +195,7 @@ def test_a_mistake_on_the_command_line_is_code_2(line, said):
     job = alone("-m", "mpinn", "plan", *line.split())
     assert (job.returncode, job.stdout) == (2, "")
     assert said in job.stderr
+    assert "Traceback" not in job.stderr
 
 
 @pytest.mark.parametrize("job", ["digits", "layers"])

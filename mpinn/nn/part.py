@@ -1,5 +1,7 @@
 """What one rank owns of a model: a network and the flat vectors that belong to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ from numpy.random import Generator, default_rng
 from mpinn.array import ops as plain
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.errors import InputError
 from mpinn.nn.layer import Draws, Tree
 from mpinn.nn.layout import Layout
 from mpinn.nn.network import Network, Whole
@@ -85,6 +88,20 @@ class Part:
 def weight_numbers(seed: int, path: tuple[int, ...]) -> Generator:
     """The random numbers from which the layer at ``path`` draws its initial weights."""
     return default_rng([WEIGHT_STREAM, seed, *path])
+
+
+@contextmanager
+def in_memory(network: Whole, shape: Shape, cannot: str = "a rank cannot hold its part of") -> Iterator[None]:
+    """Let a model that memory does not hold, when its vectors are made, be an InputError with its parameters."""
+    try:
+        yield
+    except MemoryError as error:
+        held = f"{Layout(network.parameters(shape), np.float32).count:,} parameters"
+        raise InputError("model", f"{cannot} {held} in memory: {error}") from None
+
+
+WHOLE = "one process cannot hold all the"
+"""What to say where the model is to be measured, and is not cut for that."""
 
 
 def build_part(

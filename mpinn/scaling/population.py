@@ -22,7 +22,7 @@ from mpinn.member_update import MemberUpdate
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.nn.packed import Packed, Panel
-from mpinn.nn.part import build_part
+from mpinn.nn.part import WHOLE, build_part, in_memory
 from mpinn.profile import OPERATIONS
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.collectives import Group
@@ -59,7 +59,8 @@ def steps_of(
         return Steps({size: size * work for size in sizes}, f"estimated: {OPERATIONS:.0e} multiply-adds a second")
     dtype, seconds = np.dtype(config.run.dtype), {}
     for size in sizes:
-        part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
+        with in_memory(model.network, model.shape, WHOLE):
+            part = build_part("network", model.network, model.shape, dtype, config.optimizer.slots, ops=ops)
         part.initialize(config.run.seed)
         batches = Batches(source, config.run.seed, size, 1, 0, "redealt", dtype, ops=ops)
         schedule = Members(part, config.loss, config.run.seed)

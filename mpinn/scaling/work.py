@@ -30,7 +30,7 @@ from mpinn.measure import EVALUATION_BATCH
 from mpinn.models.model import Model
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import Loss
-from mpinn.nn.part import Part, build_part
+from mpinn.nn.part import WHOLE, Part, build_part, in_memory
 from mpinn.profile import OPERATIONS, Cost
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.sides import Sides
@@ -167,7 +167,8 @@ def _rest(config: Config, model: Model, source: Source, ops: ModuleType, costs: 
     samples, buffers = {}, {}
     for size, known in costs.items():
         slots = config.optimizer.slots
-        part = build_part("network", model.network, model.shape, dtype, slots, ops=ops, compute_dtype=compute)
+        with in_memory(model.network, model.shape, WHOLE):
+            part = build_part("network", model.network, model.shape, dtype, slots, ops=ops, compute_dtype=compute)
         part.initialize(config.run.seed)
         batches = Batches(source, config.run.seed, size, 1, 0, "redealt", dtype, ops=ops, compute=compute)
         y = _step(part, config.loss, batches.batch(0))
