@@ -1,7 +1,9 @@
 """What a configuration may name, and the model that it describes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
+from os.path import expanduser
 from typing import Any
 
 from mpinn.config import Config, load, read_toml
@@ -27,13 +29,30 @@ DEFAULTS = {
     "schedule": "serial",
     "consensus": "averaging",
 }
+PLACES = (("run", "directory"), ("data", "path"), ("schedule", "warm"))
+"""Tables and keys of paths."""
 
 
 def read_config(file: str | Mapping[str, Any] | None, overrides: tuple[str, ...]) -> Config:
     """The configuration of a file or of tables, or the default one, with overrides; raises InputError."""
     if file == "":
         raise InputError("CONFIG", "expected the path of a TOML file, got an empty string")
-    return load(read_toml(file) if isinstance(file, str) else file or {}, overrides, CHOICES, DEFAULTS)
+    return at_home(load(read_toml(file) if isinstance(file, str) else file or {}, overrides, CHOICES, DEFAULTS))
+
+
+def at_home(config: Config) -> Config:
+    """With the user's home directory in place of a ``~`` before a path, as a shell has it; raises InputError."""
+    for table, key in PLACES:
+        options = getattr(config, table)
+        given: str = getattr(options, key)
+        if not given.startswith("~"):
+            continue
+        place = expanduser(given)
+        if place.startswith("~"):
+            known = f"the home directory {given.split('/')[0]} is not known"
+            raise InputError(f"{table}.{key}", f"{known}; what has this name here is ./{given}")
+        config = replace(config, **{table: replace(options, **{key: place})})
+    return config
 
 
 def build_model(config: Config, sample_shape: tuple[int, ...], outputs: int) -> Model:

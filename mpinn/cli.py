@@ -201,7 +201,7 @@ def _run(arguments: list[str]) -> tuple[int, str]:
     from mpinn.errors import FatalError, InputError
 
     try:
-        arguments = _with_command(arguments)
+        arguments = _with_command([_at_home(argument) for argument in arguments])
         # Not app(...), which puts typer's own hook in the place of the one that ends the job.
         typer.main.get_command(app)(arguments, prog_name="python -m mpinn")
     except SystemExit as left:
@@ -233,6 +233,12 @@ def _with_command(arguments: list[str]) -> list[str]:
     if second and (second in ("-h", "--help") or not second.startswith("-")) and _is_word(first):
         raise _neither(first)
     return ["train", *arguments]
+
+
+def _at_home(argument: str) -> str:
+    """A path, or an option with one, where a shell has left a ``~`` before it, as in ``--out=~/report``."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{equals}{os.path.expanduser(value)}"
 
 
 def _neither(first: str) -> Exception:

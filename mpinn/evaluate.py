@@ -10,7 +10,7 @@ import numpy as np
 from mpinn.array.device import Device, choose_device, count_devices
 from mpinn.array.precision import activations
 from mpinn.array.typing import Array
-from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of
+from mpinn.choices import CHOICES, DEFAULTS, at_home, build_model, outputs_of
 from mpinn.comm.grid import World
 from mpinn.config import Config, InputError, load
 from mpinn.datasets.batches import Batches
@@ -52,7 +52,7 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     file = checkpoint_of(Path(path), want_best, notes.append)
     check_digest(file)
     with reading(file), Checkpoint(file) as checkpoint:
-        config = load(checkpoint.configuration, overrides, CHOICES, DEFAULTS)
+        config = at_home(load(checkpoint.configuration, overrides, CHOICES, DEFAULTS))
         if config.names["model"] == "population":
             member = read_member(checkpoint, None).member.number
             notes.append(f"member {member}, the best of the population on the validation split")
