@@ -1,9 +1,9 @@
 """What a user sees while a run goes on: a bar on a terminal, plain lines otherwise. Only rank 0 says anything."""
 
-import sys
-from typing import Any, Protocol, TextIO
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from mpinn.comm.launch import on_terminal, terminal_width
+from mpinn.comm.launch import on_terminal, say, terminal_width
 
 
 class Reporter(Protocol):
@@ -38,15 +38,15 @@ class Silent:
 class Plain:
     """Lines for a batch log: about ``lines`` of progress in the whole run."""
 
-    def __init__(self, total: int, lines: int = 20, out: TextIO | None = None):
-        self._out = out or sys.stdout
+    def __init__(self, total: int, lines: int = 20, out: Callable[[str], None] = say):
+        self._out = out
         self._every = max(1, total // lines)
         self._next = 0
         self._total = total
 
     def line(self, text: str) -> None:
-        """Print and flush, so that a log can be followed."""
-        print(text, file=self._out, flush=True)
+        """Print it at once, so that a log can be followed."""
+        self._out(text)
 
     def progress(self, step: int, status: str) -> None:
         """Print if enough steps have gone by since the last time."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
+from mpinn.comm.launch import say
 from mpinn.storage.directory import write_text
 from mpinn.trace import NONE, Event, Trace
 
@@ -48,9 +49,10 @@ def write_timeline(path: Path, control: Channel, trace: Trace, label: str) -> No
         found += json.loads(into.tobytes())
     try:
         write_text(path, json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}) + "\n")
-        print(f"timeline of the ranks: {path}", flush=True)
     except OSError as error:
-        print(f"the timeline was not written: {path}: {error.strerror}", flush=True)
+        say(f"the timeline was not written: {path}: {error.strerror}")
+    else:
+        say(f"timeline of the ranks: {path}")
 
 
 def _shown(trace: Trace, rank: int, label: str) -> Iterator[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from mpinn import __version__
 from mpinn.binding import binding
 from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World
+from mpinn.comm.launch import say
 from mpinn.config import Config
 from mpinn.consensus.graphs import sides
 from mpinn.cuts import size_of, trained
@@ -98,7 +99,7 @@ def _tell_again(world: World, start: Start) -> None:
     if world.rank == 0 and start.summary is not None:
         place = start.config.run.directory
         said = f"{place} is a finished run; --fresh starts it anew, a longer train.epochs continues it"
-        print("\n".join([*start.notes, said, *lines(start.summary)]), flush=True)
+        say("\n".join([*start.notes, said, *lines(start.summary)]))
 
 
 def _opening(world: World, experiment: Experiment, start: Start, survival: Survival | None) -> list[str]:
@@ -217,7 +218,7 @@ def _conclude(world: World, said: str, texts: Mapping[Path, str] = MappingProxyT
                 where = str(path)
                 write_text(path, text)
             where = "standard output"
-            print(said, flush=True)
+            say(said)
         except OSError as error:
             raise InputError(where, f"cannot be written: {error.strerror}") from error
         return b""

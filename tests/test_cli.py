@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, alone, finish, mpirun, ranks_of, start
-from training import SMALL, arguments, train, wait_for
+from training import SMALL, arguments, records, train, wait_for
 
 STOPPED = 75
 LONG = ("model.widths=[12]", "train.epochs=100000", "optimizer.decay=constant")
@@ -244,6 +244,27 @@ def test_an_empty_path_of_a_configuration_is_no_folder(line: tuple[str, ...], tm
     assert (job.returncode, job.stdout) == (2, "")
     assert job.stderr == "mpinn: CONFIG: expected the path of a TOML file, got an empty string\n"
     assert not any(tmp_path.iterdir())
+
+
+FULL = """
+import os, sys
+for stream in map(int, sys.argv[1]):
+    os.dup2(os.open("/dev/full", os.O_WRONLY), stream)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+LOST = "mpinn: standard output cannot be written: No space left on device; from here on what it is told is lost\n"
+
+
+@pytest.mark.parametrize(("streams", "told"), [("1", LOST), ("12", "")])
+def test_a_run_goes_on_where_the_disk_of_its_output_is_full(streams: str, told: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    line = arguments(run, *SMALL, "--trace")
+    for stop, code in (("--stop-after=5", STOPPED), ("--stop-after=0", 0), ("--resume", 0)):
+        job = alone("-c", FULL, streams, *line, stop)
+        assert (job.returncode, job.stdout, job.stderr) == (code, "", told), stop
+        assert (run / "requeue").exists() == (code == STOPPED)
+        assert (run / "summary.json").exists() == (code == 0)
+    assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
 
 @pytest.mark.parametrize("line", [["--help"], ["train", "-h"], ["--version"]])

@@ -1,6 +1,5 @@
 """What a user sees of a run: a bar on a terminal, also through a launcher, and plain lines anywhere else."""
 
-import io
 import os
 import pty
 import re
@@ -17,12 +16,12 @@ from mpinn.reporter import Bar, Plain, Silent, open_reporter
 
 def plain(total: int, steps: range, lines: int = 20) -> list[str]:
     """What is printed when progress is told at ``steps``."""
-    out = io.StringIO()
-    reporter = Plain(total, lines, out)
+    told: list[str] = []
+    reporter = Plain(total, lines, told.append)
     for step in steps:
         reporter.progress(step, f"loss {step}")
     reporter.close()
-    return out.getvalue().splitlines()
+    return told
 
 
 def test_plain_lines_are_about_as_many_as_wanted() -> None:

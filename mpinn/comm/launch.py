@@ -6,6 +6,7 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -94,6 +95,22 @@ def silence_other_ranks(launch: Launch | None = None) -> None:
 def speak() -> None:
     """From now on this rank is the one that prints: those before it are gone."""
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
+def say(text: str) -> None:
+    """Print a line that is seen at once; where the output takes none, as on a full disk, say so and go on without it.
+
+    Raises BrokenPipeError where the reader of the output has gone.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            lost = f"standard output cannot be written: {error.strerror}; from here on what it is told is lost"
+            print(f"mpinn: {lost}", file=sys.stderr, flush=True)
 
 
 def on_terminal(proc: Path = Path("/proc"), environment: Mapping[str, str] = os.environ) -> bool:
