@@ -14,6 +14,7 @@ from mpinn.array.precision import bfloat16
 from mpinn.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
 from mpinn.comm.grid import shape_of
 from mpinn.config import MAY_CHANGE, ORDER, Config, difference, load, read_toml
+from mpinn.course import check_course
 from mpinn.cuts import cut
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
@@ -105,6 +106,7 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
     check_free(directory.lock)
     if request.fresh:
         check_fresh(request, directory)
+        check_course(config, data["sizes"]["train"], replicas)
         check_warm(config, model, notes.append)
         return Start(config, None, True, tuple(notes), None, facts, trace=request.trace)
     found = names_of(directory)
@@ -113,6 +115,7 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
         if request.resume:
             raise InputError("--resume", f"there is no checkpoint in {directory.path}")
         check_own(directory.config)
+        check_course(config, data["sizes"]["train"], replicas)
         check_warm(config, model, notes.append)
         return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
     with reading(checkpoint):

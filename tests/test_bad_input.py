@@ -29,6 +29,7 @@ SETTINGS = {
     "model.widths=[100000000000000]": "model: a rank cannot hold its part of 7,500,000,000,000,010 parameters",
     "model.activation=rel": "model.activation: 'rel' is not one of",
     "optimizer.rate=0": "optimizer.rate: expected a number above 0, got 0",
+    "optimizer.decay=step": 'optimizer.milestones: decay = "step" needs at least one, such as',
     "optimizer.warmup=5": "optimizer.warmup: expected a length",
     "train.epochs=-1": "train.epochs: expected an integer of at least 0, got -1",
     "checkpoint.every=0 epochs": "checkpoint.every: expected a length above zero",

@@ -27,6 +27,7 @@ POPULATION = (
     "grid.shards=0",
 )
 """48 members in 8 panels."""
+RISE = "expected lengths that rise, after the start and before the end of"
 CHOOSY = (
     "model.rungs=['6 steps', '14 steps']",
     "model.patience=1",
@@ -197,6 +198,11 @@ def test_an_extracted_member_goes_on_as_it_would_have_in_the_population(tmp_path
         (("model.activations=['rel']",), "model.activations"),
         (("model.seeds=[1, 2]", "model.repetitions=2"), "model.repetitions: seeds say how often"),
         (("model.rungs=['1 epoch']", "model.survive=0"), "model.survive: expected a share above 0"),
+        (("model.rungs=['60 epochs']",), f'model.rungs: {RISE} the 60 epochs of 10 steps, got ["60 epochs"]'),
+        (("model.rungs=['2 epochs', '700 steps']",), f"model.rungs: {RISE} the 60 epochs of 10 steps"),
+        (("model.rungs=['0 steps']",), f"model.rungs: {RISE}"),
+        (("model.rungs=['2 epochs', '19 steps']",), f"model.rungs: {RISE}"),
+        (("model.rungs=['2 epochs', '20 steps']",), f"model.rungs: {RISE}"),
         (("model.repetitions=10000000",), "model.widths: 1,000,000,000 members are too many: at most 10,000,000"),
     ],
 )  # fmt: skip
@@ -206,6 +212,16 @@ def test_what_is_wrong_is_said_at_the_door(settings: tuple[str, ...], said: str,
         check(Request(overrides=overrides), 1)
     assert said in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_may_be_cut_before_a_rung(tmp_path: Path) -> None:
+    line = (*POPULATION, "model.rungs=['6 steps', '14 steps']")
+    assert here(tmp_path / "run", *line, stop_after=7) == 75
+    with pytest.raises(InputError, match=f"model.rungs: {RISE} the 2 epochs of 6 steps"):
+        here(tmp_path / "new", *line, "train.epochs=2")
+    assert not (tmp_path / "new").exists()
+    assert here(tmp_path / "run", *line, "train.epochs=2") == 0
+    assert here(tmp_path / "none", *line, "train.epochs=0") == 0
 
 
 @pytest.mark.parametrize(

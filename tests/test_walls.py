@@ -35,7 +35,7 @@ ORDER = [
     {"costs", "sides"},
     {"abreast"},
     {"schedules", "consensus", "cuts"},
-    {"boundary", "choices", "measure", "update", "tally", "agreement", "binding", "reporter"},
+    {"boundary", "choices", "course", "measure", "update", "tally", "agreement", "binding", "reporter"},
     {"watchdog", "ranking"},
     {"member", "member_update", "selection", "standing"},
     {"trainer"},
