@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -63,6 +64,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if self._wanted:
             self._folder = self._directory / self._world.verdict(self._free_name).decode()
+            faulthandler.register(signal.SIGALRM, file=STDERR, all_threads=False)
             self._thread.start()
         return self
 
@@ -72,7 +74,8 @@ class Watchdog:
         if self._wanted:
             self._done.set()
             self._thread.join()
-            faulthandler.cancel_dump_traceback_later()
+            _alarm_in(0)
+            faulthandler.unregister(signal.SIGALRM)
 
     def follow(self, world: World) -> None:
         """Watch over the ranks that are left; it has the patience of a start until there is a ``step`` again."""
@@ -92,8 +95,7 @@ class Watchdog:
         idle, before = 0.0, monotonic()
         while not self._done.wait(self._pause):
             patience = self._patience if self.step else max(self._patience, START)
-            # A main thread that never lets go of Python's lock stops this one as well: then C writes the stacks.
-            faulthandler.dump_traceback_later(patience + self._pause, file=STDERR)
+            _alarm_in(patience + self._pause)
             now, found = monotonic(), (self._place(), self._world.blocked())
             # For a rank that was itself stopped, or a job that was suspended, that time has not passed.
             idle = idle + min(now - before, 2 * self._pause) if found == seen else 0.0
@@ -128,7 +130,7 @@ class Watchdog:
 
     def _answer(self) -> None:
         """Write what this rank is doing, and the stacks of its threads."""
-        faulthandler.cancel_dump_traceback_later()
+        _alarm_in(0)
         path = self._folder / f"rank-{self._world.rank}.txt"
         own = self._own()
         with suppress(OSError):
@@ -175,3 +177,12 @@ class Watchdog:
         ]
         lines += missing({rank: answer.account for rank, answer in answers.items()})
         return "\n".join([*lines, f"the stacks are in {self._folder}", ""])
+
+
+def _alarm_in(seconds: float) -> None:
+    """Let the main thread write its stack then, unless this is called again: 0 is never.
+
+    One that never lets go of Python's lock stops the watchdog as well. Of itself alone: a process that goes on after it
+    was stopped for longer writes it too, and a stack that is read while its thread runs may end the process.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -21,6 +21,9 @@ LONG = (
     *("model.widths=[12,12]", "train.epochs=100000", "optimizer.decay=constant", "train.log=7 steps"),
     *("checkpoint.every=15 steps", f"run.patience={PATIENCE}"),
 )
+DEADLOCK = (
+    "lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
+)
 STUCK = """
 import ctypes, os, signal, sys, time
 from mpinn.cli import main
@@ -132,7 +135,7 @@ def test_a_stopped_stage_is_the_peer_for_which_its_neighbour_waits(tmp_path: Pat
     ("hang", "found", "answers"),
     [
         ("time.sleep(1000)", "rank 1: after step 32 does not wait for a message", True),
-        ("ctypes.PyDLL(None).sleep(1000)", "rank 1: no answer, dead or stopped", False),
+        (DEADLOCK, "rank 1: no answer, dead or stopped", False),
     ],
     ids=["in Python", "holding its lock"],
 )
@@ -147,7 +150,7 @@ def test_a_rank_that_hangs_writes_its_stack(hang: str, found: str, answers: bool
     if answers:
         assert "in stuck\n" in (run / "stacks-1/rank-1.txt").read_text()
     else:
-        assert re.search(r'Timeout .*File "<string>", line \d+ in stuck\n', done.stderr, re.S)
+        assert re.search(r'Stack .*File "<string>", line \d+ in stuck\n', done.stderr, re.S)
 
 
 def test_a_job_that_was_suspended_goes_on(tmp_path: Path) -> None:
@@ -168,6 +171,23 @@ def test_a_job_that_was_suspended_goes_on(tmp_path: Path) -> None:
     assert done.returncode == STOPPED, done.stderr
     assert "no progress" not in done.stderr
     assert list(run.glob("stacks-*")) == []
+
+
+def test_a_stack_that_is_written_after_a_suspension_ends_no_job(tmp_path: Path) -> None:
+    """Each rank writes its own, since another thread might read it while it changes, and crash."""
+    run = tmp_path / "run"
+    job = start(2, *arguments(run, *LONG, "run.patience=0.4"))
+    wait_for(run / "checkpoint-00000015.h5", job)
+    ranks = ranks_of(job).values()
+    for _ in range(20):
+        for sign, seconds in ((signal.SIGSTOP, 0.5), (signal.SIGCONT, 0.05)):
+            for rank in ranks:
+                os.kill(rank, sign)
+            time.sleep(seconds)
+    job.send_signal(signal.SIGUSR1)
+    done = finish(job)
+    assert done.returncode == STOPPED, done.stderr
+    assert "Stack (most recent call first)" in done.stderr
 
 
 @pytest.mark.parametrize(("patience", "watched"), [(0.0, False), (600.0, True)])
