@@ -158,7 +158,7 @@ def affine_gradients(x: Array, dz: Array, weight: Array, bias: Array | None, poo
         return
     matmul(x.T, dz, weight)
     if bias is not None:
-        sum_columns("column_sums", dz, (dz,), (bias,), Pool(cupy))
+        sum_columns("column_sums", dz, (dz,), (bias,), pool)
 
 
 def activate(name: str, x: Array, pool: Pool) -> Array:
