@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 from crew import Crews
-from launch import has_ulfm, open_mpi
+from launch import has_ulfm, kill_what_is_left, open_mpi
 
 PASSED = pytest.StashKey[dict[int, int]]()
 LEFT_OUT = pytest.StashKey[int]()
@@ -26,6 +26,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
         config.stash[LEFT_OUT] = len(left_out)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """No job outlives its test, however that ends."""
+    yield
+    kill_what_is_left()
 
 
 @pytest.fixture

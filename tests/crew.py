@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from launch import finish, kill, start, start_alone
+from launch import STARTED, finish, kill, start, start_alone
 from training import arguments
 
 from mpinn.cli import _run, _with_command
@@ -35,6 +35,7 @@ class Crew:
         self.told = [os.open(folder / f"told-{rank}", os.O_RDWR) for rank in wanted]
         self.said = [os.open(folder / f"said-{rank}", os.O_RDWR) for rank in wanted]
         self.job = start(ranks, __file__, str(folder)) if ranks else start_alone(__file__, str(folder))
+        STARTED.remove(self.job)
         self.lost = False
 
     def run(self, *command: str, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,9 @@ ENVIRONMENT = {
 Without OFI for one-sided messages, of which there are none: looking for it takes Open MPI 5 a second at each start.
 Modules are compiled once, also where Python is told to keep none compiled."""
 
+STARTED: list[subprocess.Popen[str]] = []
+"""Jobs of the test that runs now; one that is to outlive it is taken out."""
+
 
 def mpirun_program() -> str:
     """The mpirun of this environment; MPINN_TEST_MPIRUN names another."""
@@ -81,12 +84,12 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start ``mpirun *options -n n python *args`` in a process group of its own."""
     command = [mpirun_program(), *options, "-n", str(n), sys.executable, *args]
-    return subprocess.Popen(command, **{**_options(env, cwd), "stdout": stdout})
+    return _started(command, **{**_options(env, cwd), "stdout": stdout})
 
 
 def start_alone(*args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Start ``python *args`` without a launcher."""
-    return subprocess.Popen([sys.executable, *args], **_options(env, cwd))
+    return _started([sys.executable, *args], **_options(env, cwd))
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -127,6 +130,15 @@ def kill(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def kill_what_is_left() -> None:
+    """Kill the jobs that a test has started and not seen to their end, as one does that fails."""
+    while STARTED:
+        job = STARTED.pop()
+        if job.poll() is None:
+            kill(job)
+            job.communicate()
+
+
 def descendants(process: int) -> list[int]:
     """Processes below ``process``, parents first."""
     children: dict[int, list[int]] = {}
@@ -164,6 +176,12 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
         if rank is not None and os.path.basename(program).startswith("python"):
             found.setdefault(int(rank), child)
     return found
+
+
+def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    job: subprocess.Popen[str] = subprocess.Popen(command, **options)
+    STARTED.append(job)
+    return job
 
 
 def _options(env: Mapping[str, str] | None, cwd: Path | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from launch import finish, start
@@ -14,7 +15,7 @@ from training import SMALL, arguments, contents, here, records, train, wait_for
 
 from mpinn.checks import Request, check, prepare
 from mpinn.errors import InputError
-from mpinn.storage.lock import Lock
+from mpinn.storage.lock import Lock, check_free
 
 STOPPED = 75
 
@@ -90,6 +91,29 @@ def test_where_there_are_no_locks_the_log_says_so(
     assert here(run, *SMALL) == 0
     assert f"{run} cannot be locked on this file system: see that no other job trains in it" in capsys.readouterr().out
     assert not (run / "lock").exists()
+
+
+def test_who_comes_just_after_a_lock_is_taken_waits_until_it_says_by_whom(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def name() -> None:
+            time.sleep(0.2)
+            held.write("pid 7 on host late")
+            held.flush()
+
+        late = Thread(target=name)
+        late.start()
+        with pytest.raises(InputError, match=r"is being trained by pid 7 on host late$"):
+            check_free(tmp_path / "lock")
+        late.join()
+
+
+def test_a_lock_that_says_nothing_is_held_by_another_job(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"is being trained by another job$"):
+            Lock().take(tmp_path / "lock")
 
 
 def test_of_two_jobs_that_start_at_once_in_one_directory_one_trains(tmp_path: Path) -> None:

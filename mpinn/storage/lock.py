@@ -6,12 +6,14 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from time import strftime
+from time import monotonic, sleep, strftime
 from typing import TextIO
 
 from mpinn.errors import InputError
 
 UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+PATIENCE = 1.0
+"""Seconds for the name of who holds a lock: it is written just after the file is locked."""
 
 
 class Lock:
@@ -93,8 +95,18 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 
 def _taken(path: Path, file: TextIO) -> InputError:
-    file.seek(0)
-    return InputError("run.directory", f"{path.parent} is being trained by {file.read() or 'another job'}")
+    return InputError("run.directory", f"{path.parent} is being trained by {_named(file) or 'another job'}")
+
+
+def _named(file: TextIO) -> str:
+    """Who has written into a lock that is held; nothing if nobody has for a while."""
+    deadline = monotonic() + PATIENCE
+    while True:
+        file.seek(0)
+        told = file.read()
+        if told or monotonic() > deadline:
+            return told
+        sleep(0.01)
 
 
 def _who() -> str:
