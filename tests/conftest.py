@@ -1,7 +1,12 @@
-"""Counts what the children under mpirun tested, so that the closing lines tell of all tests."""
+"""Counts what the children under mpirun tested, so that the closing lines tell of all tests, and shares out the files.
 
+With ``pytest -n auto`` each process takes whole files, those first that take minutes.
+"""
+
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from crew import Crews
@@ -9,6 +14,8 @@ from launch import has_ulfm, kill_what_is_left, open_mpi
 
 PASSED = pytest.StashKey[dict[int, int]]()
 LEFT_OUT = pytest.StashKey[int]()
+LONGEST = ("test_under_mpirun.py", "test_on_emulated_device.py", "test_messages_of_devices.py", "test_slurm.py")
+"""Files of tests that take longest; many of the others wait more than they compute."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without an Open MPI its tests are not there at all, and the closing lines say so."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     missing = [*(["open_mpi"] if open_mpi() is None else []), *([] if has_ulfm() else ["ulfm"])]
     if missing:
         left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
@@ -48,10 +57,34 @@ def crews() -> Iterator[Crews]:
         yield Crews(stack)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are cores, and a file at a time for each."""
+    config.option.dist, config.option.loadscopereorder = "loadfile", False
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the closing lines."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["counted"] = (config.stash[PASSED], config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what one of several processes has counted; all of them leave out the same."""
+    passed, left_out = getattr(node, "workeroutput", {}).get("counted", ({}, 0))
+    node.config.stash[PASSED].update(passed)
+    node.config.stash[LEFT_OUT] = left_out
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     passed = config.stash[PASSED]
     if passed:
-        counts = ", ".join(f"{count} on {ranks} rank{'s' if ranks > 1 else ''}" for ranks, count in passed.items())
+        counts = ", ".join(
+            f"{count} on {ranks} rank{'s' if ranks > 1 else ''}" for ranks, count in sorted(passed.items())
+        )
         terminalreporter.write_sep("-", "under mpirun")
         terminalreporter.write_line(f"{sum(passed.values())} passed: {counts}")
     if config.stash[LEFT_OUT]:
