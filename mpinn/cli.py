@@ -1,5 +1,6 @@
 """The command line. What a command needs is imported inside it; commands on files stand in `mpinn.cli_files`."""
 
+import errno
 import gc
 import os
 import sys
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mpinn import __version__
+from mpinn.array.blas import settle_blas
 from mpinn.cli_bench import benches
 from mpinn.cli_files import Settings, files
 from mpinn.cli_plan import plans
@@ -184,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its code; a mistake of the user is one message on one rank and code 2."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
+    settle_blas()
     from mpinn.comm.abort import install_abort_hook, leave
 
     settle_streams()
@@ -215,11 +218,22 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         return 2, f"mpinn: {error}"
     except FatalError as error:
         return 1, f"mpinn: {error}"
-    except PermissionError as error:
-        if arguments[0] not in ALONE or error.filename is None:
+    except OSError as error:
+        if error.errno == errno.ENOSPC and _output_is_full():
+            return 1, f"mpinn: standard output cannot be written: {error.strerror}"
+        if not isinstance(error, PermissionError) or arguments[0] not in ALONE or error.filename is None:
             raise
         return 2, f"mpinn: {error.filename}: {error.strerror}"
     return 0, ""
+
+
+def _output_is_full() -> bool:
+    """Whether nothing can be printed, not even the end of a line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _with_command(arguments: list[str]) -> list[str]:

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpinn.array.blas import settle_blas
+
+settle_blas()  # before NumPy is imported, as in the jobs that are started: the tests compare to the last bit
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -267,6 +267,13 @@ def test_a_run_goes_on_where_the_disk_of_its_output_is_full(streams: str, told: 
     assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
 
+@pytest.mark.parametrize("line", [["--help"], ["--version"], ["plan", "jobs/digits.toml"], ["doctor"]])
+def test_a_command_says_in_a_line_that_its_output_cannot_be_written(line: list[str]) -> None:
+    job = alone("-c", FULL, "1", "-m", "mpinn", *line)
+    lost = "mpinn: standard output cannot be written: No space left on device\n"
+    assert (job.returncode, job.stdout, job.stderr) == (1, "", lost)
+
+
 @pytest.mark.parametrize("line", [["--help"], ["train", "-h"], ["--version"]])
 def test_output_that_nobody_reads_is_no_failure(line: list[str]) -> None:
     reading, writing = os.pipe()

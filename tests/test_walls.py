@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,10 @@ def test_imports_point_downward() -> None:
             if not (lower or found.split(".")[0] == top or command):
                 wrong.append(f"{name} imports {found}")
     assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({module(path): {*own(path)} for path in FILES}).prepare()
 
 
 def test_analysis_needs_only_what_reads() -> None:

@@ -3,7 +3,6 @@
 Results repeat bit for bit. What only moves numbers about is left to CuPy, whose arrays obey NumPy's functions.
 """
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -38,6 +37,7 @@ from mpinn.array.cuda_vectors import (
     correct,
     cross_entropy,
     prepared,
+    set_words,
     sgd,
     shortened,
     squared_error,
@@ -202,11 +202,6 @@ def dropout_mask(keep: Array, rate: float, key: Any, rows: tuple[int, int], pool
         set_words(words, (*key, *rows))
     limit = min(int(rate * 2**32), 2**32 - 1)
     spread_over("dropout_mask", DOUBLE, keep.size, keep, words, keep.size, prod(keep.shape[1:]), limit)
-
-
-def set_words(into: Array, words: Sequence[int]) -> None:
-    """Write four words to the device: they travel with the launch, so no host memory has to stay as it is."""
-    launch("set_words", DOUBLE, (1,), (1,), into, *(word & 0xFFFFFFFF for word in words))
 
 
 def column_sums(x: Array) -> Array:

@@ -15,6 +15,7 @@ import cupy
 import numpy as np
 
 from mpinn.array.cuda_memory import as_of, recorded
+from mpinn.array.cuda_vectors import set_words
 from mpinn.array.pool import Pool
 from mpinn.array.recording import Between, Numbers, Path, Work
 from mpinn.array.typing import Array
@@ -132,8 +133,6 @@ class Recorder:
             tape = Tape(tuple(map(cupy.empty_like, inputs)) if keep else self._common(inputs), pool, memory)
             tape.record(work)
             self._tapes[key] = tape
-        from mpinn.array.cuda import set_words
-
         for path, place in tape.words.items():
             set_words(place, numbers(path))
         return tape.play(inputs)

@@ -161,3 +161,8 @@ def all_finite(vector: Array) -> bool:
     flag = cupy.zeros(1, np.int32)
     spread_over("not_finite", vector.dtype, vector.size, vector, flag, vector.size)
     return not flag.get()[0]
+
+
+def set_words(into: Array, words: Sequence[int]) -> None:
+    """Write four words to the device: they travel with the launch, so no host memory has to stay as it is."""
+    launch("set_words", DOUBLE, (1,), (1,), into, *(word & 0xFFFFFFFF for word in words))

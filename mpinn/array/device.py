@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 from mpinn.array import ops as plain
+from mpinn.array.blas import asked_of_blas
 from mpinn.errors import InputError
 
 Setting: TypeAlias = Literal["auto", "plain", "compiled"]
@@ -50,7 +51,7 @@ def choose_device(where: Where, kernels: Setting, local_rank: int, tf32: bool = 
         module, said = choose_kernels(kernels)
     except ImportError as error:
         raise InputError("run.kernels", f"compiled: {error}") from None
-    return Device(module, f"cpu: {why}; kernels {said}")
+    return Device(module, "; ".join(filter(None, (f"cpu: {why}", f"kernels {said}", asked_of_blas()))))
 
 
 def check_bf16(wanted: bool, where: Where, why: str) -> None:

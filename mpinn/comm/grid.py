@@ -154,7 +154,7 @@ def connect() -> World:
     """
     launch = read_launch()
     try:
-        from mpinn.comm import mpi
+        from mpinn.comm import mpi, opening
     except (ImportError, RuntimeError) as error:  # what mpi4py raises when there is no library to load
         if launch is not None:
             told = f"{launch.launcher} started this program, but {_first_line(error)}; {remedy()}"
@@ -164,8 +164,8 @@ def connect() -> World:
     rank, size = mpi.place()
     if launch is not None and launch.size > 1 and size == 1:
         raise InputError("MPI", _mismatch(launch, vendor))
-    control = mpi.open_channel(0, rank, "control", same(Direct()), True, False)
-    local = mpi.open_local("local")
+    control = opening.open_channel(0, rank, "control", same(Direct()), True, False)
+    local = opening.open_local("local")
     first = np.array([control.rank])
     local.broadcast(first, 0).wait()
     return World(
@@ -179,7 +179,7 @@ def connect() -> World:
         note="",
         control=control,
         launcher=launch.launcher if launch else "",
-        open_channel=mpi.open_channel,
+        open_channel=opening.open_channel,
         blocked=lambda: mpi.BLOCKED.pending,
         build=build_of(vendor, description),
         told_local_rank=launch.local_rank if launch else None,

@@ -129,8 +129,13 @@ class MpiChannel:
 
     def split(self, color: int, key: int, name: str) -> Channel:
         """The channel of the ranks that give the same ``color``, ordered by ``key``; called by all ranks."""
-        communicator = MPI.Intracomm(self.communicator.Split(color, key))
-        return _channel(communicator, name, self.transports, self.polite, self.ordered, self._chunk)
+        return among(MPI.Intracomm(self.communicator.Split(color, key)), name, self._like)
+
+    def _like(self, communicator: MPI.Intracomm, name: str) -> "MpiChannel":
+        """A channel of the same kind over another communicator."""
+        return MpiChannel(
+            communicator, name, self.transports, polite=self.polite, ordered=self.ordered, chunk=self._chunk
+        )
 
     def with_chunk(self, chunk: int) -> "MpiChannel":
         """The same ranks with at most ``chunk`` bytes given to MPI at once; called by all ranks."""
@@ -245,29 +250,12 @@ def _cut(array: Array, limit: int) -> list[Array]:
     return [flat[start : start + step] for start in range(0, flat.size, step)]
 
 
-def open_channel(color: int, key: int, name: str, transports: Transports, polite: bool, ordered: bool) -> Channel:
-    """A channel among all ranks of the job that give the same ``color``; called by all of them."""
-    return _channel(MPI.Intracomm(JOB.everyone.Split(color, key)), name, transports, polite, ordered)
-
-
-def _channel(
-    communicator: MPI.Intracomm, name: str, transports: Transports, polite: bool, ordered: bool, chunk: int = CHUNK
-) -> Channel:
-    """The channel over a new communicator."""
-    if communicator.Get_size() == 1:
-        communicator.Free()
-        return NullChannel(name)
-    if transports.nccl is None:
-        return MpiChannel(communicator, name, transports, polite=polite, ordered=ordered, chunk=chunk)
-    from mpinn.comm.nccl import NcclChannel
-
-    return NcclChannel(communicator, name, transports, transports.nccl, polite=polite, ordered=ordered, chunk=chunk)
-
-
-def open_local(name: str) -> Channel:
-    """The channel of the ranks on this machine; called by all ranks."""
-    communicator = MPI.Intracomm(MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED))
-    return NullChannel(name) if communicator.Get_size() == 1 else MpiChannel(communicator, name, polite=True)
+def among(communicator: MPI.Intracomm, name: str, make: Callable[[MPI.Intracomm, str], Channel]) -> Channel:
+    """The channel that is made over a new communicator, unless that is of one rank."""
+    if communicator.Get_size() > 1:
+        return make(communicator, name)
+    communicator.Free()
+    return NullChannel(name)
 
 
 def place() -> tuple[int, int]:

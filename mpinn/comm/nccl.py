@@ -64,6 +64,10 @@ class NcclChannel(MpiChannel):
         self.asked: set[Asked] = set()
         """What NCCL works on, which is not to be freed before, even if whoever has asked forgets it."""
 
+    def _like(self, communicator: MPI.Intracomm, name: str) -> MpiChannel:
+        own: dict[str, Any] = {"polite": self.polite, "ordered": self.ordered, "chunk": self._chunk}
+        return NcclChannel(communicator, name, self.transports, self.groups, **own)
+
     def all_sum(self, array: Array) -> Pending:
         """Replace ``array`` by its sum over the ranks, equal bit for bit on all of them."""
         links = self._links(array) if array.dtype.char in SUMMABLE else None
