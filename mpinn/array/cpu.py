@@ -70,8 +70,10 @@ def bias_activation(z: Array, bias: Array | None, name: str, pool: Pool) -> tupl
     y = pool.empty(z.shape, z.dtype) if keeps_input else z
     if bias is None:
         loops(name).activate(z.reshape(-1), y.reshape(-1))
-    else:
+    elif keeps_input:
         loops(name).forward(_rows(z), bias, _rows(y))
+    else:
+        loops(name).forward(_rows(z), bias)
     return y, (z if keeps_input else y)
 
 

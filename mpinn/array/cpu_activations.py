@@ -23,8 +23,9 @@ Function = Callable[..., Any]
 class Compiled(NamedTuple):
     """The loops of one activation.
 
-    ``forward(z, bias, y)``: y = f(z + bias), z and y: (N, O), bias: (O,); where the derivative is computed from the
-    input, the bias is added to z as well.
+    ``forward(z, bias, y)``: y = f(z + bias), z and y: (N, O), bias: (O,), and the bias is added to z as well, where the
+    derivative is computed from the input; elsewhere ``forward(z, bias)`` in the place of z: the compiler does not
+    vectorise a loop whose arrays may overlap if they do.
     ``activate(z, y)`` and ``backward(kept, dy, dz)``: vectors.
     """
 
@@ -120,15 +121,23 @@ def _mish_backward(z: Any, dy: Any) -> Any:
     return dy * (t + z * (e / (e + type(z)(1))) * (type(z)(1) - t * t))
 
 
-def _forward(function: Function, keeps_input: bool) -> Function:
+def _forward(function: Function) -> Function:
+    @kernel
+    def forward(z: Any, bias: Any) -> None:
+        for i in range(z.shape[0]):
+            for j in range(z.shape[1]):
+                z[i, j] = function(z[i, j] + bias[j])
+
+    return forward
+
+
+def _forward_of_input(function: Function) -> Function:
     @kernel
     def forward(z: Any, bias: Any, y: Any) -> None:
         for i in range(z.shape[0]):
             for j in range(z.shape[1]):
-                biased = z[i, j] + bias[j]
-                if keeps_input:
-                    z[i, j] = biased
-                y[i, j] = function(biased)
+                z[i, j] += bias[j]
+                y[i, j] = function(z[i, j])
 
     return forward
 
@@ -176,4 +185,5 @@ ACTIVATIONS: dict[str, Pair] = {
 def loops(name: str) -> Compiled:
     """The loops of one of `ACTIVATIONS`, made at its first use: each costs a look for its cache."""
     function, derivative, keeps_input = ACTIVATIONS[name]
-    return Compiled(_forward(function, keeps_input), _activate(function), _backward(derivative))
+    forward = _forward_of_input(function) if keeps_input else _forward(function)
+    return Compiled(forward, _activate(function), _backward(derivative))

@@ -22,6 +22,53 @@ def _add_up(part: Any, total: Any) -> None:
         total[c] += np.float64(part[c])
 
 
+@register_jitable
+def _add(array: Any, c: int, value: Any) -> None:
+    store(array, c, load(array, c) + value)
+
+
+@register_jitable
+def _rows(x: Any, at: int, channels: int) -> Any:
+    """A register's columns of four rows."""
+    return load(x, at), load(x, at + channels), load(x, at + 2 * channels), load(x, at + 3 * channels)
+
+
+@register_jitable
+def _sums(x: Any, top: int, stop: int, sums: Any) -> None:
+    """The sums of the columns over the rows from ``top`` to ``stop``: four rows at a time, in the order of memory."""
+    width, channels = lanes(x), sums.size
+    sums[:] = 0
+    fours = stop - (stop - top) % 4
+    for r in range(top, fours, 4):
+        for c in range(0, channels, width):
+            x0, x1, x2, x3 = _rows(x, r * channels + c, channels)
+            _add(sums, c, (x0 + x1) + (x2 + x3))
+    for r in range(fours, stop):
+        for c in range(0, channels, width):
+            _add(sums, c, load(x, r * channels + c))
+
+
+@register_jitable
+def _squares(x: Any, top: int, stop: int, centre: Any, sums: Any, squares: Any) -> None:
+    """The sums of x - centre, and of their squares."""
+    width, channels = lanes(x), sums.size
+    sums[:] = 0
+    squares[:] = 0
+    fours = stop - (stop - top) % 4
+    for r in range(top, fours, 4):
+        for c in range(0, channels, width):
+            middle = load(centre, c)
+            x0, x1, x2, x3 = _rows(x, r * channels + c, channels)
+            x0, x1, x2, x3 = x0 - middle, x1 - middle, x2 - middle, x3 - middle
+            _add(sums, c, (x0 + x1) + (x2 + x3))
+            _add(squares, c, (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3))
+    for r in range(fours, stop):
+        for c in range(0, channels, width):
+            x0 = load(x, r * channels + c) - load(centre, c)
+            _add(sums, c, x0)
+            _add(squares, c, x0 * x0)
+
+
 @kernel
 def moments(x: Any, rows: int, mean: Any, variance: Any) -> None:
     """Mean and variance, both float64 (C,), of the columns of x: (rows, C).
@@ -36,25 +83,16 @@ def moments(x: Any, rows: int, mean: Any, variance: Any) -> None:
     variance[:] = 0
     for top in range(0, rows, ROWS):
         stop = min(top + ROWS, rows)
+        _sums(x, top, stop, sums)
         for c in range(0, channels, width):
-            total = spread(number(0))
-            for r in range(top, stop):
-                total = total + load(x, r * channels + c)
-            middle = total * spread(number(1 / (stop - top)))
-            store(centre, c, middle)
-            drift = square = spread(number(0))
-            for r in range(top, stop):
-                centred = load(x, r * channels + c) - middle
-                drift = drift + centred
-                square = square + centred * centred
-            store(sums, c, drift)
-            store(squares, c, square)
+            store(centre, c, load(sums, c) * spread(number(1 / (stop - top))))
+        _squares(x, top, stop, centre, sums, squares)
         share = (stop - top) / stop
         for c in range(channels):
-            drift_ = np.float64(sums[c]) / (stop - top)
-            away = np.float64(centre[c]) + drift_ - mean[c]
+            drift = np.float64(sums[c]) / (stop - top)
+            away = np.float64(centre[c]) + drift - mean[c]
             mean[c] += away * share
-            variance[c] += squares[c] - drift_ * drift_ * (stop - top) + away * away * share * top
+            variance[c] += squares[c] - drift * drift * (stop - top) + away * away * share * top
     if rows:
         variance /= rows
 
@@ -75,24 +113,35 @@ def normalise(x: Any, rows: int, mean: Any, inverse: Any, scale: Any, shift: Any
 @kernel
 def sums_of_gradient(x: Any, y: Any, dy: Any, rows: int, mean: Any, rectified_: bool, products: Any, sums: Any) -> None:
     """The sums of dy (x - mean) and of dy over the rows, where y is positive if ``rectified_``; float64 (C,)."""
-    number, width, channels = x.dtype.type, lanes(x), mean.size
+    width, channels = lanes(x), mean.size
     part, other = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
     products[:] = 0
     sums[:] = 0
     for top in range(0, rows, ROWS):
         stop = min(top + ROWS, rows)
-        for c in range(0, channels, width):
-            product = total = spread(number(0))
-            middle = load(mean, c)
-            for r in range(top, stop):
-                at = r * channels + c
-                value = load(dy, at)
+        fours = stop - (stop - top) % 4
+        part[:] = 0
+        other[:] = 0
+        for r in range(top, fours, 4):
+            for c in range(0, channels, width):
+                at, middle = r * channels + c, load(mean, c)
+                d0, d1, d2, d3 = _rows(dy, at, channels)
                 if rectified_:
-                    value = where_positive(load(y, at), value)
-                total = total + value
-                product = product + value * (load(x, at) - middle)
-            store(part, c, product)
-            store(other, c, total)
+                    y0, y1, y2, y3 = _rows(y, at, channels)
+                    d0, d1 = where_positive(y0, d0), where_positive(y1, d1)
+                    d2, d3 = where_positive(y2, d2), where_positive(y3, d3)
+                _add(other, c, (d0 + d1) + (d2 + d3))
+                x0, x1, x2, x3 = _rows(x, at, channels)
+                first, second = d0 * (x0 - middle) + d1 * (x1 - middle), d2 * (x2 - middle) + d3 * (x3 - middle)
+                _add(part, c, first + second)
+        for r in range(fours, stop):
+            for c in range(0, channels, width):
+                at = r * channels + c
+                d0 = load(dy, at)
+                if rectified_:
+                    d0 = where_positive(load(y, at), d0)
+                _add(other, c, d0)
+                _add(part, c, d0 * (load(x, at) - load(mean, c)))
         _add_up(part, products)
         _add_up(other, sums)
 
