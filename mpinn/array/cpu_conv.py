@@ -13,6 +13,7 @@ from mpinn.array import cpu_direct as direct
 from mpinn.array import im2col as plain
 from mpinn.array import tiny
 from mpinn.array.cpu_products import ROWS
+from mpinn.array.cpu_vector import widest
 from mpinn.array.cpu_winograd import (
     POINTS,
     add_gradients,
@@ -86,7 +87,8 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
     tiles = (tile, padding, down, across)
     if small:
         whole.fill(0)
-        add_gradients(pixels, *x.shape[1:], *tiles, total, rows, errors, *dz.shape[1:], *flat, whole.reshape(-1))
+        place = (whole.reshape(-1), widest(outputs, x.itemsize, 2))
+        add_gradients(pixels, *x.shape[1:], *tiles, total, rows, errors, *dz.shape[1:], *flat, *place)
     else:
         part = pool.empty(whole.shape, x.dtype)
         for first in range(0, total, rows):
@@ -111,7 +113,8 @@ def _winograd(x: Array, weight: Array, tile: int, padding: Pair, pool: Pool) -> 
     pixels, tiles, flat = x.reshape(-1), (tile, padding, down, across), (points.reshape(-1), sums.reshape(-1))
     if small:
         factors = (weight.reshape(-1), outputs)
-        convolve(pixels, *x.shape[1:], *tiles, total, rows, *factors, *flat, *z.shape[1:3], z.reshape(-1))
+        place = (z.reshape(-1), widest(outputs, x.itemsize, 2))
+        convolve(pixels, *x.shape[1:], *tiles, total, rows, *factors, *flat, *z.shape[1:3], *place)
         return z
     for first in range(0, total, rows):
         count = min(rows, total - first)

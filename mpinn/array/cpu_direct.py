@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from mpinn.array.cpu_vector import BYTES, lanes, load, spread, spread_from, store
+from mpinn.array.cpu_vector import BYTES, WIDEST, lanes, load, register, spread_from, store, widest
 from mpinn.array.im2col import Pair
 from mpinn.array.jit import kernel
 from mpinn.array.pool import Pool
@@ -26,12 +26,13 @@ PIXELS = 128
 @register_jitable
 def _pad(x: Any, start: int, high: int, line: int, frame: Any, channels: int, padded: Any) -> None:
     """Copy ``high`` lines of an image into ``padded``, whose border is zero already."""
-    width, row = lanes(x), frame[1] * channels
+    zero, row = register(x, WIDEST), frame[1] * channels
+    width = lanes(zero)
     whole = line - line % width
     for i in range(high):
         source, at = start + i * line, (frame[2] + i) * row + frame[3] * channels
         for k in range(0, whole, width):
-            store(padded, at + k, load(x, source + k))
+            store(padded, at + k, load(x, source + k, zero))
         for k in range(whole, line):
             padded[at + k] = x[source + k]
 
@@ -39,10 +40,11 @@ def _pad(x: Any, start: int, high: int, line: int, frame: Any, channels: int, pa
 @kernel
 def correlate(
     x: Any, samples: int, high: int, wide: int, channels: int, frame: Any, bases: Any, places: Any, pixels: Any,
-    reads: Any, lengths: Any, last: Any, runs: Any, weight: Any, outputs: int, padded: Any, y: Any,
+    reads: Any, lengths: Any, last: Any, runs: Any, weight: Any, outputs: int, padded: Any, y: Any, kind: Any,
 ) -> None:  # fmt: skip
     """x: (B, H, W, C) to y: (B, ..., O) by a weight (places of the kernel, C, O), as the taps say."""
-    width, zero = lanes(x), spread(x.dtype.type(0))
+    zero = register(x, kind)
+    width = lanes(zero)
     line, size = wide * channels, y.size // max(1, samples)
     padded[:] = 0
     for n in range(samples):
@@ -62,28 +64,28 @@ def correlate(
                         x0, x1, x2 = from_ + bases[p], from_ + bases[p + 1], from_ + bases[p + 2]
                         x3, x4, x5 = from_ + bases[p + 3], from_ + bases[p + 4], from_ + bases[p + 5]
                         for k in range(lengths[r]):
-                            w0, w1 = load(weight, at), load(weight, at + width)
+                            w0, w1 = load(weight, at, zero), load(weight, at + width, zero)
                             at += outputs
-                            v = spread_from(source, x0 + k)
+                            v = spread_from(source, x0 + k, zero)
                             a0, a1 = a0 + v * w0, a1 + v * w1
-                            v = spread_from(source, x1 + k)
+                            v = spread_from(source, x1 + k, zero)
                             b0, b1 = b0 + v * w0, b1 + v * w1
-                            v = spread_from(source, x2 + k)
+                            v = spread_from(source, x2 + k, zero)
                             c0, c1 = c0 + v * w0, c1 + v * w1
-                            v = spread_from(source, x3 + k)
+                            v = spread_from(source, x3 + k, zero)
                             d0, d1 = d0 + v * w0, d1 + v * w1
-                            v = spread_from(source, x4 + k)
+                            v = spread_from(source, x4 + k, zero)
                             e0, e1 = e0 + v * w0, e1 + v * w1
-                            v = spread_from(source, x5 + k)
+                            v = spread_from(source, x5 + k, zero)
                             f0, f1 = f0 + v * w0, f1 + v * w1
                         if last[r]:
                             m = n * size + o
-                            _join(y, m + places[p], width, a0, a1, new)
-                            _join(y, m + places[p + 1], width, b0, b1, new)
-                            _join(y, m + places[p + 2], width, c0, c1, new)
-                            _join(y, m + places[p + 3], width, d0, d1, new)
-                            _join(y, m + places[p + 4], width, e0, e1, new)
-                            _join(y, m + places[p + 5], width, f0, f1, new)
+                            _join(y, m + places[p], a0, a1, new)
+                            _join(y, m + places[p + 1], b0, b1, new)
+                            _join(y, m + places[p + 2], c0, c1, new)
+                            _join(y, m + places[p + 3], d0, d1, new)
+                            _join(y, m + places[p + 4], e0, e1, new)
+                            _join(y, m + places[p + 5], f0, f1, new)
                             a0 = b0 = c0 = d0 = e0 = f0 = a1 = b1 = c1 = d1 = e1 = f1 = zero
                             new = False
             for r in range(runs[g], runs[g + 1]):
@@ -91,10 +93,11 @@ def correlate(
 
 
 @register_jitable
-def _join(y: Any, at: int, width: int, a0: Any, a1: Any, new: bool) -> None:
+def _join(y: Any, at: int, a0: Any, a1: Any, new: bool) -> None:
     """Store two registers, or add them to what is there."""
+    width = lanes(a0)
     if not new:
-        a0, a1 = load(y, at) + a0, load(y, at + width) + a1
+        a0, a1 = load(y, at, a0) + a0, load(y, at + width, a1) + a1
     store(y, at, a0)
     store(y, at + width, a1)
 
@@ -102,10 +105,11 @@ def _join(y: Any, at: int, width: int, a0: Any, a1: Any, new: bool) -> None:
 @kernel
 def add_gradient(
     x: Any, samples: int, high: int, wide: int, channels: int, frame: Any, bases: Any, rows: Any, dz: Any,
-    outputs: int, padded: Any, grad: Any,
+    outputs: int, padded: Any, grad: Any, kind: Any,
 ) -> None:  # fmt: skip
     """Add to grad: (rows, O) the gradient by the weight, whose row r meets what lies ``rows[r]`` from a base."""
-    width, zero = lanes(x), spread(x.dtype.type(0))
+    zero = register(x, kind)
+    width = lanes(zero)
     line = wide * channels
     padded[:] = 0
     for n in range(samples):
@@ -123,27 +127,27 @@ def add_gradient(
                     at = (n * bases.size + first) * outputs + o
                     for p in range(first, last):
                         k = bases[p]
-                        w0, w1 = load(dz, at), load(dz, at + width)
+                        w0, w1 = load(dz, at, zero), load(dz, at + width, zero)
                         at += outputs
-                        v = spread_from(source, x0 + k)
+                        v = spread_from(source, x0 + k, zero)
                         a0, a1 = a0 + v * w0, a1 + v * w1
-                        v = spread_from(source, x1 + k)
+                        v = spread_from(source, x1 + k, zero)
                         b0, b1 = b0 + v * w0, b1 + v * w1
-                        v = spread_from(source, x2 + k)
+                        v = spread_from(source, x2 + k, zero)
                         c0, c1 = c0 + v * w0, c1 + v * w1
-                        v = spread_from(source, x3 + k)
+                        v = spread_from(source, x3 + k, zero)
                         d0, d1 = d0 + v * w0, d1 + v * w1
-                        v = spread_from(source, x4 + k)
+                        v = spread_from(source, x4 + k, zero)
                         e0, e1 = e0 + v * w0, e1 + v * w1
-                        v = spread_from(source, x5 + k)
+                        v = spread_from(source, x5 + k, zero)
                         f0, f1 = f0 + v * w0, f1 + v * w1
                     into = r * outputs + o
-                    _join(grad, into, width, a0, a1, False)
-                    _join(grad, into + outputs, width, b0, b1, False)
-                    _join(grad, into + 2 * outputs, width, c0, c1, False)
-                    _join(grad, into + 3 * outputs, width, d0, d1, False)
-                    _join(grad, into + 4 * outputs, width, e0, e1, False)
-                    _join(grad, into + 5 * outputs, width, f0, f1, False)
+                    _join(grad, into, a0, a1, False)
+                    _join(grad, into + outputs, b0, b1, False)
+                    _join(grad, into + 2 * outputs, c0, c1, False)
+                    _join(grad, into + 3 * outputs, d0, d1, False)
+                    _join(grad, into + 4 * outputs, e0, e1, False)
+                    _join(grad, into + 5 * outputs, f0, f1, False)
 
 
 def suits(x: Array, weight: Shape, stride: Pair, padding: Pair) -> bool:
@@ -189,7 +193,7 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
     total.fill(0)
     add_gradient(
         x.reshape(-1), len(x), *x.shape[1:], taps.frame, taps.bases, read, dz.reshape(-1), outputs,
-        _room(x, taps, pool), total.reshape(-1),
+        _room(x, taps, pool), total.reshape(-1), widest(outputs, x.itemsize, 2),
     )  # fmt: skip
     np.copyto(grad, total[:rows].reshape(grad.shape))
 
@@ -197,7 +201,7 @@ def conv_backward_weight(x: Array, dz: Array, grad: Array, stride: Pair, padding
 def _correlate(x: Array, taps: Taps, weight: Array, y: Array, pool: Pool) -> None:
     correlate(
         x.reshape(-1), len(x), *x.shape[1:], *taps[:-1], weight.reshape(-1), y.shape[3], _room(x, taps, pool),
-        y.reshape(-1),
+        y.reshape(-1), widest(y.shape[3], x.itemsize, 2),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from numba.extending import overload, register_jitable
 from mpinn.array import packed as plain
 from mpinn.array.cpu_activations import ACTIVATIONS, Function
 from mpinn.array.cpu_math import exp
-from mpinn.array.cpu_vector import lanes, load, spread, store, sum_of
+from mpinn.array.cpu_vector import NARROW, lanes, load, register, spread, store, sum_of
 from mpinn.array.jit import fused, kernel, sums
 from mpinn.array.packed import Runs
 from mpinn.array.pool import Pool
@@ -103,7 +103,7 @@ def packed_activate(z: Array, bias: Array, runs: Runs, slope: Array | None, pool
 def packed_output(a: Any, weight: Any, bias: Any, starts: Any, y: Any) -> None:
     """The twin of `packed.packed_output`: two outputs of two registers of samples at a time."""
     samples, outputs = y.shape[2], y.shape[1]
-    block = 2 * lanes(bias)
+    block = 2 * lanes(register(bias, NARROW))
     for m in range(y.shape[0]):
         for o in range(0, outputs, 2):
             p = min(o + 1, outputs - 1)
@@ -118,12 +118,13 @@ def packed_output(a: Any, weight: Any, bias: Any, starts: Any, y: Any) -> None:
 
 @register_jitable
 def _two_outputs(a: Any, weight: Any, bias: Any, starts: Any, y: Any, m: Any, o: Any, p: Any, i: Any) -> None:
-    j = i + lanes(bias)
-    y0 = y1 = spread(bias[m, o])
-    y2 = y3 = spread(bias[m, p])
+    like = register(bias, NARROW)
+    j = i + lanes(like)
+    y0 = y1 = spread(like, bias[m, o])
+    y2 = y3 = spread(like, bias[m, p])
     for h in range(starts[m], starts[m + 1]):
-        a0, a1 = load(a[h], i), load(a[h], j)
-        w0, w1 = spread(weight[h, o]), spread(weight[h, p])
+        a0, a1 = load(a[h], i, like), load(a[h], j, like)
+        w0, w1 = spread(like, weight[h, o]), spread(like, weight[h, p])
         y0, y1, y2, y3 = y0 + w0 * a0, y1 + w0 * a1, y2 + w1 * a0, y3 + w1 * a1
     store(y[m, o], i, y0)
     store(y[m, o], j, y1)
@@ -147,7 +148,8 @@ def packed_output_backward(
 ) -> None:
     """The twin of `packed.packed_output_backward`: two outputs at a time, and row after row while it is near."""
     outputs, samples = dy.shape[1], dy.shape[2]
-    whole = samples // lanes(dbefore) * lanes(dbefore)
+    width = lanes(register(dbefore, NARROW))
+    whole = samples // width * width
     # flat, and inlined: a view of a row, or an array as an argument, costs more than what is done with a short row
     given, grads = dy.reshape(-1), dweight.reshape(-1)
     kept, slopes, back, weights = a.reshape(-1), slope.reshape(-1), dz.reshape(-1), weight.reshape(-1)
@@ -189,14 +191,14 @@ def _back_two(
     whole: Any,
     more: Any,
 ) -> None:
-    w0, w1, other = spread(weight[at]), spread(weight[at + 1]), one + samples
-    total0 = total1 = spread(weight.dtype.type(0))
-    for i in range(0, whole, lanes(a)):
-        x, d0, d1 = load(a, row + i), load(dy, one + i), load(dy, other + i)
+    total0 = total1 = like = register(a, NARROW)
+    w0, w1, other = spread(like, weight[at]), spread(like, weight[at + 1]), one + samples
+    for i in range(0, whole, lanes(like)):
+        x, d0, d1 = load(a, row + i, like), load(dy, one + i, like), load(dy, other + i, like)
         total0, total1 = total0 + x * d0, total1 + x * d1
         part = w0 * d0
         if more:
-            part = load(back, row + i) + part
+            part = load(back, row + i, like) + part
         store(back, row + i, part + w1 * d1)
     dweight[at], dweight[at + 1] = sum_of(total0), sum_of(total1)
 
@@ -205,13 +207,14 @@ def _back_two(
 def _back_one(
     a: Any, weight: Any, dy: Any, back: Any, dweight: Any, row: Any, at: Any, one: Any, whole: Any, more: Any
 ) -> None:
-    w, total = spread(weight[at]), spread(weight.dtype.type(0))
-    for i in range(0, whole, lanes(a)):
-        x, d = load(a, row + i), load(dy, one + i)
+    total = like = register(a, NARROW)
+    w = spread(like, weight[at])
+    for i in range(0, whole, lanes(like)):
+        x, d = load(a, row + i, like), load(dy, one + i, like)
         total = total + x * d
         part = w * d
         if more:
-            part = load(back, row + i) + part
+            part = load(back, row + i, like) + part
         store(back, row + i, part)
     dweight[at] = sum_of(total)
 
@@ -219,9 +222,9 @@ def _back_one(
 @register_jitable(inline="always")
 def _sloped(back: Any, slope: Any, start: Any, count: Any) -> Any:
     """Some numbers times their slopes, in place; and the sum of them."""
-    total = spread(back.dtype.type(0))
-    for i in range(start, start + count, lanes(back)):
-        part = load(back, i) * load(slope, i)
+    total = like = register(back, NARROW)
+    for i in range(start, start + count, lanes(like)):
+        part = load(back, i, like) * load(slope, i, like)
         store(back, i, part)
         total = total + part
     return sum_of(total)
@@ -247,7 +250,8 @@ def _back_rest(
 def packed_slope(da: Any, slope: Any, dbias: Any) -> None:
     """The twin of `packed.packed_slope`."""
     samples, back, slopes = da.shape[1], da.reshape(-1), slope.reshape(-1)
-    whole = samples // lanes(dbias) * lanes(dbias)
+    width = lanes(register(dbias, NARROW))
+    whole = samples // width * width
     for h in range(da.shape[0]):
         dbias[h] = _sloped(back, slopes, h * samples, whole)
     if whole < samples:

@@ -10,11 +10,13 @@ from mpinn.array.cpu_vector import (
     lanes,
     load,
     load_bytes,
+    register,
     spread,
     store,
     store_bytes,
     where_equal,
     where_greater,
+    widest,
 )
 from mpinn.array.im2col import Pair, extent
 from mpinn.array.jit import kernel
@@ -83,10 +85,11 @@ def _add_chosen(share: Any, where: Any, k: int, pixel: Any) -> None:
 
 @kernel
 def choose_by_registers(
-    x: Any, shape: Any, kernel_: Any, stride: Any, padding: Any, y: Any, into: Any, place: Any
+    x: Any, shape: Any, kernel_: Any, stride: Any, padding: Any, y: Any, into: Any, place: Any, kind: Any
 ) -> None:
     """`choose` for vectors where channels fill registers: x of ``shape`` (B, H, W, C), y of ``into``."""
-    number, width, channels = x.dtype.type, lanes(x), shape[3]
+    like, channels = register(x, kind), shape[3]
+    width = lanes(like)
     for n in range(into[0]):
         for i in range(into[1]):
             top = i * stride[0] - padding[0]
@@ -97,12 +100,12 @@ def choose_by_registers(
                 at = ((n * into[1] + i) * into[2] + j) * channels
                 corner = ((n * shape[1] + top) * shape[2] + left) * channels
                 for c in range(0, channels, width):
-                    best = load(x, corner + (lower * shape[2] + first) * channels + c)
-                    where = spread(number(lower * kernel_[1] + first))
+                    best = load(x, corner + (lower * shape[2] + first) * channels + c, like)
+                    where = spread(like, lower * kernel_[1] + first)
                     for a in range(lower, upper):
                         for b in range(first, last):
-                            value = load(x, corner + (a * shape[2] + b) * channels + c)
-                            where = where_greater(value, best, spread(number(a * kernel_[1] + b)), where)
+                            value = load(x, corner + (a * shape[2] + b) * channels + c, like)
+                            where = where_greater(value, best, spread(like, a * kernel_[1] + b), where)
                             best = greater_or_nan(value, best)
                     store(y, at + c, best)
                     store_bytes(place, at + c, where)
@@ -110,10 +113,11 @@ def choose_by_registers(
 
 @kernel
 def give_back_by_registers(
-    place: Any, dy: Any, into: Any, kernel_: Any, stride: Any, padding: Any, dx: Any, shape: Any
+    place: Any, dy: Any, into: Any, kernel_: Any, stride: Any, padding: Any, dx: Any, shape: Any, kind: Any
 ) -> None:
     """`give_back` for the same vectors, dx being zero to begin with."""
-    number, width, channels = dy.dtype.type, lanes(dy), shape[3]
+    like, channels = register(dy, kind), shape[3]
+    width = lanes(like)
     for n in range(into[0]):
         for i in range(into[1]):
             top = i * stride[0] - padding[0]
@@ -124,13 +128,13 @@ def give_back_by_registers(
                 at = ((n * into[1] + i) * into[2] + j) * channels
                 corner = ((n * shape[1] + top) * shape[2] + left) * channels
                 for c in range(0, channels, width):
-                    share = load(dy, at + c)
+                    share = load(dy, at + c, like)
                     where = load_bytes(place, at + c, share)
                     for a in range(lower, upper):
                         for b in range(first, last):
                             pixel = corner + (a * shape[2] + b) * channels + c
-                            given = where_equal(where, spread(number(a * kernel_[1] + b)), share)
-                            store(dx, pixel, load(dx, pixel) + given)
+                            given = where_equal(where, spread(like, a * kernel_[1] + b), share)
+                            store(dx, pixel, load(dx, pixel, like) + given)
 
 
 def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) -> tuple[Array, Array]:
@@ -139,7 +143,8 @@ def max_pool(x: Array, kernel: Pair, stride: Pair, padding: Pair, pool: Pool) ->
     shape = (len(x), high, wide, x.shape[3])
     y, place = pool.empty(shape, x.dtype), pool.empty(shape, place_type(kernel))
     if _fills_registers(x, kernel):
-        choose_by_registers(x.reshape(-1), x.shape, kernel, stride, padding, y.reshape(-1), shape, place.reshape(-1))
+        places, kind = place.reshape(-1), widest(x.shape[3], x.itemsize)
+        choose_by_registers(x.reshape(-1), x.shape, kernel, stride, padding, y.reshape(-1), shape, places, kind)
     else:
         choose(x, kernel, stride, padding, y, place)
     return y, place
@@ -152,8 +157,9 @@ def max_pool_backward(
     dx = pool.empty((len(dy), *shape), dy.dtype)
     if _fills_registers(dy, kernel):
         dx.fill(0)
+        kind = widest(dy.shape[3], dy.itemsize)
         give_back_by_registers(
-            place.reshape(-1), dy.reshape(-1), dy.shape, kernel, stride, padding, dx.reshape(-1), dx.shape
+            place.reshape(-1), dy.reshape(-1), dy.shape, kernel, stride, padding, dx.reshape(-1), dx.shape, kind
         )
     else:
         give_back(place, dy, kernel, stride, padding, dx)

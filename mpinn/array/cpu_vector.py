@@ -1,31 +1,41 @@
 """A vector register as a type of numba's, for kernels whose inner loops the compiler does not vectorise by itself.
 
-It gives up on loops over few channels and on loops with many pointers. A `Lanes` is as many numbers as an AVX register
-holds; sums and products of it are single instructions, and a product that is added at once is a fused one.
+It gives up on loops over few channels and on loops with many pointers. A `Lanes` is as many numbers as a register
+holds, of AVX or, where the machine has them and the numbers are enough, of AVX-512; sums and products of it are single
+instructions, and a product that is added at once is a fused one. Every number is computed alike in both.
 """
 
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
 BYTES = 32
+NARROW, WIDE = (0,), (0, 0)
+"""Registers of 32 and of 64 bytes, as a kernel is told: compiled code depends on how many numbers a tuple has."""
+WIDEST = WIDE if binding.get_host_cpu_features().get("avx512vl") else NARROW
+"""Those of this machine."""
 
 _generated: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
+
+
+def widest(count: int, itemsize: int, registers: int = 1) -> tuple[int, ...]:
+    """The largest registers of which ``count`` numbers fill a multiple of so many."""
+    return WIDEST if count % (registers * BYTES * len(WIDEST) // itemsize) == 0 else NARROW
 
 
 class Lanes(types.Type):
     """A register full of float32 or float64."""
 
-    def __init__(self, number: Any):
+    def __init__(self, number: Any, count: int):
         self.number = number
-        self.count = BYTES * 8 // number.bitwidth
-        super().__init__(name=f"Lanes({number})")
+        self.count = count
+        super().__init__(name=f"Lanes({number}, {count})")
 
 
 @register_model(Lanes)
@@ -35,34 +45,41 @@ class _LanesModel(PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(number, kind.count))  # type: ignore[no-untyped-call]
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [place]), ir.VectorType(data.type.pointee, _count(kind)).as_pointer())
-
-
-def _count(kind: Any) -> int:
-    return BYTES * 8 // int(kind.dtype.bitwidth)
+def _address(context: Any, builder: Any, kind: Any, values: Any, like: Lanes) -> Any:
+    data = context.make_array(kind)(context, builder, values[0]).data
+    return builder.bitcast(builder.gep(data, [values[1]]), ir.VectorType(data.type.pointee, like.count).as_pointer())
 
 
 @_generated
-def lanes(typing: Any, array: Any) -> Any:
-    """How many numbers of an array's type a register holds."""
+def register(typing: Any, array: Any, size: Any) -> Any:
+    """A register of an array's numbers, all zero; ``size``: `NARROW` or `WIDE`."""
+    kind = Lanes(array.dtype, len(size) * BYTES * 8 // array.dtype.bitwidth)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.get_constant(types.intp, _count(array))
+        return ir.Constant(context.get_value_type(kind), None)
 
-    return types.intp(array), generate
+    return kind(array, size), generate
 
 
 @_generated
-def load(typing: Any, array: Any, place: Any) -> Any:
-    """The numbers of a vector from ``place`` on."""
+def lanes(typing: Any, like: Any) -> Any:
+    """How many numbers a register holds."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, array, *arguments)
+        return context.get_constant(types.intp, like.count)
+
+    return types.intp(like), generate
+
+
+@_generated
+def load(typing: Any, array: Any, place: Any, like: Any) -> Any:
+    """The numbers of a vector from ``place`` on, in such a register."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, array, arguments, like)
         return builder.load(address, align=array.dtype.bitwidth // 8)
 
-    return Lanes(array.dtype)(array, types.intp), generate
+    return like(array, types.intp, like), generate
 
 
 @_generated
@@ -70,31 +87,31 @@ def store(typing: Any, array: Any, place: Any, value: Any) -> Any:
     """Write them back."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, array, *arguments[:2])
+        address = _address(context, builder, array, arguments, value)
         builder.store(arguments[2], address, align=array.dtype.bitwidth // 8)
 
     return types.void(array, types.intp, value), generate
 
 
 @_generated
-def spread(typing: Any, number: Any) -> Any:
-    """A register full of one number."""
+def spread(typing: Any, like: Any, number: Any) -> Any:
+    """Such a register full of one number."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, arguments[0], Lanes(number).count)
+        return _spread(builder, context.cast(builder, arguments[1], number, like.number), like.count)
 
-    return Lanes(number)(number), generate
+    return like(like, number), generate
 
 
 @_generated
-def spread_from(typing: Any, array: Any, place: Any) -> Any:
-    """A register full of the number of a vector at ``place``, which is not negative."""
+def spread_from(typing: Any, array: Any, place: Any, like: Any) -> Any:
+    """Such a register full of the number of a vector at ``place``, which is not negative."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(array)(context, builder, arguments[0]).data
-        return _spread(builder, builder.load(builder.gep(data, [arguments[1]])), _count(array))
+        return _spread(builder, builder.load(builder.gep(data, [arguments[1]])), like.count)
 
-    return Lanes(array.dtype)(array, types.intp), generate
+    return like(array, types.intp, like), generate
 
 
 @_generated
