@@ -1,5 +1,6 @@
 """The command ``submit``: a batch script for one run, written into its directory and handed to Slurm."""
 
+import os
 import re
 import shlex
 import shutil
@@ -66,7 +67,7 @@ def submit(request: Request, allocation: Allocation, environment: Path | None, d
         *start.notes,
         *_write(directory, start.config, start.fresh, {script.name: text, site.name: site.read_text()}),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode != 0:
         raise FatalError(f"{shlex.join(command)}: {done.stderr.strip()}")
     job = done.stdout.strip().partition(";")[0]

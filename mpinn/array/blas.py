@@ -8,27 +8,35 @@ Imports nothing heavy: OpenBLAS chooses when NumPy is imported.
 
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 VARIABLE = "OPENBLAS_CORETYPE"
 WIDE = "Haswell"
 PROCESSORS = Path("/proc/cpuinfo")
+ASKED: list[str] = []
+"""What `settle_blas` has asked for."""
 
 
-def settle_blas(environment: MutableMapping[str, str] = os.environ, processors: Path = PROCESSORS) -> None:
-    """Ask for the faster kernels before NumPy is imported, unless the user has asked for some."""
+def settle_blas(
+    environment: Mapping[str, str] = os.environ,
+    processors: Path = PROCESSORS,
+    put: Callable[[str, str], None] = os.putenv,
+) -> None:
+    """Ask for the faster kernels before NumPy is imported, unless the user has asked for some.
+
+    Only of this process: `os.environ`, which other programs are given, maybe on other machines, stays as it is.
+    """
     if not environment.get(VARIABLE) and _is_zen_4(processors):
-        environment[VARIABLE] = WIDE
+        put(VARIABLE, WIDE)
+        ASKED[:] = [WIDE]
 
 
-def asked_of_blas(environment: Mapping[str, str] = os.environ, processors: Path = PROCESSORS) -> str:
+def asked_of_blas(environment: Mapping[str, str] = os.environ) -> str:
     """Which kernels OpenBLAS was asked for, and why; nothing where they are its own choice."""
-    asked = environment.get(VARIABLE, "")
-    if not asked:
-        return ""
-    why = "Zen 4 computes on 512 bits in two halves" if (asked, _is_zen_4(processors)) == (WIDE, True) else VARIABLE
-    return f"OpenBLAS's for {asked}: {why}"
+    if named := environment.get(VARIABLE):
+        return f"OpenBLAS's for {named}: {VARIABLE}"
+    return "; ".join(f"OpenBLAS's for {name}: Zen 4 computes on 512 bits in two halves" for name in ASKED)
 
 
 def _is_zen_4(processors: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from launch import alone
 
+from mpinn.array import blas
 from mpinn.array.blas import VARIABLE, asked_of_blas, settle_blas
 
 ZEN_4 = ("AuthenticAMD", 25, "fpu sse2 avx2 avx512f avx512_bf16")
@@ -26,6 +27,14 @@ core = ctypes.CDLL(path).scipy_openblas_get_corename64_
 core.restype = ctypes.c_char_p
 print(core().decode())
 """
+STARTED = f"""
+import os, subprocess, sys
+from pathlib import Path
+from mpinn.array.blas import asked_of_blas, settle_blas
+settle_blas(processors=Path(sys.argv[1]))
+print("asked" if asked_of_blas() else "", flush=True)
+subprocess.run(["printenv", "{VARIABLE}"], env=os.environ)
+"""
 
 
 def processors(folder: Path, vendor: str, family: int, flags: str) -> Path:
@@ -35,33 +44,40 @@ def processors(folder: Path, vendor: str, family: int, flags: str) -> Path:
     return folder / "cpuinfo"
 
 
+@pytest.fixture(autouse=True)
+def _nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "ASKED", [])
+
+
+def settled(environment: dict[str, str], place: Path) -> tuple[dict[str, str], str]:
+    """What is put into the process, and what is said of it."""
+    given: dict[str, str] = {}
+    settle_blas(environment, place, given.__setitem__)
+    return given, asked_of_blas(environment)
+
+
 def test_zen_4_takes_the_kernels_for_256_bits_and_says_why(tmp_path: Path) -> None:
-    environment: dict[str, str] = {}
-    settle_blas(environment, processors(tmp_path, *ZEN_4))
-    assert environment == {VARIABLE: "Haswell"}
-    told = asked_of_blas(environment, tmp_path / "cpuinfo")
-    assert told == "OpenBLAS's for Haswell: Zen 4 computes on 512 bits in two halves"
+    told = "OpenBLAS's for Haswell: Zen 4 computes on 512 bits in two halves"
+    assert settled({}, processors(tmp_path, *ZEN_4)) == ({VARIABLE: "Haswell"}, told)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_all_others_are_left_to_openblas(kind: str, tmp_path: Path) -> None:
-    environment: dict[str, str] = {}
-    settle_blas(environment, processors(tmp_path, *OTHERS[kind]))
-    assert environment == {}
-    assert asked_of_blas(environment, tmp_path / "cpuinfo") == ""
+    assert settled({}, processors(tmp_path, *OTHERS[kind])) == ({}, "")
 
 
 def test_a_machine_that_does_not_tell_is_left_alone(tmp_path: Path) -> None:
-    environment: dict[str, str] = {}
-    settle_blas(environment, tmp_path / "none")
-    assert environment == {}
+    assert settled({}, tmp_path / "none") == ({}, "")
 
 
 def test_what_the_user_has_chosen_stays(tmp_path: Path) -> None:
-    environment = {VARIABLE: "SkylakeX"}
-    settle_blas(environment, processors(tmp_path, *ZEN_4))
-    assert environment == {VARIABLE: "SkylakeX"}
-    assert asked_of_blas(environment, tmp_path / "cpuinfo") == "OpenBLAS's for SkylakeX: OPENBLAS_CORETYPE"
+    told = "OpenBLAS's for SkylakeX: OPENBLAS_CORETYPE"
+    assert settled({VARIABLE: "SkylakeX"}, processors(tmp_path, *ZEN_4)) == ({}, told)
+
+
+def test_programs_that_are_started_are_not_asked(tmp_path: Path) -> None:
+    told = alone("-c", STARTED, str(processors(tmp_path, *ZEN_4)), env={VARIABLE: ""})
+    assert (told.stdout, told.stderr) == ("asked\n\n", "")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="there are no such kernels")
