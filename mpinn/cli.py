@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     settle_streams()
     silence_other_ranks()
     install_abort_hook()
-    code, report = _run(sys.argv[1:] if arguments is None else arguments)
+    code, report = _written(*_run(sys.argv[1:] if arguments is None else arguments))
     if report:
         print(report, file=sys.stderr)
     leave(code, report)
@@ -220,11 +220,25 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         return 1, f"mpinn: {error}"
     except OSError as error:
         if error.errno == errno.ENOSPC and _output_is_full():
-            return 1, f"mpinn: standard output cannot be written: {error.strerror}"
+            return 1, _lost(error)
         if not isinstance(error, PermissionError) or arguments[0] not in ALONE or error.filename is None:
             raise
         return 2, f"mpinn: {error.filename}: {error.strerror}"
     return 0, ""
+
+
+def _written(code: int, report: str) -> tuple[int, str]:
+    """The same, unless what was printed is still held here and cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and not code:
+            return 1, _lost(error)
+    return code, report
+
+
+def _lost(error: OSError) -> str:
+    return f"mpinn: standard output cannot be written: {error.strerror}"
 
 
 def _output_is_full() -> bool:

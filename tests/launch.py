@@ -12,7 +12,10 @@ from typing import Any
 
 from mpinn.array.blas import settle_blas
 
-settle_blas()  # before NumPy is imported, as in the jobs that are started: the tests compare to the last bit
+# before NumPy is imported, as in the jobs that are started: the tests compare to the last bit
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+settle_blas()
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
