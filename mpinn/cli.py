@@ -18,6 +18,8 @@ from mpinn.comm.launch import settle_streams, silence_other_ranks
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 HELP = """Train neural networks in parallel under mpirun, and look at what came out.
 
 \b
@@ -219,7 +221,7 @@ def _run(arguments: list[str]) -> tuple[int, str]:
     except FatalError as error:
         return 1, f"mpinn: {error}"
     except OSError as error:
-        if error.errno == errno.ENOSPC and _output_is_full():
+        if error.filename is None and error.errno in FULL and _output_is_full():
             return 1, _lost(error)
         if not isinstance(error, PermissionError) or arguments[0] not in ALONE or error.filename is None:
             raise

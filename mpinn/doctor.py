@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from mpinn import __version__
-from mpinn.array.blas import asked_of_blas
+from mpinn.array.blas import asked_of_blas, blas_of_numpy
 from mpinn.array.device import Device
 from mpinn.bench.messages import measure, ping_pong
 from mpinn.bench.timing import Spread
@@ -153,7 +153,7 @@ def _print(
         ("mpinn", __version__),
         ("Python", platform.python_version()),
         *_installed(),
-        ("BLAS", _blas()),
+        ("BLAS", "; ".join(filter(None, (blas_of_numpy(), asked_of_blas())))),
         ("MPI", world.library),
         ("launcher", world.launcher or "none"),
         *versions.items(),
@@ -172,11 +172,6 @@ def _installed() -> Iterator[tuple[str, str]]:
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             yield name, version(name)
-
-
-def _blas() -> str:
-    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return "; ".join(filter(None, (f"{found.get('name')} {found.get('version', '')}".strip(), asked_of_blas())))
 
 
 def _cell(value: object) -> str:

@@ -76,7 +76,7 @@ def pytest_testnodedown(node: Any) -> None:
     """Take over what one of several processes has counted; all of them leave out the same."""
     passed, left_out = getattr(node, "workeroutput", {}).get("counted", ({}, 0))
     node.config.stash[PASSED].update(passed)
-    node.config.stash[LEFT_OUT] = left_out
+    node.config.stash[LEFT_OUT] = max(left_out, node.config.stash[LEFT_OUT])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

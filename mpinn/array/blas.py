@@ -33,10 +33,20 @@ def settle_blas(
 
 
 def asked_of_blas(environment: Mapping[str, str] = os.environ) -> str:
-    """Which kernels OpenBLAS was asked for, and why; nothing where they are its own choice."""
+    """Which kernels OpenBLAS was asked for, and why; nothing where they are its own or NumPy has another BLAS."""
+    if "openblas" not in blas_of_numpy():
+        return ""
     if named := environment.get(VARIABLE):
-        return f"OpenBLAS's for {named}: {VARIABLE}"
-    return "; ".join(f"OpenBLAS's for {name}: Zen 4 computes on 512 bits in two halves" for name in ASKED)
+        return f"OpenBLAS is asked for {named}'s: {VARIABLE}"
+    return "; ".join(f"OpenBLAS is asked for {name}'s: Zen 4 computes on 512 bits in two halves" for name in ASKED)
+
+
+def blas_of_numpy() -> str:
+    """Its name and version."""
+    import numpy as np
+
+    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{found.get('name')} {found.get('version', '')}".strip()
 
 
 def _is_zen_4(processors: Path) -> bool:

@@ -57,7 +57,7 @@ def settled(environment: dict[str, str], place: Path) -> tuple[dict[str, str], s
 
 
 def test_zen_4_takes_the_kernels_for_256_bits_and_says_why(tmp_path: Path) -> None:
-    told = "OpenBLAS's for Haswell: Zen 4 computes on 512 bits in two halves"
+    told = "OpenBLAS is asked for Haswell's: Zen 4 computes on 512 bits in two halves"
     assert settled({}, processors(tmp_path, *ZEN_4)) == ({VARIABLE: "Haswell"}, told)
 
 
@@ -66,12 +66,17 @@ def test_all_others_are_left_to_openblas(kind: str, tmp_path: Path) -> None:
     assert settled({}, processors(tmp_path, *OTHERS[kind])) == ({}, "")
 
 
+def test_nothing_is_said_of_another_blas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "blas_of_numpy", lambda: "mkl 2026.1")
+    assert settled({}, processors(tmp_path, *ZEN_4)) == ({VARIABLE: "Haswell"}, "")
+
+
 def test_a_machine_that_does_not_tell_is_left_alone(tmp_path: Path) -> None:
     assert settled({}, tmp_path / "none") == ({}, "")
 
 
 def test_what_the_user_has_chosen_stays(tmp_path: Path) -> None:
-    told = "OpenBLAS's for SkylakeX: OPENBLAS_CORETYPE"
+    told = "OpenBLAS is asked for SkylakeX's: OPENBLAS_CORETYPE"
     assert settled({VARIABLE: "SkylakeX"}, processors(tmp_path, *ZEN_4)) == ({}, told)
 
 
@@ -81,6 +86,7 @@ def test_programs_that_are_started_are_not_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="there are no such kernels")
+@pytest.mark.skipif(not blas.blas_of_numpy().startswith("scipy-openblas"), reason="NumPy is not that of PyPI")
 def test_openblas_takes_what_it_is_asked_for(tmp_path: Path) -> None:
     told = alone("-c", CORE, str(processors(tmp_path, *ZEN_4)), env={VARIABLE: ""})
     assert (told.stdout, told.stderr) == ("Haswell\n", "")

@@ -109,7 +109,9 @@ def _cache() -> Path:
 def _toolchain() -> str:
     version = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
     own = "".join((HERE / name).read_text() for name in (*HEADERS, Path(__file__).name))
-    return f"{version}{os.uname().machine}{own}"
+    processors = Path("/proc/cpuinfo")
+    told = re.search(r"^(flags|Features).*$", processors.read_text(), re.M) if processors.exists() else None
+    return f"{version}{os.uname().machine}{told and told[0]}{own}"
 
 
 def _key(source: str, options: tuple[str, ...]) -> str:
