@@ -8,19 +8,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mpinn.array.blas import VARIABLE, settle_blas
+from mpinn.array.blas import settle_blas
 
 # before NumPy is imported, as in the jobs that are started: the tests compare to the last bit
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-settle_blas()
-import_module("numpy")
-if not os.environ.get(VARIABLE):
-    os.unsetenv(VARIABLE)  # what is started chooses for itself
+settle_blas(put=os.environ.__setitem__)  # also of what is started without the command line
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
