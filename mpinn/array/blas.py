@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 VARIABLE = "OPENBLAS_CORETYPE"
-WIDE = "Haswell"
+FASTER = "Haswell"
+"""OpenBLAS's name for its kernels of 256 bits."""
 PROCESSORS = Path("/proc/cpuinfo")
 ASKED: list[str] = []
 """What `settle_blas` has asked for."""
@@ -28,8 +29,8 @@ def settle_blas(
     Only of this process: `os.environ`, which other programs are given, maybe on other machines, stays as it is.
     """
     if not environment.get(VARIABLE) and _is_zen_4(processors):
-        put(VARIABLE, WIDE)
-        ASKED[:] = [WIDE]
+        put(VARIABLE, FASTER)
+        ASKED[:] = [FASTER]
 
 
 def asked_of_blas(environment: Mapping[str, str] = os.environ) -> str:
@@ -37,8 +38,8 @@ def asked_of_blas(environment: Mapping[str, str] = os.environ) -> str:
     if "openblas" not in blas_of_numpy():
         return ""
     if named := environment.get(VARIABLE):
-        return f"OpenBLAS is asked for {named}'s: {VARIABLE}"
-    return "; ".join(f"OpenBLAS is asked for {name}'s: Zen 4 computes on 512 bits in two halves" for name in ASKED)
+        return f"OpenBLAS's for {named} asked for: {VARIABLE}"
+    return f"OpenBLAS's for {FASTER} asked for: on Zen 4 faster than AVX-512" if ASKED else ""
 
 
 def blas_of_numpy() -> str:

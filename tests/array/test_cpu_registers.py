@@ -10,8 +10,9 @@ from mpinn.array.cpu_direct import add_gradient, correlate
 from mpinn.array.cpu_norms import gradient, moments, normalise, sums_of_gradient
 from mpinn.array.cpu_pooling import choose_by_registers, give_back_by_registers
 from mpinn.array.cpu_products import add_products, products
-from mpinn.array.cpu_vector import NARROW, WIDE, widest
+from mpinn.array.cpu_vector import NARROW, WIDE, lanes, register, widest
 from mpinn.array.cpu_winograd import add_gradients, convolve
+from mpinn.array.jit import kernel
 from mpinn.array.taps import forward_taps, reads_of_rows
 from mpinn.array.typing import Array
 
@@ -74,6 +75,17 @@ def winograd(kind: tuple[int, ...], dtype: np.dtype) -> Result:
     convolve(*place, *tiles, points.reshape(-1), 64, *flat, 8, 8, y.reshape(-1), kind)
     add_gradients(*place, *tiles, dz.reshape(-1), 8, 8, 64, *flat, whole.reshape(-1), kind)
     return [y, whole]
+
+
+@kernel
+def count(array: Array, kind: tuple[int, ...]) -> int:
+    return lanes(register(array, kind))
+
+
+@pytest.mark.parametrize(("kind", "size"), [(NARROW, 32), (WIDE, 64)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_they_hold_as_many_numbers_as_they_have_room_for(kind: tuple[int, ...], size: int, dtype: type) -> None:
+    assert count(np.empty(0, dtype), kind) == size // np.dtype(dtype).itemsize
 
 
 @pytest.mark.parametrize("run", [norm, pooling, small_products, direct, winograd])
