@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from training import SMALL, arguments, records, summary, train
+from training import SMALL, arguments, paced, records, summary, train
 
 DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
 
@@ -31,13 +31,9 @@ def overlap(first: list[dict[str, Any]], second: list[dict[str, Any]], *names: s
     return sum(length for length in shared if length > 0)
 
 
-WIDE = ("model.widths=[700,700]", "data.batch=400", "run.dtype=float64", "train.epochs=8")
-"""Stages that compute for long enough for the scheduler of a busy machine to run both."""
-
-
 @pytest.mark.parametrize("schedule", ["fdg", "layerwise", "gpipe", "naive"])
-def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, tmp_path: Path, crews: Crews) -> None:
-    done = crews.train(2, tmp_path, *DEEP, *WIDE, f"schedule.name={schedule}", "--trace")
+def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, tmp_path: Path) -> None:
+    done = paced(2, tmp_path, *DEEP, "train.epochs=1", f"schedule.name={schedule}", "--trace")
     assert done.returncode == 0, done.stderr
     assert f"timeline of the ranks: {tmp_path}/trace.json" in done.stdout
     found = events(tmp_path)

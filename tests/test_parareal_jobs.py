@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from training import SMALL, arguments, differences, here, records, summary, train
+from training import SMALL, arguments, differences, here, paced, records, summary, train
 
 from mpinn.storage.reader import Checkpoint
 
@@ -110,9 +110,8 @@ def test_a_run_goes_on_with_its_sweep_elsewhere(tmp_path: Path, crews: Crews) ->
     assert not [name for name in differences(*files) if name.startswith(("model", "optimizer"))]
 
 
-def test_fine_blocks_overlap_in_both_passes(tmp_path: Path, crews: Crews) -> None:
-    wide = ("model.widths=[600,600]", "data.batch=400", "run.dtype=float64", "train.epochs=8", "model.norm=none")
-    assert crews.train(2, tmp_path, *DEEP, *wide, "grid.stages=2", "--trace").returncode == 0
+def test_fine_blocks_overlap_in_both_passes(tmp_path: Path) -> None:
+    assert paced(2, tmp_path, *DEEP, "train.epochs=1", "model.norm=none", "grid.stages=2", "--trace").returncode == 0
     told = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
     for name in ("forward", "backward"):
         first, second = ([e for e in told if e["name"] == name and e["pid"] == rank] for rank in (0, 1))

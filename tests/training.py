@@ -36,6 +36,19 @@ for overrides, stop in json.loads(sys.argv[1]):
 leave(0)
 """
 
+PACED = """
+import sys, time
+from mpinn.cli import main
+from mpinn.nn.dense import Dense
+for name in ("forward", "backward"):
+    def paced(*given, compute=getattr(Dense, name)):
+        time.sleep(0.02)
+        return compute(*given)
+    setattr(Dense, name, paced)
+main(sys.argv[1:])
+"""
+"""The program with dense layers so slow that a timeline shows what waits for what, however busy the machine is."""
+
 
 def arguments(directory: Path, *settings: str) -> list[str]:
     """The command line of a run in ``directory``; what begins with a dash is passed on as it is."""
@@ -51,6 +64,11 @@ def train(
     """Train on ``ranks`` ranks; 0: without a launcher."""
     line = arguments(directory, *settings)
     return mpirun(ranks, *line, timeout=timeout, env=env) if ranks else alone(*line, timeout=timeout, env=env)
+
+
+def paced(ranks: int, directory: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """As `train`, with dense layers of 20 ms."""
+    return mpirun(ranks, "-c", PACED, *arguments(directory, *settings)[2:])
 
 
 def series(
