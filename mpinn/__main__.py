@@ -1,5 +1,5 @@
 """``python -m mpinn``."""
 
-from mpinn.cli import main
+from mpinn.cli.main import main
 
 main()

@@ -1,7 +1,7 @@
 """Ranks that stay: commands of the program one after the other in one job, for tests of what they do, not of jobs.
 
 A job takes longer to start than a small run to train. ``python crew.py FOLDER``, which `Crew` starts under mpirun,
-does what `mpinn.cli.main` does, but for each command that comes through a pipe of its rank.
+does what `mpinn.cli.main.main` does, but for each command that comes through a pipe of its rank.
 """
 
 import json
@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from launch import STARTED, finish, kill, start, start_alone
-from training import arguments
+from runs import arguments
 
-from mpinn.cli import _run, _with_command
+from mpinn.cli.main import _run, _with_command
 from mpinn.comm.abort import install_abort_hook, leave
 from mpinn.comm.launch import read_launch, silence_other_ranks
 
@@ -90,7 +90,7 @@ class Crews:
         return self.found[ranks].run(*line[2:], timeout=timeout)
 
     def train(self, ranks: int, directory: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-        """As `training.train`."""
+        """As `runs.train`."""
         return self.run(ranks, *arguments(directory, *settings))
 
 

@@ -13,11 +13,11 @@ from mpinn.comm.channel import Channel
 from mpinn.config import Period
 from mpinn.consensus.averaging import Averaging, AveragingOptions
 from mpinn.consensus.consensus import Consensus, Meeting
-from mpinn.measure import ReplicaMeasure
 from mpinn.models.mlp import MLP
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.measure import ReplicaMeasure
+from mpinn.training.update import OptimizerUpdate
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 SHARDS = Problem(deal="fixed")

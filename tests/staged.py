@@ -17,7 +17,7 @@ from mpinn.nn.part import Part
 from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions
 from mpinn.schedules.stage import Place
 from mpinn.trace import Trace
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 Silence = Callable[[Batch, Any], Any]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from training import contents, here, train, world
+from runs import contents, here, train, world
 
-from mpinn.checks import Request, check
 from mpinn.comm.grid import World
 from mpinn.errors import InputError
+from mpinn.run.checks import Request, check
 
 SETTINGS = {
     "data.bach=64": "data.bach: unknown key (did you mean batch?)",

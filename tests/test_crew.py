@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from crew import Crews
 from launch import ranks_of
-from training import SMALL, arguments, differences, train
+from runs import SMALL, arguments, differences, train
 
 REFUSED = "train.epochs=x"
 

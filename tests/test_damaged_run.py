@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training import SMALL, here, records, world
+from runs import SMALL, here, records, world
 
 from mpinn.analysis.inspect import inspect
+from mpinn.commands.evaluate import evaluate
 from mpinn.errors import InputError
-from mpinn.evaluate import evaluate
 from mpinn.storage.reader import Checkpoint
 
 STOPPED = 75

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from training import SMALL, arguments, paced, records, summary, train
+from runs import SMALL, arguments, paced, records, summary, train
 
 DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
 

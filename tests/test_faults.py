@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 from launch import alive, alone, finish, mpirun, ranks_of, start, start_alone
-from training import SMALL, arguments, datasets, differences, here, records, series, train, wait_for
+from runs import SMALL, arguments, datasets, differences, here, records, series, train, wait_for
 
 from mpinn.config import Data
 from mpinn.datasets.hdf5 import digits
@@ -21,7 +21,7 @@ STOPPED = 75
 LONG = ("model.widths=[12]", "train.epochs=100000", "optimizer.decay=constant", "train.log=7 steps")
 """A run that ends by a fault only."""
 SAVES_OFTEN = (*SMALL, "checkpoint.every=3 steps", "checkpoint.keep=9")
-PROGRAM = "import sys; from mpinn.cli import main; main(sys.argv[1:])"
+PROGRAM = "import sys; from mpinn.cli.main import main; main(sys.argv[1:])"
 LIMIT = "from mpinn.comm import mpi; import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))"
 LIMITED = f"{LIMIT}; {PROGRAM}"
 """No file may grow beyond LARGEST bytes, from when MPI has made its own."""
@@ -183,7 +183,7 @@ def test_a_last_file_that_cannot_be_written_is_one_message_and_loses_nothing(nam
     run = tmp_path / "run"
     # The file's temporary name is taken by a folder, after what a killed run has left was removed.
     taken = f"""
-from mpinn.trainer import Trainer
+from mpinn.training.trainer import Trainer
 run = Trainer.run
 def blocked(self):
     outcome = run(self)

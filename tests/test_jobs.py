@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from launch import mpirun
-from training import arguments, summary
+from runs import arguments, summary
 
-from mpinn.choices import read_config
+from mpinn.training.choices import read_config
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.toml"))

@@ -11,10 +11,10 @@ from threading import Thread
 
 import pytest
 from launch import finish, start
-from training import SMALL, arguments, contents, here, records, train, wait_for
+from runs import SMALL, arguments, contents, here, records, train, wait_for
 
-from mpinn.checks import Request, check, prepare
 from mpinn.errors import InputError
+from mpinn.run.checks import Request, check, prepare
 from mpinn.storage.lock import Lock, check_free
 
 STOPPED = 75

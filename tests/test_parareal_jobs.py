@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from training import SMALL, arguments, differences, here, paced, records, summary, train
+from runs import SMALL, arguments, differences, here, paced, records, summary, train
 
 from mpinn.storage.reader import Checkpoint
 

@@ -7,13 +7,13 @@ import h5py
 import numpy as np
 import pytest
 from crew import Crews
-from training import SMALL, datasets, here, records, summary, world
+from runs import SMALL, datasets, here, records, summary, world
 
 import mpinn
-from mpinn.checks import Request, check
+from mpinn.commands.extract import extract
+from mpinn.commands.train import train as train_here
 from mpinn.errors import InputError
-from mpinn.extract import extract
-from mpinn.train import train as train_here
+from mpinn.run.checks import Request, check
 
 POPULATION = (
     *SMALL[1:],

@@ -11,15 +11,15 @@ import h5py
 import numpy as np
 import pytest
 from launch import alone
-from training import SMALL, contents, datasets, differences, here, records, summary, train
+from runs import SMALL, contents, datasets, differences, here, records, summary, train
 
-from mpinn import trainer
-from mpinn.checks import Request, check
 from mpinn.config import ORDER
 from mpinn.errors import InputError
+from mpinn.run.checks import Request, check
 from mpinn.schedules.serial import Serial
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
+from mpinn.training import trainer
 
 STOPPED = 75
 

@@ -31,24 +31,14 @@ ORDER = [
     {"config", "array"},
     {"nn", "comm", "datasets"},
     {"models", "storage"},
-    {"profile"},
     {"partition"},
-    {"costs", "sides"},
-    {"abreast"},
-    {"schedules", "consensus", "cuts"},
-    {"boundary", "choices", "course", "measure", "update", "tally", "agreement", "binding", "reporter"},
-    {"watchdog", "ranking"},
-    {"member", "member_update", "selection", "standing"},
-    {"trainer"},
-    {"keeper", "fit"},
-    {"checks", "warm"},
-    {"survival", "target"},
-    {"experiment"},
-    {"summary", "timeline"},
-    {"train", "submit", "evaluate", "extract", "bench", "plan", "member_plan", "intake", "compare"},
-    {"doctor", "scaling"},
-    {"cli_files"},
-    {"cli_bench", "cli_plan"},
+    {"schedules", "consensus"},
+    {"training"},
+    {"population"},
+    {"run"},
+    {"bench"},
+    {"commands"},
+    {"scaling"},
     {"cli"},
     {"__main__"},
 ]
@@ -99,7 +89,7 @@ def test_libraries_stay_behind_their_walls() -> None:
 
 
 def test_imports_point_downward() -> None:
-    assert "comm.grid" in own(PACKAGE / "cli.py")
+    assert "comm.grid" in own(PACKAGE / "cli/main.py")
     wrong = []
     for path in FILES:
         name = module(path)
@@ -110,7 +100,7 @@ def test_imports_point_downward() -> None:
         for found in own(path):
             below = place(found)
             lower = below is not None and below < level
-            command = top in ("cli", "cli_files", "cli_plan") and found.startswith("analysis.")
+            command = top == "cli" and found.startswith("analysis.")
             if not (lower or found.split(".")[0] == top or command):
                 wrong.append(f"{name} imports {found}")
     assert wrong == []
@@ -159,7 +149,7 @@ HEAVY = {"numpy", "mpi4py", "numba", "h5py", "msgspec", "matplotlib", "cupy", "t
 
 
 MAIN = """
-from mpinn.cli import main
+from mpinn.cli.main import main
 try:
     main({arguments})
 except SystemExit as left:

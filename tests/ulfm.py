@@ -11,14 +11,14 @@ import h5py
 import numpy as np
 import pytest
 from launch import finish, open_mpi, open_mpi_library, start
-from training import arguments, series, summary
+from runs import arguments, series, summary
 
 BEGIN = """
 import os, signal, sys
-from mpinn import agreement
-from mpinn.cli import main
+from mpinn.training import agreement
+from mpinn.cli.main import main
 from mpinn.comm.launch import read_launch
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 agreement.HORIZON = 0  # a boundary after every step
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -109,7 +109,7 @@ class Run:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """The events of its trace, if one was written: see `mpinn.timeline`."""
+        """The events of its trace, if one was written: see `mpinn.run.timeline`."""
         traced = _json(self.path / "trace.json").get("traceEvents", [])
         return [event for event in traced if event["ph"] == "X"]
 

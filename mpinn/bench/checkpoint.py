@@ -17,8 +17,8 @@ from mpinn.array.typing import Array
 from mpinn.bench.timing import Spread, seconds_text
 from mpinn.bench.work import DTYPE, NETWORKS, OPTIMIZER, Work
 from mpinn.comm.grid import World
-from mpinn.keeper import model_vectors
 from mpinn.nn.part import build_part
+from mpinn.run.keeper import model_vectors
 from mpinn.storage.checkpoint import Saver
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import digest

@@ -32,11 +32,11 @@ from mpinn.bench.work import (
     whole_model,
 )
 from mpinn.comm.grid import World
-from mpinn.costs import SCHEDULES as FORECAST
-from mpinn.costs import Link, demands, forecast, stages_of
-from mpinn.cuts import Cuts, whole
-from mpinn.partition import BANDWIDTH, LATENCY, partition
-from mpinn.profile import measure
+from mpinn.partition.costs import SCHEDULES as FORECAST
+from mpinn.partition.costs import Link, demands, forecast, stages_of
+from mpinn.partition.cuts import Cuts, whole
+from mpinn.partition.profile import measure
+from mpinn.partition.split import BANDWIDTH, LATENCY, partition
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT
 

@@ -10,12 +10,12 @@ from mpinn.array.device import Device
 from mpinn.array.typing import Array
 from mpinn.bench.messages import measure, ping_pong, summing
 from mpinn.bench.timing import Operation, Spread, seconds_text
-from mpinn.binding import choose_nccl
 from mpinn.comm.channel import Channel
 from mpinn.comm.findings import findings
 from mpinn.comm.grid import World
 from mpinn.comm.transport import Direct, Staged, same
 from mpinn.errors import InputError
+from mpinn.run.binding import choose_nccl
 
 SIZES = {"8 B": 8, "4 KB": 2**12, "1 MB": 2**20, "16 MB": 2**24, "64 MB": 2**26}
 SECONDS = 1.0

@@ -20,13 +20,13 @@ from mpinn.bench.population import OPTIMIZER
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
-from mpinn.member_update import MemberUpdate
 from mpinn.models.population import Population
 from mpinn.models.sweep import Widths
 from mpinn.nn.fleet import fleets, units_of
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.part import Part, build_part
+from mpinn.population.update import MemberUpdate
 from mpinn.schedules.members import Members, population_of_part
 
 OUTPUTS, CALLS = 2, 20

@@ -12,8 +12,8 @@ from mpinn.bench.gpu_roofline import PASSES, VECTORS, Demand, Precision
 from mpinn.bench.population import OPTIMIZER, Work, part_of
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
-from mpinn.member_update import MemberUpdate
 from mpinn.nn.part import Part
+from mpinn.population.update import MemberUpdate
 from mpinn.schedules.members import Members
 
 POPULATIONS = (Work(10, 10, 32, 2), Work(10, 100, 256, 2))

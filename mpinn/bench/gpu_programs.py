@@ -24,7 +24,7 @@ from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 OPTIMIZER = SGD(rate=1e-3, decay="constant")
 CLASSES = 10

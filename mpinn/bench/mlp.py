@@ -23,7 +23,7 @@ from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD, Adam, Optimizer
 from mpinn.nn.part import Part, build_part
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 PEER = "PyTorch eager"
 FLOOR = "matrix products alone"

@@ -30,7 +30,7 @@ from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64
 MODELS: Mapping[str, Model] = {

@@ -1,8 +1,8 @@
 """Steps of parareal networks on 1, 2 and 4 ranks, beside what their costs say; and what those say of more ranks.
 
-All take turns in one run. `mpinn.abreast.forecast` makes the time of a step from the measured processor time of each
-predictor, fine block and coarse network apart: max fine + sum coarse + messages. What a step really takes is given
-twice: wall time, which on fewer cores than ranks, or beside other programs, says little; and replayed (see
+All take turns in one run. `mpinn.partition.abreast.forecast` makes the time of a step from the measured processor time
+of each predictor, fine block and coarse network apart: max fine + sum coarse + messages. What a step really takes is
+given twice: wall time, which on fewer cores than ranks, or beside other programs, says little; and replayed (see
 `mpinn.bench.replay`), from the processor time that each rank spends between its messages. Efficiency is the forecast
 over that.
 """
@@ -14,15 +14,12 @@ from statistics import median
 
 import numpy as np
 
-from mpinn.abreast import Wanted, abreast, choose, forecast, head_of
 from mpinn.array.device import choose_kernels
 from mpinn.bench.replay import Entry, Journal, replay
 from mpinn.bench.timing import Spread, seconds_text
 from mpinn.bench.turns import Contestant, in_turns, random_batch, training
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
-from mpinn.costs import ASSUMED
-from mpinn.cuts import joined
 from mpinn.models.model import Model, ModelOptions
 from mpinn.models.resnet import ResNet
 from mpinn.models.vgg import VGG
@@ -30,10 +27,13 @@ from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part, build_part
-from mpinn.profile import Cost, measure, together, units
+from mpinn.partition.abreast import Wanted, abreast, choose, forecast, head_of
+from mpinn.partition.costs import ASSUMED
+from mpinn.partition.cuts import joined
+from mpinn.partition.profile import Cost, measure, together, units
+from mpinn.partition.sides import Sides, sides_of
 from mpinn.schedules.parareal import PararealOptions
 from mpinn.schedules.stage import Place
-from mpinn.sides import Sides, sides_of
 from mpinn.trace import SILENT
 
 SHAPE, CLASSES, BATCH = (32, 32, 3), 10, 64

@@ -26,7 +26,6 @@ from mpinn.bench.timing import Operation, Spread, alternate, ratio_text, seconds
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
-from mpinn.member_update import MemberUpdate
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
 from mpinn.models.population import Population
@@ -35,10 +34,11 @@ from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.packed import Member
 from mpinn.nn.part import Part, build_part
+from mpinn.population.update import MemberUpdate
+from mpinn.run.summary import resident
 from mpinn.schedules.members import Members
 from mpinn.schedules.serial import Serial
-from mpinn.summary import resident
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 ROUNDS, SAMPLE = 7, 0.2
 STEPS = 5

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, Pending
-from mpinn.costs import Link
+from mpinn.partition.costs import Link
 
 Kind: TypeAlias = Literal["send", "receive", "step"]
 

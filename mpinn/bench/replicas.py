@@ -23,8 +23,8 @@ from mpinn.consensus.gossip import GossipOptions
 from mpinn.consensus.gradients import GradientsOptions
 from mpinn.consensus.independent import IndependentOptions
 from mpinn.consensus.outer import OuterOptions
-from mpinn.cuts import whole
 from mpinn.models.mlp import MLP
+from mpinn.partition.cuts import whole
 
 ROUNDS, SAMPLE = 9, 0.6
 """Rounds, and about how many seconds a turn of one rank alone lasts."""

@@ -16,7 +16,7 @@ from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
 from mpinn.nn.part import Part
 from mpinn.schedules.schedule import Schedule
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from mpinn.bench.peer import images, import_torch, stored, translate
 from mpinn.bench.turns import Contestant, random_batch, training
 from mpinn.comm.channel import Channel, NullChannel
 from mpinn.consensus.consensus import Consensus
-from mpinn.cuts import Cuts, whole
 from mpinn.datasets.batches import Batch
 from mpinn.models.model import Model
 from mpinn.models.resnet import ResNet
@@ -19,6 +18,7 @@ from mpinn.models.vgg import VGG
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
+from mpinn.partition.cuts import Cuts, whole
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT

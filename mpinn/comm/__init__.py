@@ -1,0 +1,1 @@
+"""Ranks, grids and messages. Only here is mpi4py imported."""

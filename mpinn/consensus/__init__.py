@@ -1,0 +1,1 @@
+"""What keeps replicas in agreement."""

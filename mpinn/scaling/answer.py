@@ -10,8 +10,6 @@ from types import ModuleType
 
 import numpy as np
 
-from mpinn.checks import check_kernels
-from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.comm.launch import read_launch
 from mpinn.config import Config
 from mpinn.datasets.samples import GIB, Source
@@ -19,6 +17,8 @@ from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.packed import population_of
+from mpinn.run.checks import check_kernels
+from mpinn.run.target import kernels_of, on_gpu
 from mpinn.scaling.advice import Predicts, advise, counts_of
 from mpinn.scaling.check import PERIOD, RANKS, Outcome, Subject, local, run, table
 from mpinn.scaling.cluster import Cluster, read_cluster
@@ -27,7 +27,7 @@ from mpinn.scaling.predict import Planner, Prediction, Samples, Scaling
 from mpinn.scaling.report import COLUMNS, Outlook, lines, rows, types_text
 from mpinn.scaling.work import work_of
 from mpinn.storage.directory import write_text
-from mpinn.target import kernels_of, on_gpu
+from mpinn.training.choices import build_model, outputs_of, read_config
 
 TABLE = "predictions.csv"
 FIGURE = "scaling.png"

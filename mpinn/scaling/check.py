@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mpinn.compare import command
+from mpinn.commands.compare import command
 from mpinn.config import Config, Grid, Period
-from mpinn.costs import Link
 from mpinn.datasets.deal import share
 from mpinn.errors import FatalError
 from mpinn.models.model import Model
-from mpinn.partition import Partition
+from mpinn.partition.costs import Link
+from mpinn.partition.split import Partition
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Planner, Prediction, Samples
 from mpinn.scaling.traffic import Course, Sent, bytes_of

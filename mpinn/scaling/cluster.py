@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from mpinn.config import Positive, not_one_of, read_options, read_toml
-from mpinn.costs import Link
 from mpinn.errors import InputError
+from mpinn.partition.costs import Link
 
 EXAMPLES = Path(__file__).with_name("clusters")
 

@@ -16,7 +16,7 @@ of n / q bytes between them, all at once, and an all-gather in the nodes; or fla
 from dataclasses import dataclass
 from math import ceil, log2
 
-from mpinn.costs import Link
+from mpinn.partition.costs import Link
 
 
 def all_reduce(link: Link, ranks: int, size: float, reduction: float) -> float:

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mpinn import abreast
-from mpinn.abreast import Abreast
 from mpinn.config import Config
-from mpinn.costs import PIPELINES, Link, Stage, demands, forecast, stages_of
-from mpinn.cuts import Costs, divide
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.parareal import Parareal
-from mpinn.partition import Demand, Partition, parse, stage_bytes
-from mpinn.profile import Cost, units
+from mpinn.partition import abreast
+from mpinn.partition.abreast import Abreast
+from mpinn.partition.costs import PIPELINES, Link, Stage, demands, forecast, stages_of
+from mpinn.partition.cuts import Costs, divide
+from mpinn.partition.profile import Cost, units
+from mpinn.partition.split import Demand, Partition, parse, stage_bytes
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.ownership import Ownership, Piece
 from mpinn.scaling.work import Work
@@ -80,7 +80,7 @@ class Depth:
 
 
 def demand(schedule: str, options: Any, number: int, count: int, micro_batches: int) -> Demand:
-    """What a schedule with these options asks of stage ``number`` of ``count``, from 1; see `mpinn.costs.demands`."""
+    """What a schedule with these options asks of stage ``number`` of ``count``, from 1; see `costs.demands`."""
     known = demands(schedule, micro_batches)(number, count)
     if not isinstance(options, DecoupledOptions) or number == count:
         return known

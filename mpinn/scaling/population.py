@@ -12,18 +12,18 @@ from types import ModuleType
 import numpy as np
 
 from mpinn.comm.channel import NullChannel
+from mpinn.commands.member_plan import buffers_of
 from mpinn.config import Config
 from mpinn.consensus.gradients import GradientsOptions
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.samples import Source
-from mpinn.member_plan import buffers_of
-from mpinn.member_update import MemberUpdate
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.nn.packed import Packed, Panel
 from mpinn.nn.part import WHOLE, build_part, in_memory
-from mpinn.profile import OPERATIONS
+from mpinn.partition.profile import OPERATIONS
+from mpinn.population.update import MemberUpdate
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.collectives import Group
 from mpinn.scaling.ownership import Vectors, itemsize

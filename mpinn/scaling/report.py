@@ -7,7 +7,7 @@ from typing import Any
 
 from mpinn.config import Config
 from mpinn.consensus.registry import CONSENSUSES
-from mpinn.costs import Link
+from mpinn.partition.costs import Link
 from mpinn.scaling.advice import ENOUGH, Advice, chosen, grid_text
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Prediction, Samples, Scaling

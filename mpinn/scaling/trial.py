@@ -19,11 +19,11 @@ import numpy as np
 from mpinn.array.pool import Pool
 from mpinn.array.typing import Array
 from mpinn.bench.messages import measure, ping_pong, summing
-from mpinn.checks import Request, Start, check
 from mpinn.comm.grid import World, connect
-from mpinn.costs import Link
-from mpinn.experiment import Experiment, build
-from mpinn.partition import BANDWIDTH, LATENCY
+from mpinn.partition.costs import Link
+from mpinn.partition.split import BANDWIDTH, LATENCY
+from mpinn.run.checks import Request, Start, check
+from mpinn.run.experiment import Experiment, build
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.collectives import all_reduce
 from mpinn.signals import Signals

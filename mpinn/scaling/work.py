@@ -18,23 +18,23 @@ import numpy as np
 from mpinn.array.pool import Pool
 from mpinn.array.precision import activations
 from mpinn.array.typing import Array
-from mpinn.choices import outputs_of
 from mpinn.comm.channel import NullChannel
 from mpinn.config import Config
 from mpinn.consensus.independent import Independent
-from mpinn.cuts import Costs, learn, remark
 from mpinn.datasets.batches import Batch, Batches
 from mpinn.datasets.samples import Source
 from mpinn.errors import InputError
-from mpinn.measure import EVALUATION_BATCH
 from mpinn.models.model import Model
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import WHOLE, Part, build_part, in_memory
-from mpinn.profile import OPERATIONS, Cost
+from mpinn.partition.cuts import Costs, learn, remark
+from mpinn.partition.profile import OPERATIONS, Cost
+from mpinn.partition.sides import Sides
 from mpinn.schedules.registry import SCHEDULES
-from mpinn.sides import Sides
-from mpinn.update import OptimizerUpdate
+from mpinn.training.choices import outputs_of
+from mpinn.training.measure import EVALUATION_BATCH
+from mpinn.training.update import OptimizerUpdate
 
 STEP = 4
 """By which factor one size of a batch is below the next."""
@@ -129,7 +129,7 @@ def sizes_of(batch: int) -> list[int]:
 def work_of(
     config: Config, model: Model, source: Source, ops: ModuleType, measured: bool, file: Path | None = None
 ) -> Work:
-    """Learn it for the batch of the configuration and smaller ones; profiles are kept, see `mpinn.profile`.
+    """Learn it for the batch of the configuration and smaller ones; profiles are kept, see `mpinn.partition.profile`.
 
     Profiles are those of ``file`` with the size of the batch in its name, if one is given.
     """

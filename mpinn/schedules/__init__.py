@@ -1,0 +1,1 @@
+"""What carries batches through the depth of a model."""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeAlias
 
-from mpinn.abreast import Wanted
 from mpinn.array.typing import Shape
 from mpinn.models.model import Model, ModelOptions
 from mpinn.nn.loss import Loss
 from mpinn.nn.network import Whole
 from mpinn.nn.part import Part
+from mpinn.partition.abreast import Wanted
 from mpinn.schedules.schedule import Schedule
 from mpinn.schedules.stage import Place
 

@@ -20,7 +20,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from mpinn.abreast import Wanted, waits
 from mpinn.array.pool import Pool
 from mpinn.array.recording import Cut, Keys
 from mpinn.array.typing import Array, Shape
@@ -35,6 +34,7 @@ from mpinn.nn.loss import Loss
 from mpinn.nn.network import Whole
 from mpinn.nn.parareal import Parareal
 from mpinn.nn.part import Part
+from mpinn.partition.abreast import Wanted, waits
 from mpinn.schedules.mail import MOST, Mail, Route, route
 from mpinn.schedules.options import Bounds, StagedOptions
 from mpinn.schedules.recorded import Ready, numbers_of, repeat
@@ -57,7 +57,7 @@ class PararealOptions(StagedOptions):
     the same to the last bit.
 
     ``warm``: a run or a checkpoint of the network that is cut, trained; training begins with its fine blocks, and with
-    predictors and coarse networks that were fitted to it in ``fit`` epochs, see `mpinn.fit`.
+    predictors and coarse networks that were fitted to it in ``fit`` epochs, see `mpinn.run.fit`.
     """
 
     form: Form = "residual"

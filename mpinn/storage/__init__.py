@@ -1,0 +1,1 @@
+"""Checkpoints and metrics: written, found again, and checked for damage."""

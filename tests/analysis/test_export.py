@@ -8,9 +8,9 @@ import pytest
 from launch import alone
 from nn.layer_examples import EXAMPLES, IMAGE, title
 from onnx import TensorProto, helper
+from runs import SMALL, train
 from safetensors import safe_open
 from trained import CLASSES, draw, save_model
-from training import SMALL, train
 
 import mpinn
 from mpinn.analysis.export import export

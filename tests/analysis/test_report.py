@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import alone
-from training import SMALL, here, train
+from runs import SMALL, here, train
 
 from mpinn.analysis.figures import look
 from mpinn.analysis.rank_figures import KINDS, SHARES, window
 from mpinn.analysis.report import report
 from mpinn.analysis.run_tables import result_table, time_to
 from mpinn.analysis.runs import Run, series_of
-from mpinn.choices import CHOICES, DEFAULTS
 from mpinn.config import InputError, load
+from mpinn.training.choices import CHOICES, DEFAULTS
 
 RANK = {"computing": 0.5, "communicating": 0.2, "waiting": 0.3, "bytes": 1e6, "staleness": 0.9, "most_stale": 1.0,
         "staleness_formula": 1.0, "memory": 1e8}  # fmt: skip

@@ -7,15 +7,15 @@ import numpy as np
 import onnxruntime
 import pytest
 from launch import alone, mpirun
+from runs import SMALL, arguments, here, train
 from trained import CLASSES, save_model
-from training import SMALL, arguments, here, train
 
 import mpinn
 from mpinn.analysis.export import export
 from mpinn.analysis.units import Watched, dead_units
 from mpinn.array.pool import Pool
+from mpinn.commands.extract import extract
 from mpinn.config import InputError
-from mpinn.extract import extract
 
 MLP = {"model": {"name": "mlp", "widths": [7, 6]}}
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.typing import Array, Shape
-from mpinn.choices import CHOICES, DEFAULTS
 from mpinn.config import load
 from mpinn.nn.part import Part, build_part
 from mpinn.storage import schema
 from mpinn.storage.writer import Header, Piece, write
+from mpinn.training.choices import CHOICES, DEFAULTS
 
 CLASSES = 5
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from launch import alone
-from training import arguments
+from runs import arguments
 
-from mpinn import checks
 from mpinn.array import device
-from mpinn.checks import Request, check
 from mpinn.errors import InputError
+from mpinn.run import checks
+from mpinn.run.checks import Request, check
 
 
 def found(monkeypatch: pytest.MonkeyPatch, count: int, why: str = "") -> None:

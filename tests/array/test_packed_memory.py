@@ -12,12 +12,12 @@ from mpinn.array.pool import SMALL
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
-from mpinn.member_update import MemberUpdate
 from mpinn.models.population import Population
 from mpinn.models.sweep import Widths
 from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import build_part
+from mpinn.population.update import MemberUpdate
 from mpinn.schedules.members import Members
 
 LOOSE = 3 * SMALL

@@ -11,9 +11,9 @@ from mpinn.bench import parareal
 from mpinn.bench.replay import Entry, Journal, replay
 from mpinn.bench.timing import Spread
 from mpinn.comm.channel import NullChannel
-from mpinn.costs import Link
 from mpinn.models.resnet import ResNet
-from mpinn.profile import estimate
+from mpinn.partition.costs import Link
+from mpinn.partition.profile import estimate
 
 PROGRAM = """
 from mpinn.bench import parareal

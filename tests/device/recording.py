@@ -18,7 +18,7 @@ from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 SIZES: dict[str, Callable[[int], int]] = {
     "two sizes": lambda n: 5 + n % 2,

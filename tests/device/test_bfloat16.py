@@ -18,11 +18,11 @@ from mpinn.array import cuda
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.pool import Pool
 from mpinn.array.precision import bfloat16
-from mpinn.choices import build_model, read_config
 from mpinn.models.mlp import MLP
 from mpinn.nn.layer import Pass
 from mpinn.nn.loss import CrossEntropy, SquaredError
-from mpinn.profile import estimate, measure
+from mpinn.partition.profile import estimate, measure
+from mpinn.training.choices import build_model, read_config
 
 BFLOAT16, SINGLE = bfloat16(), np.dtype(np.float32)
 STEP = 2.0**-8

@@ -13,12 +13,12 @@ from mpinn.bench import fleet as bench
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
-from mpinn.member_update import MemberUpdate
 from mpinn.nn import fleet
 from mpinn.nn.loss import CrossEntropy, SquaredError
 from mpinn.nn.optimizer import SGD, Adam, Optimizer
 from mpinn.nn.packed import Member, packed
 from mpinn.nn.part import Part
+from mpinn.population.update import MemberUpdate
 from mpinn.schedules.members import Members, population_of_part
 
 FEATURES = 12

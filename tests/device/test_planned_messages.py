@@ -4,12 +4,12 @@ import pytest
 from launch import no_launcher
 
 from mpinn.array import cuda
-from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.datasets.source import open_source
 from mpinn.scaling import check
 from mpinn.scaling.check import Case, Subject, run
 from mpinn.scaling.predict import Samples
 from mpinn.scaling.work import work_of
+from mpinn.training.choices import build_model, outputs_of, read_config
 
 SETTINGS = ("model.widths=[24,16,8]", "model.norm=layer", "data.batch=100", "run.bf16=true", "train.clip=1",
             "schedule.name=gpipe", "schedule.micro_batches=3")  # fmt: skip

@@ -8,9 +8,8 @@ import pytest
 from packs import Plainly, batches
 
 from mpinn.array import cuda
-from mpinn.choices import build_model, read_config
+from mpinn.commands.member_plan import shard_plans
 from mpinn.datasets.batches import Batch
-from mpinn.member_plan import shard_plans
 from mpinn.models.model import Model
 from mpinn.models.population import shard_of
 from mpinn.nn import fleet
@@ -19,6 +18,7 @@ from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import build_part
 from mpinn.schedules.members import Members
+from mpinn.training.choices import build_model, read_config
 
 BATCH, FEATURES, OUTPUTS = 96, 20, 10
 UNIT = 512

@@ -33,7 +33,7 @@ from mpinn.nn.pool import GlobalAveragePool, MaxPool2d
 from mpinn.nn.residual import Residual
 from mpinn.schedules.schedule import Measured
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 MODELS: dict[str, Callable[[], Model]] = {
     "mlp": lambda: MLP(widths=(24, 16), dropout=0.3, norm="batch").build((7,), 5),

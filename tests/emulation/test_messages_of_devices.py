@@ -284,7 +284,7 @@ def test_the_log_says_who_carries_collectives(cache: Path) -> None:
 
 def test_nccl_has_nothing_to_do_where_every_rank_is_on_a_machine_of_its_own(cache: Path) -> None:
     apart = "from dataclasses import replace\nworld = replace(world, machine=world.rank)\n"
-    said = "from mpinn.binding import choose_nccl\nprint(choose_nccl(world, device)[1])\n"
+    said = "from mpinn.run.binding import choose_nccl\nprint(choose_nccl(world, device)[1])\n"
     code = BENCH.replace("world = connect()\n", f"world = connect()\n{apart}") + said
     done = job(2, cache, "-c", code, env={"MPINN_EMULATED_GPUS": "2", "TMPDIR": str(cache.parents[1])})
     assert (done.returncode, done.stderr) == (0, "")

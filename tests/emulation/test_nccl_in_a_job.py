@@ -18,7 +18,7 @@ START = """
 import os, sys, time
 from pathlib import Path
 import cupy, numpy as np
-from mpinn import binding
+from mpinn.run import binding
 from mpinn.array.device import choose_device
 from mpinn.comm import groups, mpi
 from mpinn.comm.abort import install_abort_hook, leave
@@ -37,7 +37,7 @@ def at(index, work):
         return step(self, batch, update)
     Serial.step = patched
 """
-TRAIN = "\nfrom mpinn.cli import main\nmain(sys.argv[1:])\n"
+TRAIN = "\nfrom mpinn.cli.main import main\nmain(sys.argv[1:])\n"
 CHANNEL = """
 silence_other_ranks()
 install_abort_hook()

@@ -13,7 +13,7 @@ from launch import ROOT, alive
 from gpu.cases import BASE, CASES, EXACT, SMALL, settings_of
 from gpu.run import Stage, run
 from gpu.whole_program import Result, distance, line_of
-from mpinn.choices import CONSENSUSES, SCHEDULES, read_config
+from mpinn.training.choices import CONSENSUSES, SCHEDULES, read_config
 
 
 def test_every_schedule_and_consensus_is_compared() -> None:

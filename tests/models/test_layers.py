@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from model_examples import OUTPUTS, WRITTEN, built, forward, noise
 
-from mpinn.checks import Start
-from mpinn.choices import CHOICES, DEFAULTS, build_model
 from mpinn.config import InputError, difference, load
 from mpinn.models.layers import Chain, Layers
 from mpinn.nn.dense import Dense
 from mpinn.nn.flatten import Flatten
 from mpinn.nn.layers import LAYERS
 from mpinn.nn.network import Network
+from mpinn.run.checks import Start
+from mpinn.training.choices import CHOICES, DEFAULTS, build_model
 
 TEXT = """
 [model]

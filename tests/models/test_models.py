@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from model_examples import OUTPUTS, SMALL, built, forward, noise
 
-from mpinn.choices import build_model, read_config
 from mpinn.errors import InputError
 from mpinn.models.cnn import CNN
 from mpinn.models.population import Population
@@ -13,6 +12,7 @@ from mpinn.models.resnet import ResNet
 from mpinn.models.vgg import VGG
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.residual import Residual
+from mpinn.training.choices import build_model, read_config
 
 every = pytest.mark.parametrize(("options", "shape"), SMALL.values(), ids=SMALL)
 CIFAR, MNIST = (32, 32, 3), (28, 28, 1)

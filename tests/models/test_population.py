@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from mpinn.choices import CHOICES, DEFAULTS
 from mpinn.config import load
 from mpinn.errors import InputError
 from mpinn.models.population import Population
 from mpinn.models.sweep import Sweep, WholeSweep, Widths
+from mpinn.training.choices import CHOICES, DEFAULTS
 
 
 def test_members_are_numbered_by_activation_then_repetition_then_width() -> None:

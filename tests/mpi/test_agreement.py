@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from mpinn import agreement
-from mpinn.agreement import Agreement
 from mpinn.comm.grid import World
 from mpinn.signals import Signals
+from mpinn.training import agreement
+from mpinn.training.agreement import Agreement
 
 pytestmark = pytest.mark.mpi
 HORIZON = 0.03

@@ -13,10 +13,10 @@ from mpinn.comm.grid import World
 from mpinn.consensus.consensus import Consensus
 from mpinn.consensus.gradients import Gradients
 from mpinn.consensus.independent import Independent
-from mpinn.measure import RunMeasure
 from mpinn.models.mlp import MLP
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
+from mpinn.training.measure import RunMeasure
 
 pytestmark = pytest.mark.mpi
 

@@ -19,12 +19,12 @@ from replicated import averaging_of as build
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
 from mpinn.consensus.scores import SCORES
-from mpinn.measure import ReplicaMeasure
 from mpinn.models.mlp import MLP
 from mpinn.nn.optimizer import SGD, Adam
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.measure import ReplicaMeasure
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

@@ -17,7 +17,7 @@ from mpinn.models.mlp import MLP
 from mpinn.nn.optimizer import SGD, Adam, AdamW, Optimizer
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

@@ -13,23 +13,23 @@ from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import Grid, World
 from mpinn.consensus.independent import Independent
-from mpinn.costs import Link, demands, forecast, stages_of
-from mpinn.cuts import Cuts
 from mpinn.datasets.batches import Batch
 from mpinn.models.resnet import ResNet
 from mpinn.nn.layer import Pass, Tree
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
-from mpinn.partition import Partition
-from mpinn.profile import estimate
+from mpinn.partition.costs import Link, demands, forecast, stages_of
+from mpinn.partition.cuts import Cuts
+from mpinn.partition.profile import estimate
+from mpinn.partition.split import Partition
 from mpinn.schedules.decoupled import DecoupledOptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.schedules.versions import Version
 from mpinn.trace import SILENT
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

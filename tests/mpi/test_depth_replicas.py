@@ -17,10 +17,10 @@ from mpinn.comm.grid import Grid, World
 from mpinn.config import Period
 from mpinn.consensus.averaging import AveragingOptions
 from mpinn.consensus.consensus import Meeting
-from mpinn.measure import ReplicaMeasure, RunMeasure
 from mpinn.models.mlp import MLP
 from mpinn.schedules.pipeline import NaiveOptions
-from mpinn.update import OptimizerUpdate
+from mpinn.training.measure import ReplicaMeasure, RunMeasure
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import SMALL, differences, records
 from test_resume import first, meet
-from training import SMALL, differences, records
 
-from mpinn.checks import Request, check
 from mpinn.comm.grid import World
-from mpinn.experiment import build
+from mpinn.commands.train import train
+from mpinn.run.checks import Request, check
+from mpinn.run.experiment import build
 from mpinn.signals import Signals
 from mpinn.storage.reader import Checkpoint
-from mpinn.train import train
 
 pytestmark = pytest.mark.mpi
 HALF, WHOLE, SAMPLES = 9, 18, 3 * 1197

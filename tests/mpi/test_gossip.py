@@ -12,12 +12,12 @@ from consensus_oracles import gossip as oracle
 from consensus_oracles import mixing
 from oracles import Problem, clusters, serial, synchronous, write_gradient
 from replicated import CLOSE, NORMED, SHARDS, STEPS, everywhere, train
-from training import SMALL, datasets
+from runs import SMALL, datasets
 
 from mpinn.array.typing import Array
-from mpinn.checks import Request
 from mpinn.comm.channel import Channel, Pending
 from mpinn.comm.grid import World
+from mpinn.commands.train import train as run
 from mpinn.config import Period
 from mpinn.consensus.gossip import Gossip, GossipOptions
 from mpinn.consensus.graphs import GRAPHS
@@ -25,11 +25,11 @@ from mpinn.datasets.batches import Batch
 from mpinn.models.mlp import MLP
 from mpinn.nn.optimizer import SGD, Adam, Optimizer
 from mpinn.nn.part import Part
+from mpinn.run.checks import Request
 from mpinn.schedules.serial import Serial
 from mpinn.storage.restore import newest
-from mpinn.train import train as run
-from mpinn.trainer import DivergedError
-from mpinn.update import OptimizerUpdate
+from mpinn.training.trainer import DivergedError
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

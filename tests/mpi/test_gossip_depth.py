@@ -10,7 +10,7 @@ from mpinn.comm.grid import World
 from mpinn.config import Period
 from mpinn.consensus.gossip import GossipOptions
 from mpinn.models.mlp import MLP
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

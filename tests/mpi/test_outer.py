@@ -14,10 +14,10 @@ from mpinn.comm.grid import World
 from mpinn.config import Period
 from mpinn.consensus.outer import Outer, OuterOptions
 from mpinn.consensus.scores import SCORES
-from mpinn.measure import ReplicaMeasure
 from mpinn.nn.optimizer import SGD, Adam, AdamW
 from mpinn.nn.part import Part
 from mpinn.schedules.serial import Serial
+from mpinn.training.measure import ReplicaMeasure
 
 pytestmark = pytest.mark.mpi
 

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from depth import Depth, Staged
 from oracles import Problem
+from runs import SMALL, differences
 from staged import Run, grids, train
 from test_depth_resume import DEEP, NOISY
 from test_local import images, vectors
 from test_resume import meet
-from training import SMALL, differences
 
-from mpinn.checks import Request
 from mpinn.comm.grid import Grid, World
+from mpinn.commands.train import train as train_run
 from mpinn.models.cnn import CNN
 from mpinn.models.mlp import MLP
 from mpinn.nn.optimizer import SGD
+from mpinn.run.checks import Request
 from mpinn.schedules.decoupled import Decoupled
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.trace import Trace
-from mpinn.train import train as train_run
 
 pytestmark = pytest.mark.mpi
 

@@ -22,7 +22,7 @@ from mpinn.schedules.parareal import PararealOptions, PararealStage
 from mpinn.schedules.serial import Serial
 from mpinn.schedules.stage import Place
 from mpinn.trace import Trace
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

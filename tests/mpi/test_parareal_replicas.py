@@ -16,10 +16,10 @@ from mpinn.comm.grid import Grid, World
 from mpinn.config import Period
 from mpinn.consensus.consensus import Meeting
 from mpinn.consensus.gossip import GossipOptions
-from mpinn.measure import ReplicaMeasure
 from mpinn.models.mlp import MLP
 from mpinn.nn.part import Part
-from mpinn.update import OptimizerUpdate
+from mpinn.training.measure import ReplicaMeasure
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import SMALL, differences, records
+from runs import SMALL, differences, records
 
-from mpinn import agreement
-from mpinn.checks import Request, check
 from mpinn.comm.grid import World
-from mpinn.experiment import build
+from mpinn.commands.train import train
+from mpinn.run.checks import Request, check
+from mpinn.run.experiment import build
 from mpinn.schedules.serial import Serial
 from mpinn.signals import Signals
 from mpinn.storage.reader import Checkpoint
-from mpinn.train import train
+from mpinn.training import agreement
 
 pytestmark = pytest.mark.mpi
 HALF, WHOLE = 9, 18

@@ -8,7 +8,7 @@ from mpinn.comm.grid import World
 from mpinn.nn.network import Network
 from mpinn.nn.packed import LAYER, Packed, packed
 from mpinn.nn.part import Part, build_part
-from mpinn.selection import move
+from mpinn.population.selection import move
 
 pytestmark = pytest.mark.mpi
 

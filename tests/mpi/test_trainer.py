@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import SMALL, datasets, records, summary
+from runs import SMALL, datasets, records, summary
 
-from mpinn.checks import Request
 from mpinn.comm.grid import World
+from mpinn.commands.train import train
 from mpinn.errors import FatalError
+from mpinn.run.checks import Request
 from mpinn.schedules.serial import Serial
 from mpinn.storage.history import Metrics
 from mpinn.storage.restore import newest
-from mpinn.train import train
-from mpinn.trainer import DivergedError
+from mpinn.training.trainer import DivergedError
 
 pytestmark = pytest.mark.mpi
 Run = Callable[..., int]

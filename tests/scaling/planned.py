@@ -3,18 +3,18 @@
 from math import inf
 from typing import Any
 
-from mpinn.choices import build_model, read_config
-from mpinn.costs import Link
-from mpinn.cuts import Costs
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
-from mpinn.profile import Cost, units
+from mpinn.partition.costs import Link
+from mpinn.partition.cuts import Costs
+from mpinn.partition.profile import Cost, units
+from mpinn.partition.sides import sides_of
 from mpinn.scaling.check import Subject
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Planner, Samples, Scaling
 from mpinn.scaling.work import Rest, Work
 from mpinn.schedules.parareal import PararealOptions
-from mpinn.sides import sides_of
+from mpinn.training.choices import build_model, read_config
 
 FREE = Link(inf, 0.0)
 EVEN = ("model.widths=[32,32,32,32,32,32,32]", "data.batch=64")

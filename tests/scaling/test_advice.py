@@ -9,8 +9,8 @@ import pytest
 from launch import alone
 from planned import cluster, planner
 
-from mpinn.costs import Link
 from mpinn.errors import InputError
+from mpinn.partition.costs import Link
 from mpinn.scaling.advice import advise, chosen, counts_of
 from mpinn.scaling.answer import Inquiry, drawn, outlook
 from mpinn.scaling.report import COLUMNS, lines, rows, seconds_text, size_text

@@ -5,9 +5,9 @@ import json
 import pytest
 from launch import alone
 
-from mpinn import target
+from mpinn.commands.plan import Question, answer, describe, show
 from mpinn.errors import InputError
-from mpinn.plan import Question, answer, describe, show
+from mpinn.run import target
 from mpinn.scaling import answer as answers
 from mpinn.scaling.answer import Inquiry, Opened, compare, opened, outlook
 from mpinn.scaling.predict import Planner, Prediction

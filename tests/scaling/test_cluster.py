@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 from planned import cluster
 
-from mpinn.costs import Link
 from mpinn.errors import InputError
+from mpinn.partition.costs import Link
 from mpinn.scaling.cluster import examples, read_cluster
 
 NEAR, FAR = Link(1e9, 1e-6), Link(1e8, 1e-5)

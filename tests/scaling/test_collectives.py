@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 from planned import FREE
 
-from mpinn.costs import Link
+from mpinn.partition.costs import Link
 from mpinn.scaling.collectives import Group, all_gather, all_reduce, broadcast, reduce_scatter
 
 LINK = Link(1e9, 1e-6)

@@ -5,18 +5,18 @@ from launch import alone
 from planned import cluster
 
 from mpinn.array import ops as plain
-from mpinn.choices import build_model, outputs_of, read_config
-from mpinn.costs import Link
+from mpinn.commands.member_plan import shard_plans
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
-from mpinn.member_plan import shard_plans
 from mpinn.nn.packed import population_of
+from mpinn.partition.costs import Link
 from mpinn.scaling.advice import advise
 from mpinn.scaling.answer import Inquiry, compare, outlook
 from mpinn.scaling.collectives import all_reduce
 from mpinn.scaling.population import PopulationPlanner, Steps, steps_of
 from mpinn.scaling.predict import Samples
 from mpinn.scaling.report import lines
+from mpinn.training.choices import build_model, outputs_of, read_config
 
 SETTINGS = ("model.name=population", "model.widths={from = 1, to = 100}", "model.repetitions=2", "data.batch=64")
 TIMES = Steps({1: 0.02, 32: 0.17, 64: 0.32}, "made up")

@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 from planned import EVEN, FREE, cluster, planner
 
-from mpinn.choices import read_config
 from mpinn.consensus.registry import CONSENSUSES
 from mpinn.consensus.scores import SCORES
-from mpinn.costs import Link
+from mpinn.partition.costs import Link
 from mpinn.scaling import exchange, statistics, traffic
 from mpinn.scaling.collectives import all_reduce
 from mpinn.schedules.registry import SCHEDULES
+from mpinn.training.choices import read_config
 
 ONE = 8 * 3e-3
 """Seconds of a step on one rank: eight units of a millisecond forward and two backward."""

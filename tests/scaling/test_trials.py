@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mpinn.array import ops as plain
-from mpinn.choices import build_model, outputs_of, read_config
 from mpinn.consensus.registry import CONSENSUSES
 from mpinn.datasets.source import open_source
 from mpinn.scaling import check
@@ -22,6 +21,7 @@ from mpinn.scaling.predict import Samples
 from mpinn.scaling.trial import busy_seconds
 from mpinn.scaling.work import work_of
 from mpinn.schedules.registry import SCHEDULES
+from mpinn.training.choices import build_model, outputs_of, read_config
 
 RESNET = ("model.name=resnet", "model.depth=8", "data.batch=100", "run.kernels=plain")
 """Large enough for its buffers to be most of what is held."""

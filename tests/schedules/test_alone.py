@@ -11,7 +11,7 @@ from mpinn.consensus.independent import Independent
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT
-from mpinn.update import OptimizerUpdate
+from mpinn.training.update import OptimizerUpdate
 
 PROBLEM = Problem()
 

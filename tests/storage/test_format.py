@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from training import SMALL, train
+from runs import SMALL, train
 
 import mpinn
 from mpinn.config import InputError

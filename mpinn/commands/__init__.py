@@ -1,0 +1,1 @@
+"""What the commands of the program do, without their command line."""

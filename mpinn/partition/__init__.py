@@ -1,0 +1,1 @@
+"""Cutting the depth of a model: what its pieces cost, and where stages and fine blocks begin."""

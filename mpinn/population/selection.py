@@ -1,0 +1,221 @@
+"""Which members of a population stay: measuring them on all ranks, freezing them, and moving those that survive."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpinn.array.typing import Array, Shape
+from mpinn.comm.channel import Channel
+from mpinn.consensus.consensus import Consensus, Quality
+from mpinn.datasets.batches import Batches
+from mpinn.nn.layer import EMPTY
+from mpinn.nn.network import Network
+from mpinn.nn.packed import LAYER, Packed
+from mpinn.nn.part import Part, build_part
+from mpinn.nn.pieces import pieces
+from mpinn.population.ranking import Ranking
+from mpinn.schedules.members import Members, population_of_part
+from mpinn.training.measure import EVALUATION_BATCH, RunMeasure
+
+BEST = "best"
+"""The slot with the best weights of members that have patience."""
+TAG = 7
+
+
+class MemberMeasure(RunMeasure):
+    """Every member on the validation split, and the best of them on the test split."""
+
+    def __init__(
+        self,
+        schedule: Members,
+        batches: Batches,
+        control: Channel,
+        consensus: Consensus,
+        column: Channel,
+        ranking: Ranking,
+    ):
+        super().__init__(schedule, schedule.loss, batches, control, consensus, column)
+        self.members = schedule
+        self.ranking = ranking
+        self.improved: Array = np.zeros(0, np.int64)
+        self.ended: Array = np.zeros(0, np.int64)
+
+    def quality(self, split: str, step: int = 0) -> Quality:
+        """Of the best member; called by all ranks. Only ``validation`` measures all of them and decides which is best.
+
+        Members that had patience are measured elsewhere with the best weights that they ever had.
+        """
+        if split == "validation":
+            self.improved, self.ended = self.ranking.take(self._sums(split, None), step)
+            return self.ranking.quality(self.ranking.best())
+        number = self.ranking.best()
+        loss, right, samples = self._sums(split, number)[number].tolist()
+        return Quality(loss / samples, right / samples) if samples else Quality(np.nan, np.nan)
+
+    def _best(self) -> Array:
+        part = self.members.part
+        return part.slots.get(BEST, part.weights)
+
+    def _sums(self, split: str, only: int | None) -> Array:
+        """(M, 3) for all members of the population, by number."""
+        rank, size = self._column.rank, self._column.size
+        batches = self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size)
+        population = self.members.population
+        numbers = np.array([member.number for member in population.members], np.int64)
+        everyone = np.zeros((len(self.ranking.loss), 3))
+        if only is None:
+            everyone[numbers] = self.members.measure(batches)
+        elif only in numbers:
+            panels = [name for name, panel in population.panels if only in {m.number for m in panel.members}]
+            everyone[numbers] = self.members.measure(batches, panels, self._best())
+        self._control.all_sum(everyone).wait()
+        return everyone
+
+
+@dataclass(eq=False)
+class Selection:
+    """What becomes of members after an evaluation.
+
+    ``changes`` is called when this rank has other members, or some that learn no more: by their numbers.
+    """
+
+    measure: MemberMeasure
+    shards: Channel
+    everyone: Packed
+    """All that are there, on whatever rank."""
+    shape: Shape
+    rungs: Sequence[int]
+    survive: float
+    changes: Callable[[Part, frozenset[int]], None] = lambda part, stopped: None
+
+    def __post_init__(self) -> None:
+        self.schedule = self.measure.members
+        self.owners = self.everyone.dealt(self.shards.size, self.shape)
+
+    def resume(self, scalars: Mapping[str, Array | float]) -> None:
+        """Go on with the ranking of a checkpoint, if there is one."""
+        if scalars:
+            self.measure.ranking.restore(scalars)
+            self._freeze()
+
+    def facts(self) -> dict[str, Array]:
+        """The ranking, for a checkpoint, and where each member is: the number of its panel, and its place there."""
+        panels, places = np.full((2, len(self.measure.ranking.loss)), -1, np.int64)
+        for _, panel in self.everyone.panels:
+            numbers = [member.number for member in panel.members]
+            panels[numbers], places[numbers] = numbers[0], np.arange(len(numbers))
+        return {**self.measure.ranking.arrays(), "member_panel": panels, "member_place": places}
+
+    def _freeze(self) -> None:
+        """Members that learn no more keep their weights; panels of nothing else need not be computed."""
+        stopped = frozenset(np.flatnonzero(self.measure.ranking.stopped).tolist())
+        panels = self.schedule.population.panels
+        self.schedule.idle = frozenset(n for n, panel in panels if all(m.number in stopped for m in panel.members))
+        self.changes(self.schedule.part, stopped)
+
+    def after(self, step: int, last: bool) -> list[str]:
+        """Called by all ranks after an evaluation; returns sentences for the log."""
+        ranking, said = self.measure.ranking, []
+        self._keep_best()
+        if len(self.measure.ended):
+            self._freeze()
+            said.append(f"step {step}: {len(self.measure.ended):,} members learn no more")
+        if step in self.rungs and not last:
+            leaving = ranking.worst(self.survive)
+            if len(leaving):
+                ranking.left[leaving] = step
+                self._repack(ranking.alive)
+                said.append(f"step {step}: {len(leaving):,} members left, {len(ranking.alive):,} go on")
+        return said
+
+    def _keep_best(self) -> None:
+        part, improved = self.schedule.part, self.measure.improved
+        if BEST not in part.slots or not len(improved):
+            return
+        population = self.schedule.population
+        better = np.isin([member.number for member in population.members], improved)
+        starts, stops, owners = pieces(population, part.layout)
+        # +1 where a piece of such a member begins, -1 where it ends: their sum is 1 inside
+        edges = np.zeros(part.layout.size + 1, np.int8)
+        edges[starts[better[owners]]] += 1
+        edges[stops[better[owners]]] -= 1
+        inside = np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
+        np.copyto(part.slots[BEST], part.weights, where=part.ops.on_device(inside))
+
+    def _repack(self, alive: Array) -> None:
+        """Put the survivors into new panels, deal these to the shards, and send members to where they belong."""
+        old, before, shape = self.schedule.part, self.owners, self.shape
+        self.everyone = self.everyone.only({*alive.tolist()})
+        self.owners = self.everyone.dealt(self.shards.size, shape)
+        mine = self.everyone.shard(self.shards.rank, self.shards.size, shape)
+        network = Network(((LAYER, mine),))
+        part = build_part(old.name, network, shape, old.layout.dtype, tuple(old.slots), ops=old.ops)
+        part.counters[:] = old.counters
+        move(self.shards, (old, part), (before, self.owners))
+        self.schedule.replace(part)
+        self.schedule.share = self.shards.size / len(self.everyone.members)
+        self._freeze()
+
+
+def move(shards: Channel, parts: tuple[Part, Part], owners: tuple[Mapping[int, int], Mapping[int, int]]) -> None:
+    """Fill the second part with the members of the first one, on whatever rank they were.
+
+    ``owners``: the rank of each member by its number, before and after; who has none after is left behind. Members are
+    thousands of small pieces of a vector, so all of it is done in host memory.
+    """
+    (before, after), (old, new) = owners, map(_Held, parts)
+    coming, going = [], []
+    for rank in range(shards.size):
+        if rank != shards.rank:
+            leaving = [n for n, to in after.items() if (before[n], to) == (shards.rank, rank)]
+            joining = [n for n, to in after.items() if (before[n], to) == (rank, shards.rank)]
+            if leaving:
+                going.append(shards.send(old.taken(leaving), rank, TAG))
+            if joining:
+                vector = new.taken(joining)
+                coming.append((joining, vector, shards.receive(vector, rank, TAG)))
+    staying = [n for n, to in after.items() if before[n] == to == shards.rank]
+    new.put(staying, old.taken(staying))
+    for joining, vector, pending in coming:
+        pending.wait()
+        new.put(joining, vector)
+    for pending in going:
+        pending.wait()
+    new.give_back()
+
+
+class _Held:
+    """The weights of the members of a part, and what the optimizer remembers of them, in host memory."""
+
+    def __init__(self, part: Part):
+        self._part = part
+        self._given = (part.weights, *part.slots.values())
+        self._vectors = [part.ops.on_host(vector) for vector in self._given]
+
+    def taken(self, numbers: Sequence[int]) -> Array:
+        """All that there is of some members, one after the other."""
+        arrays = [array.reshape(-1) for array in self._values(numbers)]
+        return np.concatenate(arrays) if arrays else np.empty(0, self._part.layout.dtype)
+
+    def put(self, numbers: Sequence[int], vector: Array) -> None:
+        """Write what `taken` gave."""
+        start = 0
+        for array in self._values(numbers):
+            array[...] = vector[start : start + array.size].reshape(array.shape)
+            start += array.size
+
+    def give_back(self) -> None:
+        """What was written is in the part."""
+        for into, vector in zip(self._given, self._vectors, strict=True):
+            self._part.ops.fill(into, vector)
+
+    def _values(self, numbers: Iterable[int]) -> Iterator[Array]:
+        wanted, found = {*numbers}, {}
+        trees = [self._part.layout.views(vector).get(LAYER, EMPTY) for vector in self._vectors]
+        for name, panel in population_of_part(self._part).panels:
+            for place, member in enumerate(panel.members):
+                if member.number in wanted:
+                    found[member.number] = [array for tree in trees for array in panel.arrays(tree[name], place)]
+        for number in numbers:
+            yield from found[number]

@@ -1,0 +1,390 @@
+"""What the user gave, checked by one rank before the first step and before anything is written."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpinn.array import ops as plain
+from mpinn.array.device import check_bf16, choose_kernels, count_devices
+from mpinn.array.precision import bfloat16
+from mpinn.comm.grid import shape_of
+from mpinn.config import MAY_CHANGE, ORDER, Config, difference, load, read_toml
+from mpinn.datasets.source import check_source
+from mpinn.errors import InputError
+from mpinn.models.model import Model
+from mpinn.nn.layout import Layout
+from mpinn.nn.packed import population_of
+from mpinn.partition.cuts import cut
+from mpinn.run.fit import check_warm
+from mpinn.run.keeper import bounds_of, saved_model
+from mpinn.schedules.registry import SCHEDULES
+from mpinn.storage.damage import reading
+from mpinn.storage.directory import RunDirectory, move_aside, write_text
+from mpinn.storage.history import read
+from mpinn.storage.lock import Lock, check_free
+from mpinn.storage.reader import Checkpoint
+from mpinn.storage.restore import newest
+from mpinn.training.choices import CHOICES, DEFAULTS, build_model, outputs_of, read_config
+from mpinn.training.course import check_course
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: a configuration or none, overrides, and what becomes of a run that is there."""
+
+    file: str | Mapping[str, Any] | None = None
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+    fresh: bool = False
+    stop_after: int = 0
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one rank has found, and all ranks begin with; ``summary`` is that of a run with nothing left to do.
+
+    ``data`` describes the data, and ``found`` names the checkpoints that there were. The ``lock`` of the run directory
+    is taken by `prepare`, on one rank.
+    """
+
+    config: Config
+    checkpoint: Path | None
+    fresh: bool
+    notes: tuple[str, ...]
+    summary: Mapping[str, Any] | None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    found: tuple[str, ...] = ()
+    trace: bool = False
+    lock: Lock = field(default_factory=Lock, compare=False)
+
+    def encode(self) -> bytes:
+        """As bytes, for the other ranks."""
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        told = [
+            self.config.tables(),
+            checkpoint,
+            self.fresh,
+            self.notes,
+            self.summary,
+            self.data,
+            self.found,
+            self.trace,
+        ]
+        return json.dumps(told).encode()
+
+    @classmethod
+    def decode(cls, told: bytes) -> "Start":
+        """The inverse of `encode`."""
+        tables, checkpoint, fresh, notes, summary, data, found, trace = json.loads(told)
+        path = None if checkpoint is None else Path(checkpoint)
+        config = load(tables, (), CHOICES, DEFAULTS)
+        return cls(config, path, fresh, tuple(notes), summary, data, tuple(found), trace)
+
+
+def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Start:
+    """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing.
+
+    ``mortal`` says why no rank survives the death of another, if that is so.
+    """
+    config = read_config(request.file, request.overrides)
+    replicas = check_grid(config, ranks)
+    data = check_source(config.data)
+    config = replace(config, schedule=config.schedule.settled(config.grid.stages))
+    check_together(config, data)
+    check_survival(config, replicas, mortal)
+    check_kernels(config)
+    model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
+    check_population(config, model, ranks)
+    cut(config, model, outputs_of(data), replicas, plain, measure=False)
+    notes = [data["note"]] if data["note"] else []
+    facts, directory = describe(data), RunDirectory(config.run.directory)
+    check_free(directory.lock)
+    if request.fresh:
+        check_fresh(request, directory)
+        check_course(config, data["sizes"]["train"], replicas)
+        check_warm(config, model, notes.append)
+        return Start(config, None, True, tuple(notes), None, facts, trace=request.trace)
+    found = names_of(directory)
+    checkpoint = look_back(directory, notes)
+    if checkpoint is None:
+        if request.resume:
+            raise InputError("--resume", f"there is no checkpoint in {directory.path}")
+        check_own(directory.config)
+        check_course(config, data["sizes"]["train"], replicas)
+        check_warm(config, model, notes.append)
+        return Start(config, None, False, tuple(notes), None, facts, found, request.trace)
+    with reading(checkpoint):
+        notes += check_resume(checkpoint, config, model, facts)
+    with reading(directory.summary):
+        summary = finished(directory, checkpoint, config)
+    return Start(config, checkpoint, False, tuple(notes), summary, facts, found, request.trace)
+
+
+def describe(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data, from a `Source.summary`: a resumed run must find the same, wherever it is."""
+    sizes = {f"{split}_samples": size for split, size in summary["sizes"].items()}
+    shapes = {name: " x ".join(map(str, summary[name])) for name in ("sample_shape", "target_shape") if summary[name]}
+    return {**sizes, **shapes, "classes": summary["classes"], "mean": summary["mean"], "std": summary["std"]}
+
+
+def names_of(directory: RunDirectory) -> tuple[str, ...]:
+    """The checkpoints that are there, by their names."""
+    return tuple(path.name for path in directory.checkpoints())
+
+
+def check_grid(config: Config, ranks: int) -> int:
+    """The grid must fit the ranks, and the choices must be able to use each of its axes; the number of replicas."""
+    grid, names = config.grid, config.names
+    replicas, _, _ = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
+    if grid.stages > 1 and not config.schedule.staged:
+        only = f"the schedule {names['schedule']} keeps the whole depth on one rank"
+        others = ", ".join(name for name, options in SCHEDULES.items() if options.staged)
+        raise InputError(
+            "grid.stages", f"{only}, so this can only be 1, got {grid.stages}; schedules with stages: {others}"
+        )
+    if grid.shards != 1 and names["model"] != "population":
+        only = f"the model {names['model']} is not a population"
+        raise InputError("grid.shards", f"{only}, so this can only be 1, got {grid.shards}")
+    return replicas
+
+
+def check_population(config: Config, model: Model, ranks: int) -> None:
+    """A population has choices of its own."""
+    population, names, grid = population_of(model.network), config.names, config.grid
+    if population is None:
+        return
+    check_types(config)
+    replicas, _, shards = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
+    if names["schedule"] != "serial":
+        raise InputError("schedule.name", f"a population is trained by the schedule serial, not by {names['schedule']}")
+    if replicas > 1 and names["consensus"] != "gradients":
+        others = "or deal the members to all ranks: grid.replicas = 1, grid.shards = 0"
+        said = f"the {replicas} replicas of a population share a gradient: use gradients, not {names['consensus']}"
+        raise InputError("consensus.name", f"{said}; {others}")
+    if shards > len(population.panels):
+        said = f"the {len(population.members):,} members make {len(population.panels)} panels, which are never cut"
+        raise InputError("grid.shards", f"{said}, so this can be at most as many, got {shards}")
+
+
+def check_types(config: Config) -> None:
+    """Those in which a population can be trained."""
+    if config.run.bf16 and config.names["model"] == "population":
+        raise InputError("run.bf16", "a population is trained in float32 or float64: leave this false")
+
+
+def check_together(config: Config, data: Mapping[str, Any]) -> None:
+    """Choices that are each right but do not fit each other."""
+    if getattr(config.consensus, "in_flight", "") == "keep" and config.consensus.score in ("accuracy_shard", "fisher"):
+        why = "which measures on the batches of training, and would overwrite those in flight"
+        raise InputError("consensus.in_flight", f"keep does not go with the score {config.consensus.score}, {why}")
+    if data["classes"]:
+        return
+    values = "needs class numbers, but the targets are values"
+    if config.names["loss"] == "cross_entropy":
+        raise InputError("loss.name", f"cross_entropy {values}: use squared_error")
+    score = getattr(config.consensus, "score", "")
+    if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
+        raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+
+
+def check_survival(config: Config, replicas: int, mortal: Callable[[], str]) -> None:
+    """That replicas survive the death of others must be possible, if it is wanted."""
+    if not config.run.survive:
+        return
+    if why := mortal():
+        raise InputError("run.survive", why)
+    if replicas == 1:
+        raise InputError("run.survive", "there is one replica, and without all its ranks none can go on")
+    if config.names["model"] == "population":
+        raise InputError("run.survive", "no copy is kept of which members a population has left: only false goes")
+
+
+def check_kernels(config: Config) -> None:
+    """Kernels that were asked for must be there, and so must a GPU."""
+    run = config.run
+    if run.device == "gpu" and not (found := count_devices())[0]:
+        raise InputError("run.device", f"gpu: {found[1]}; choose cpu, or auto for a GPU where there is one")
+    if getattr(config.schedule, "overlap", "") == "always" and run.device != "cpu" and count_devices()[0]:
+        raise InputError(
+            "schedule.overlap", "always: a GPU computes one pass at a time; choose auto, or run.device = cpu"
+        )
+    if run.bf16:
+        count, why = (0, "") if run.device == "cpu" else count_devices()
+        check_bf16(not count, run.device, why)
+        check_bfloat16()
+    try:
+        choose_kernels(run.kernels)
+    except ImportError as error:
+        raise InputError("run.kernels", f"numba can't be imported ({error}); auto goes on without") from None
+
+
+def check_bfloat16() -> None:
+    """There must be such a type of numbers."""
+    try:
+        bfloat16()
+    except ImportError as error:
+        raise InputError("run.bf16", f"ml_dtypes can't be imported ({error}): it comes with mpinn[gpu]") from None
+
+
+def look_back(directory: RunDirectory, notes: list[str]) -> Path | None:
+    """The checkpoint from which the run goes on, if there is one; the metrics so far must be readable too."""
+    if not directory.path.is_dir():
+        return None
+    read(directory.metrics)
+    return newest(directory.path, notes.append)
+
+
+def check_fresh(request: Request, directory: RunDirectory) -> None:
+    """Only a run is moved aside, never a directory that holds something else."""
+    if request.resume:
+        raise InputError("--fresh", "start anew or --resume, not both")
+    path = directory.path
+    if path.is_dir() and {*path.iterdir()} - {directory.lock} and not directory.config.exists():
+        raise InputError("--fresh", f"{path} is not moved aside: it has no {directory.config.name}, so it is no run")
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        raise InputError("--fresh", f"{path} is not moved aside while this is typed in it: go to another folder")
+
+
+def check_own(file: Path) -> None:
+    """What a person has written is not written over: a run's own config.toml has every table."""
+    if file.exists() and not set(ORDER) <= read_toml(file).keys():
+        raise InputError("run.directory", f"{file} is there, and no run has written it: choose another directory")
+
+
+def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:
+    """What a resumed run must agree on with the one that was saved; returns what has changed, to be said."""
+    with Checkpoint(path) as checkpoint:
+        stored = stored_tables(checkpoint)
+        check_network(str(path.parent), stored["schedule"], config.tables()["schedule"])
+        changes = difference(stored, config.tables())
+        forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if not may_change(key)]
+        if forbidden:
+            hint = "go back to the old values, choose another run.directory, or start anew with --fresh"
+            raise InputError(
+                str(path.parent), f"this run was started with other values: {', '.join(forbidden)}; {hint}"
+            )
+        check_data(checkpoint, config, data)
+        model = saved_model(path, model)
+        bounds = bounds_of(path, config.schedule.pieces(config.grid.stages)) or (0, len(model.network))
+        network = config.schedule.network(config.model, model, bounds)
+        layout = Layout(network.parameters(model.shape), np.dtype(config.run.dtype))
+        checkpoint.check(layout, "model/network")
+        met_once_more = extra_meeting(checkpoint, config)
+    said = [f"{key} was {old} and is {new}" for key, old, new in changes if key != "run.directory"]
+    if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
+        said.append("with the length of the run the course of the cosine rate has changed")
+    return said + met_once_more
+
+
+def stored_tables(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of a checkpoint; keys that are newer than the file have the values of a run without them."""
+    try:
+        return load(checkpoint.configuration, (), CHOICES, DEFAULTS).tables()
+    except InputError as error:
+        raise InputError(str(checkpoint.path), f"its configuration is none of this program's: {error}") from None
+
+
+def check_network(path: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A schedule may change, but not into one that trains another network."""
+    before, after = network_of(was), network_of(now)
+    if before != after:
+        hint = "choose another run.directory, or start anew with --fresh"
+        raise InputError(path, f"this run trains {before}, but {after} is another architecture; {hint}")
+
+
+def network_of(schedule: Mapping[str, Any]) -> str:
+    """What the table [schedule] of a configuration, as used, makes of a model."""
+    if schedule["name"] != "parareal" or schedule["blocks"] == 1:
+        return "the model as it is"
+    sweeps = f"{schedule['iterations']} sweep{'s' if schedule['iterations'] > 1 else ''}"
+    return f"a parareal network of {schedule['blocks']} blocks ({schedule['form']}, {sweeps})"
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may give a key another value; a schedule does not change what is being trained."""
+    return key in MAY_CHANGE or key.startswith("schedule.")
+
+
+def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) -> None:
+    """The data may have moved, but must be what the run was started with, as far as its checkpoint knows that."""
+    known = checkpoint.data
+    changed = [name for name in data if name in known and not same(known[name], data[name])]
+    # what samples are like differs where there are others
+    changed = [name for name in changed if name not in ("mean", "std")] or changed
+    others = [f"{name} ({known[name]} -> {data[name]})" for name in changed]
+    if others:
+        where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
+        raise InputError("data.path", f"{where} other data than this run was started with: {', '.join(others)}")
+
+
+def same(known: Any, found: Any) -> bool:
+    """Whether two facts agree: texts exactly, numbers up to how a sum may have been rounded elsewhere."""
+    if isinstance(known, str) or isinstance(found, str):
+        return bool(known == found)
+    return np.shape(known) == np.shape(found) and bool(np.allclose(known, found, rtol=1e-9, atol=0))
+
+
+def extra_meeting(checkpoint: Checkpoint, config: Config) -> list[str]:
+    """What to say of a finished run that becomes longer, if its replicas met at its end and not for their period."""
+    before = checkpoint.configuration["train"]["epochs"]
+    ended = 0 < before == checkpoint.epoch < config.train.epochs and checkpoint.data["batch"] == 0
+    if config.names["consensus"] not in ("averaging", "outer") or not ended or checkpoint.grid[0] == 1:
+        return []
+    if checkpoint.step % config.consensus.period.steps(checkpoint.step // before) == 0:
+        return []
+    once = f"the replicas have met after step {checkpoint.step}, where the run ended before"
+    return [f"{once}, though it is no multiple of consensus.period: in a run of the new length they would not have"]
+
+
+def finished(directory: RunDirectory, checkpoint: Path, config: Config) -> Mapping[str, Any] | None:
+    """The summary of a run with nothing left to do, as of where it is now; None where there is something."""
+    try:
+        summary: dict[str, Any] = json.loads(directory.summary.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(str(directory.summary), f"is not JSON: {error}") from None
+    if directory.checkpoint(summary["steps"]).name != checkpoint.name or summary["epochs"] != config.train.epochs:
+        return None
+    return {**summary, "checkpoint": str(checkpoint), "directory": str(directory.path)}
+
+
+def prepare(start: Start) -> bytes:
+    """The first that is written, by one rank: the lock is taken, an old run moves aside, config.toml says what runs.
+
+    Returns sentences for the log, or nothing. Raises InputError where another job is training in the directory, or
+    where it cannot be written.
+    """
+    directory = RunDirectory(start.config.run.directory)
+    try:
+        said = [set_aside(directory)] if start.fresh and directory.path.exists() else []
+        directory.create()
+        said.append(start.lock.take(directory.lock))
+        if names_of(directory) != start.found:
+            raise InputError("run.directory", f"another job has just trained in {directory.path}: type this again")
+        write_text(directory.config, start.config.toml())
+        directory.requeue.unlink(missing_ok=True)
+        directory.summary.unlink(missing_ok=True)
+    except OSError as error:
+        where = error.filename or directory.path
+        raise InputError("run.directory", f"{str(where)!r} cannot be written: {error.strerror}") from error
+    return "\n".join(filter(None, said)).encode()
+
+
+def set_aside(directory: RunDirectory) -> str:
+    """Move an old run aside, unless a job is training in it; returns a sentence for the log."""
+    lock = Lock()
+    if directory.path.is_dir():
+        lock.take(directory.lock)
+    try:
+        moved = move_aside(directory.path)
+        if moved is not None:
+            RunDirectory(moved).lock.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return f"the run that was in {directory.path} is now in {moved}"

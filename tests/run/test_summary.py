@@ -1,0 +1,68 @@
+"""The summary as it is printed."""
+
+import pytest
+
+from mpinn.run.summary import bytes_text, lines
+
+RANKS = [
+    {"computing": 0.7, "communicating": 0.2, "waiting": 0.1, "bytes": 2_200_000.0},
+    {"computing": 0.5, "communicating": 0.25, "waiting": 0.25, "bytes": 0.0},
+]
+SUMMARY = {
+    "model": "mlp",
+    "data": "digits",
+    "consensus": "averaging",
+    "score": "accuracy",
+    "grid": [2, 1, 1],
+    "epochs": 60,
+    "start": 0,
+    "steps": 600,
+    "samples": 71820,
+    "seconds": 1.5,
+    "samples_per_second": 47880.0,
+    "test": {"accuracy": 0.97, "loss": 0.125},
+    "validation": {"accuracy": 0.98, "loss": 0.0625},
+    "ranks": RANKS,
+    "weights": [0.25, 0.75],
+    "meetings": {"count": 60, "lowest": 0.2, "highest": 0.8},
+    "checkpoint": "runs/digits/checkpoint-00000600.h5",
+    "directory": "runs/digits",
+}
+PRINTED = """
+run           mlp on digits, consensus averaging, score accuracy, 2 x 1 x 1 ranks (replicas x stages x shards)
+test          accuracy 0.9700, loss 0.1250
+validation    accuracy 0.9800, loss 0.0625
+trained       60 epochs, 600 steps, 71,820 samples in 1.50 s of training: 47,880 samples/s
+meetings      60, weights from 0.2000 to 0.8000
+
+rank  computing  communicating  waiting      sent  weight at the last meeting
+   0      70.0%          20.0%    10.0%    2.2 MB  0.250000
+   1      50.0%          25.0%    25.0%       0 B  0.750000
+
+checkpoint    runs/digits/checkpoint-00000600.h5
+look at it    python -m mpinn inspect runs/digits
+use it        python -m mpinn evaluate runs/digits"""
+
+
+def test_a_run_of_classes_with_meetings() -> None:
+    assert "\n".join(lines(SUMMARY)) == PRINTED
+
+
+def test_a_regression_without_meetings() -> None:
+    values = {"test": {"loss": 0.5}, "validation": {"loss": 0.75}, "consensus": "none", "score": None}
+    values |= {"weights": None, "meetings": None, "start": 300}
+    printed = lines({**SUMMARY, **values})
+    assert "test          loss 0.5000" in printed
+    assert "validation    loss 0.7500" in printed
+    assert printed[1].startswith("run           mlp on digits, consensus none, 2 x 1 x 1 ranks")
+    assert "model         replica 0: nothing joins the replicas" in printed
+    assert "since step 300:" in printed
+    assert not [line for line in printed if "weight" in line or "accuracy" in line]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_150_000, "2.1 MB"), (3.2e9, "3.2 GB"), (5e12, "5.0 TB")],
+)
+def test_a_number_of_bytes(count: float, text: str) -> None:
+    assert bytes_text(count) == text
