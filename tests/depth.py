@@ -115,6 +115,14 @@ class Staged:
         for stages in self.replicas:
             stages.batches.clear()
 
+    def forget(self, replica: int) -> None:
+        """What is in flight in a replica has no samples any more."""
+        stages = self.replicas[replica]
+        stages.batches = [replace(batch, count=0) for batch in stages.batches]
+        for groups in self._summed.values():
+            for found in groups:
+                found[replica] = replace(found[replica][0], count=0), np.zeros_like(found[replica][1])
+
     def _iterate(self) -> None:
         self.iteration += 1
         for k in range(1, self.count + 1):
@@ -197,5 +205,6 @@ class Staged:
             batches = [found[replica][0] for found in groups]
             part.grads[:] = own[replica] if self.alone else sum(own[1:], own[0])
             samples = sum(batch.count if self.alone else batch.total for batch in batches)
-            apply(self.problem, part, batches[-1].index, samples)
+            if samples:
+                apply(self.problem, part, batches[-1].index, samples)
             stages.updates[k] += 1

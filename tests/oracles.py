@@ -151,7 +151,7 @@ def synchronous(problem: Problem, replicas: int, steps: int) -> Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """The options of weighted averaging; ``period`` in steps."""
+    """The options of weighted averaging; ``period`` in steps. Schedules over the depth know ``in_flight``."""
 
     score: str = "uniform"
     period: int = 3
@@ -160,6 +160,7 @@ class Average:
     sharpness: float = 1.0
     epsilon: float = 1e-6
     fisher_samples: int = 5
+    in_flight: str = "drain"
 
 
 @dataclass

@@ -60,6 +60,7 @@ def train(
             meetings.append(meeting)
             if meeting.weights is None:
                 break
+            schedule.met(channel.rank in meeting.reseeded)
     return Trained(part, meetings)
 
 
@@ -73,6 +74,7 @@ def averaging_of(channel: Channel, average: Average) -> Averaging:
         sharpness=average.sharpness,
         epsilon=average.epsilon,
         fisher_samples=average.fisher_samples,
+        in_flight=average.in_flight,
     )
     return options.build(channel, steps_per_epoch=1)
 

@@ -37,7 +37,8 @@ class AveragingOptions:
     ``epsilon`` keeps inverses finite. ``mix`` b moves a replica to theta + b (mean - theta). ``slots``: the optimizer
     keeps what it remembers, forgets it, or averages it with the same weights. ``fisher`` estimates its information with
     ``fisher_samples`` samples of a replica. ``in_flight``: whether a decoupled schedule finishes what is in flight
-    before a meeting, or keeps it and goes on with it from other weights.
+    before a meeting, or keeps it and goes on with it from other weights; that of a replica which
+    was left out counts nothing.
     """
 
     score: ScoreName = "accuracy"
@@ -151,8 +152,10 @@ class Averaging:
         return self._numbers[:, 0].copy()
 
     def _local(self, measure: Measure) -> Local:
-        squares = measure.across(self._squares.copy())[0]
-        return Local(sqrt(squares / max(1.0, self._steps[0])), float(self._samples[0]))
+        """Of the whole replica, whose stages need not be equally far: squared norms add up, the others are means."""
+        own = np.concatenate([self._squares, self._samples, self._steps, np.ones(1)])
+        squares, samples, steps, stages = measure.across(own).tolist()
+        return Local(sqrt(squares / max(1.0, steps / stages)), samples / stages)
 
     def _average(self, part: Part, packing: Packing, weights: Array, measure: Measure) -> None:
         own = float(weights[self._channel.rank])

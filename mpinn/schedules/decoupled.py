@@ -38,7 +38,7 @@ from mpinn.nn.layer import Saved
 from mpinn.nn.loss import Loss
 from mpinn.nn.part import Part
 from mpinn.schedules.beside import Beside
-from mpinn.schedules.flight import awaited, flatten, landed, unflatten
+from mpinn.schedules.flight import awaited, emptied, flatten, landed, unflatten
 from mpinn.schedules.options import StagedOptions
 from mpinn.schedules.schedule import Flight, Measured, Staleness, Update
 from mpinn.schedules.stage import Message, Place, Stage, Total
@@ -129,6 +129,8 @@ class Decoupled(Staged):
         self._activation: Message | None = None
         self._gradient: Message | None = None
         self._summed: list[Batch] = []
+        self._void = 0
+        """Batches up to this one count nothing."""
 
     @property
     def behind(self) -> int:
@@ -150,17 +152,37 @@ class Decoupled(Staged):
                 measured += self._iterate(update)
             self._apply(update)
         else:
-            self._drop()
+            self._forget()
+            for work in self._works:
+                self._release(work)
         self._stage.settle()
         self._begin()
         return measured
 
-    def _drop(self) -> None:
+    def met(self, anew: bool) -> None:
+        """The next forward pass has other weights; what is in flight counts nothing if the replica begins ``anew``.
+
+        Its batches go on through the stages without their samples, so that all replicas stay equally far.
+        """
+        if self._stash:
+            self._stash.met()
+        if not anew:
+            return
+        self._forget()
+        self._void = self._given
+        self._batches = emptied(self._batches, self._void)
+        for work in self._works:
+            work.x = work.saved = None
+        if self._summed:
+            self._stage.part.grads.fill(0)
+            self._summed = [replace(batch, count=0) for batch in self._summed]
+
+    def _forget(self) -> None:
+        """Receive what is on its way, for nothing."""
         for message in (self._activation, self._gradient):
             if message is not None:
                 message.pending.wait()
-        for work in self._works:
-            self._release(work)
+        self._activation = self._gradient = None
 
     def _iterate(self, update: Update) -> list[Measured]:
         self._iteration += 1
@@ -296,6 +318,7 @@ class Decoupled(Staged):
             {
                 "iteration": self._iteration,
                 "given": self._given,
+                "void": self._void,
                 "batches": [[position, batch.index] for position, batch in self._batches.items()],
                 "works": works,
                 "summed": [[batch.index, batch.epoch, batch.count, batch.total] for batch in self._summed],
@@ -310,8 +333,9 @@ class Decoupled(Staged):
         ops = self._stage.part.ops
         packed["x"] = flatten(None if self._stage.first else work.x, f"{name}.x", arrays, ops)
         packed["saved"] = flatten(work.saved, f"{name}.saved", arrays, ops)
-        if work.version:
-            arrays[f"version{packed['age']}"] = ops.on_host(work.version.vector)
+        if self._stash and work.version:
+            packed["meetings"] = self._stash.meetings - work.version.meetings
+            arrays[_copy(packed)] = ops.on_host(work.version.vector)
         return packed
 
     def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
@@ -319,7 +343,8 @@ class Decoupled(Staged):
         facts, arrays, ops = flight.facts, flight.arrays, self._stage.part.ops
         self._iteration, self._given = facts["iteration"], facts["given"]
         known = {index: (position, batch(index)) for position, index in facts["batches"]}
-        self._batches = dict(known.values())
+        self._void = facts.get("void", 0)
+        self._batches = emptied(dict(known.values()), self._void)
         for packed in facts["works"]:
             self._works.append(self._unpacked(packed, arrays, known[packed["index"]][1]))
         self._activation = awaited(facts["activation"], "activation", arrays, ops)
@@ -335,8 +360,14 @@ class Decoupled(Staged):
             x = batch.x
         version = None
         if self._stash:
-            version = self._stash.known(-age, ops.on_device(arrays[f"version{age}"]))
+            version = self._stash.known(-age, -packed.get("meetings", 0), ops.on_device(arrays[_copy(packed)]))
         return Work(batch, x, unflatten(packed["saved"], arrays, ops), version, -age)
+
+
+def _copy(packed: Mapping[str, Any]) -> str:
+    """The name of the weights that a forward pass was made with: how many updates ago, and meetings, if any."""
+    meetings = packed.get("meetings", 0)
+    return f"version{packed['age']}" + (f".{meetings}" if meetings else "")
 
 
 def _bare(index: int, epoch: int, count: int, total: int) -> Batch:

@@ -1,12 +1,14 @@
 """What a decoupled schedule has under way, as arrays by name and facts for JSON, and back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import DONE
+from mpinn.datasets.batches import Batch
 from mpinn.schedules.stage import Message, Way
 
 
@@ -37,6 +39,11 @@ def unflatten(spec: Any, arrays: Mapping[str, Array], ops: Any) -> Any:
         array = arrays[spec["array"]].reshape(spec["shape"])
         return ops.on_device(array.view(bool) if spec["bool"] else array)
     return spec["value"]
+
+
+def emptied(batches: Mapping[int, Batch], until: int) -> dict[int, Batch]:
+    """The batches by their position, of which those up to ``until`` have no samples any more."""
+    return {place: replace(batch, count=0) if place <= until else batch for place, batch in batches.items()}
 
 
 def landed(message: Message | None, arrays: dict[str, Array], ops: Any) -> int | None:

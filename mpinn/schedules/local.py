@@ -28,7 +28,7 @@ from mpinn.nn.loss import Loss
 from mpinn.nn.network import Network, Whole
 from mpinn.nn.part import Part, build_part
 from mpinn.nn.pool import GlobalAveragePool
-from mpinn.schedules.flight import awaited, landed
+from mpinn.schedules.flight import awaited, emptied, landed
 from mpinn.schedules.options import StagedOptions
 from mpinn.schedules.recorded import Ready, no_numbers, repeat
 from mpinn.schedules.schedule import Flight, Measured, Update
@@ -153,6 +153,8 @@ class Local(Staged):
         self._iteration = self._given = 0
         self._batches: dict[int, Batch] = {}
         self._activation: Message | None = None
+        self._void = 0
+        """Batches up to this one count nothing."""
 
     @property
     def behind(self) -> int:
@@ -173,6 +175,16 @@ class Local(Staged):
         self._stage.settle()
         self._begin()
         return measured
+
+    def met(self, anew: bool) -> None:
+        """Activations of weights that were not finite are received and forgotten."""
+        if not anew:
+            return
+        if self._activation is not None:
+            self._activation.pending.wait()
+            self._activation = None
+        self._void = self._given
+        self._batches = emptied(self._batches, self._void)
 
     def _iterate(self, update: Update) -> list[Measured]:
         self._iteration += 1
@@ -225,12 +237,13 @@ class Local(Staged):
             return None
         arrays: dict[str, Array] = {}
         batches = [[position, batch.index] for position, batch in self._batches.items()]
-        facts = {"iteration": self._iteration, "given": self._given, "batches": batches}
+        facts = {"iteration": self._iteration, "given": self._given, "void": self._void, "batches": batches}
         return Flight({**facts, "activation": landed(self._activation, arrays, self._stage.part.ops)}, arrays)
 
     def resume(self, flight: Flight, batch: Callable[[int], Batch]) -> None:
         """Go on with what was in flight."""
         facts = flight.facts
         self._iteration, self._given = facts["iteration"], facts["given"]
-        self._batches = {position: batch(index) for position, index in facts["batches"]}
+        self._void = facts.get("void", 0)
+        self._batches = emptied({position: batch(index) for position, index in facts["batches"]}, self._void)
         self._activation = awaited(facts["activation"], "activation", flight.arrays, self._stage.part.ops)

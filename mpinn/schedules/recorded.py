@@ -167,7 +167,7 @@ class Recordings:
             return self._owner.part.weight_views
         if self._older is None:
             vector = np.zeros_like(version.vector)
-            self._older = Version(0, vector, self._owner.part.layout.views(vector))
+            self._older = Version(0, 0, vector, self._owner.part.layout.views(vector))
         np.copyto(self._older.vector, version.vector)
         return self._older.views
 

@@ -95,6 +95,10 @@ class Schedule(Protocol):
         """Finish what is in flight; nothing is afterwards."""
         ...
 
+    def met(self, anew: bool) -> None:
+        """A meeting has changed the weights; if the replica begins ``anew``, nothing that is in flight counts."""
+        ...
+
     def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
         """Forward only, with the rank's own weights unless others are given; None where the depth does not end.
 

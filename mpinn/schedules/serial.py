@@ -98,6 +98,9 @@ class Serial:
         """Nothing is ever in flight."""
         return ()
 
+    def met(self, anew: bool) -> None:
+        """Nothing is ever in flight."""
+
     def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array:
         """Forward only, on x: (B, *shape), with the part's own weights and statistics unless others are given."""
         part = self._part

@@ -32,6 +32,9 @@ class Staged(ABC):
         """Finish what is in flight."""
         return ()
 
+    def met(self, anew: bool) -> None:  # noqa: B027
+        """Nothing is in flight that was made with other weights."""
+
     def predict(self, x: Array, weights: Tree | None = None, state: Tree | None = None) -> Array | None:
         """Forward only, with the weights that the stages have now unless others are given."""
         return self._stage.predict(x, weights, state)

@@ -11,9 +11,10 @@ from mpinn.nn.part import Part
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """The weights after ``number`` updates, and how many passes in flight refer to them."""
+    """The weights after so many updates and meetings, and how many passes in flight refer to them."""
 
-    number: int
+    updates: int
+    meetings: int
     vector: Array
     views: Tree
     users: int = 0
@@ -26,26 +27,33 @@ class Stash:
         self._part = part
         self._newest: Version | None = None
         self._free: list[Version] = []
+        self.meetings = 0
+        """At which the weights were changed between two updates."""
 
-    def hold(self, number: int) -> Version:
-        """The part's weights as they are now, after ``number`` updates."""
-        return self.known(number, self._part.weights)
+    def hold(self, updates: int) -> Version:
+        """The part's weights as they are now, after so many updates."""
+        return self.known(updates, self.meetings, self._part.weights)
 
-    def known(self, number: int, weights: Array) -> Version:
-        """The ``weights`` (P,) after ``number`` updates, which are copied where they are not held yet."""
-        if self._newest is None or self._newest.number != number or not self._newest.users:
-            self._newest = self._room(number)
-            np.copyto(self._newest.vector[: len(weights)], weights)
-        self._newest.users += 1
-        return self._newest
+    def known(self, updates: int, meetings: int, weights: Array) -> Version:
+        """The ``weights`` (P,) after so many updates and meetings, which are copied where they are not held yet."""
+        newest = self._newest
+        if newest is None or (newest.updates, newest.meetings) != (updates, meetings) or not newest.users:
+            newest = self._newest = self._room(updates, meetings)
+            np.copyto(newest.vector[: len(weights)], weights)
+        newest.users += 1
+        return newest
 
-    def _room(self, number: int) -> Version:
+    def _room(self, updates: int, meetings: int) -> Version:
         if self._free:
             version = self._free.pop()
-            version.number = number
+            version.updates, version.meetings = updates, meetings
             return version
         vector = np.zeros_like(self._part.weights)
-        return Version(number, vector, self._part.layout.views(vector))
+        return Version(updates, meetings, vector, self._part.layout.views(vector))
+
+    def met(self) -> None:
+        """The weights have been changed by no update."""
+        self.meetings += 1
 
     def release(self, version: Version) -> None:
         """One pass less refers to it."""

@@ -176,6 +176,7 @@ class Trainer:
         if meeting.weights is None:
             self._check_weights(step)
             return
+        self.schedule.met(self.control.rank // self.ranks_per_replica in meeting.reseeded)
         weights, scores = np.asarray(meeting.weights).tolist(), meeting.scores.tolist()
         self.keeper.record({"step": step, "meeting_weights": weights, "meeting_scores": scores})
         for replica in meeting.reseeded:

@@ -30,8 +30,13 @@ STEPS = 8
 SCORES = ("uniform", "accuracy", "inverse_loss", "inverse_gradient_norm", "samples", "fisher", "best")
 
 
-def train(problem: Problem, grid: Grid, options: Any, average: Average, poison: int = -1) -> tuple[Run, list[Meeting]]:
-    """Train and meet as the trainer does; before the step ``poison`` the last stage of replica 0 is spoilt."""
+def train(
+    problem: Problem, grid: Grid, options: Any, average: Average, poison: int = -1, spoilt: int = -1, stopped: int = -1
+) -> tuple[Run, list[Meeting]]:
+    """Train and meet as the trainer does; before the step ``poison`` a stage of replica 0 is spoilt, the last one.
+
+    After so many steps as ``stopped`` says the schedule is built anew, and goes on with what is in flight.
+    """
     part, place, bounds = place_of(problem, grid)
     schedule = options.build(part, problem.loss, problem.seed, place)
     batches = problem.batches(grid.replicas.size, grid.replica, held=options.held(grid.stages.size))
@@ -40,7 +45,11 @@ def train(problem: Problem, grid: Grid, options: Any, average: Average, poison: 
     last = grid.stage == grid.stages.size - 1
     run, meetings = Run(part, schedule, bounds, grid.stage == 0, last), []
     for step in range(STEPS):
-        if step == poison and grid.replica == 0 and last:
+        if step == stopped and (flight := schedule.flight()):
+            schedule = options.build(part, problem.loss, problem.seed, place)
+            batches = problem.batches(grid.replicas.size, grid.replica, held=options.held(grid.stages.size))
+            schedule.resume(flight, batches.batch)
+        if step == poison and grid.replica == 0 and grid.stage == spoilt % grid.stages.size:
             part.weights[0] = np.nan
         schedule.step(batches.batch(step), update)
         if consensus.drains(step + 1, step + 1 == STEPS):
@@ -49,6 +58,7 @@ def train(problem: Problem, grid: Grid, options: Any, average: Average, poison: 
         meeting = consensus.weights(schedule.parts, step + 1, measure, last=step + 1 == STEPS)
         if meeting is not None:
             meetings.append(meeting)
+            schedule.met(grid.replica in meeting.reseeded)
     return run, meetings
 
 

@@ -22,6 +22,8 @@ DEEP = ("model.widths=[9,8,7,6]", "schedule.cut=estimated")
 NOISY = ("model.norm=batch", "model.dropout=0.3")
 MEETING = ("consensus.name=averaging", "consensus.score=uniform", "consensus.period=4 steps")
 KEPT = ("consensus.name=averaging", "consensus.period=4 steps", "consensus.in_flight=keep")
+SUMS = ("schedule.accumulate=4", "schedule.recompute=true")
+"""At the half there are passes in flight of equal age, with a meeting between them."""
 CASES = {
     "gpipe": ("schedule.name=gpipe", "consensus.name=gradients", "train.clip=0.1", *NOISY),
     "1f1b": ("schedule.name=1f1b", "consensus.name=gradients", "optimizer.name=adam"),
@@ -35,7 +37,7 @@ CASES = {
         "optimizer.name=adamw",
     ),
     "fdg, averaging": ("schedule.name=fdg", *MEETING, *NOISY),
-    "fdg, averaging, kept": ("schedule.name=fdg", *KEPT, "consensus.slots=average"),
+    "fdg, averaging, kept": ("schedule.name=fdg", *SUMS, *KEPT, "consensus.slots=average"),
     "ddg, accuracy": ("schedule.name=ddg", "consensus.name=averaging", "consensus.period=4 steps", *NOISY),
     "fr, fisher": ("schedule.name=fr", *MEETING, "consensus.score=fisher", "consensus.fisher_samples=8"),
     "layerwise": ("schedule.name=layerwise", "consensus.name=gradients", *NOISY),

@@ -176,11 +176,11 @@ def test_a_job_that_was_suspended_goes_on(tmp_path: Path) -> None:
 def test_a_stack_that_is_written_after_a_suspension_ends_no_job(tmp_path: Path) -> None:
     """Each rank writes its own, since another thread might read it while it changes, and crash."""
     run = tmp_path / "run"
-    job = start(2, *arguments(run, *LONG, "run.patience=0.4"))
+    job = start(2, *arguments(run, *LONG, "run.patience=1"))
     wait_for(run / "checkpoint-00000015.h5", job)
     ranks = ranks_of(job).values()
-    for _ in range(20):
-        for sign, seconds in ((signal.SIGSTOP, 0.5), (signal.SIGCONT, 0.05)):
+    for _ in range(8):
+        for sign, seconds in ((signal.SIGSTOP, 1.2), (signal.SIGCONT, 0.05)):
             for rank in ranks:
                 os.kill(rank, sign)
             time.sleep(seconds)
