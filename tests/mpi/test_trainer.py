@@ -13,6 +13,7 @@ from mpinn.comm.grid import World
 from mpinn.commands.train import train
 from mpinn.errors import FatalError
 from mpinn.run.checks import Request
+from mpinn.schedules.decoupled import Decoupled
 from mpinn.schedules.serial import Serial
 from mpinn.storage.history import Metrics
 from mpinn.storage.restore import newest
@@ -36,17 +37,17 @@ def run(world: World, mpi_tmp_path: Path) -> Run:
     return start
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, at: int, here: bool) -> None:
-    """Make a weight of the second layer NaN before batch ``at`` is trained on, if ``here``."""
-    step = Serial.step
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, here: bool, schedule: Any = Serial) -> None:
+    """Make the weights of the last layer NaN before batch ``at`` is handed in, if ``here``."""
+    step = schedule.step
 
-    def poisoned(self: Serial, batch: Any, update: Any) -> Any:
+    def poisoned(self: Any, batch: Any, update: Any) -> Any:
         if here and batch.index == at:
             (part,) = self.parts.values()
             part.weight_views["output"]["weight"][...] = np.nan
         return step(self, batch, update)
 
-    monkeypatch.setattr(Serial, "step", poisoned)
+    monkeypatch.setattr(schedule, "step", poisoned)
 
 
 def test_the_loss_in_the_log_is_the_mean_over_all_samples_of_all_ranks(
@@ -128,6 +129,26 @@ def test_one_poisoned_replica_is_left_out_and_starts_again_from_the_others(
     if world.rank == 0:
         told = f"step 12: replica {where} is not finite; it goes on from the mean of the others"
         assert capfd.readouterr().out.count(told) == 1
+
+
+def test_a_poisoned_replica_starts_again_from_the_others_whatever_was_in_flight(
+    world: World, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = 2 if world.size == 4 else 1
+    poison(monkeypatch, 9, world.rank == world.size - 1, Decoupled)
+    settings = ("schedule.name=fdg", f"grid.stages={stages}", "schedule.cut=estimated", "consensus.period=4 steps")
+    if world.size == 1:
+        with pytest.raises(DivergedError, match="step 10, rank 0: the loss is not finite"):
+            run(*settings)
+        return
+    assert run(*settings, "consensus.in_flight=keep") == 0
+    met = {
+        line["step"]: line["meeting_weights"][-1] for line in records(mpi_tmp_path / "run") if "meeting_weights" in line
+    }
+    assert met[8] > 0
+    assert met[12] == 0
+    assert met[16] > 0
+    assert met[18] > 0
 
 
 @pytest.mark.parametrize("every", ["10 steps", "10 epochs"])
