@@ -19,7 +19,10 @@ from mpinn.array.cuda_vectors import set_words
 from mpinn.array.pool import Pool
 from mpinn.array.recording import Between, Numbers, Path, Work
 from mpinn.array.typing import Array
+from mpinn.errors import LocalError
 
+FULL = 2
+"""What CUDA calls an error of allocation."""
 WORDS = 4
 """Numbers that a layer is given from the host in each step."""
 
@@ -96,6 +99,20 @@ def _nothing() -> None:
     """The host has nothing to do."""
 
 
+def _given(size: int) -> Any:
+    """Memory of the device; raises MemoryError where it is full.
+
+    The default allocator's error lets a pool of CuPy's give back what is free in it, and ask again. Of the pool of a
+    graph that is what recorded work uses.
+    """
+    try:
+        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if error.status != FULL:
+            raise
+        raise MemoryError(f"{size:,} bytes more") from None
+
+
 class Recorder:
     """Does the same work again and again, each time with other inputs of shapes that it knows from their ``key``.
 
@@ -106,7 +123,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._tapes: dict[Hashable, Tape | None] = {}
-        self._shared = cupy.cuda.MemoryPool(), Pool(cupy)
+        self._shared = cupy.cuda.MemoryPool(_given), Pool(cupy)
         self._inputs: dict[Hashable, Array] = {}
 
     def __contains__(self, key: Hashable) -> bool:
@@ -129,9 +146,13 @@ class Recorder:
         tape = self._tapes[key]
         if tape is None:
             cupy.get_default_memory_pool().free_all_blocks()
-            memory, pool = (cupy.cuda.MemoryPool(), Pool(cupy)) if keep else self._shared
+            memory, pool = (cupy.cuda.MemoryPool(_given), Pool(cupy)) if keep else self._shared
             tape = Tape(tuple(map(cupy.empty_like, inputs)) if keep else self._common(inputs), pool, memory)
-            tape.record(work)
+            try:
+                tape.record(work)
+            except MemoryError as error:
+                why = "the GPU is full while a step is recorded, which keeps its memory"
+                raise LocalError(f"{why}: {error}; choose a smaller data.batch, or more stages or shards") from None
             self._tapes[key] = tape
         for path, place in tape.words.items():
             set_words(place, numbers(path))

@@ -49,6 +49,15 @@ def empty_pinned(shape: Shape, dtype: Dtype) -> Array:
     return pinned
 
 
+def stay_on(device: int) -> None:
+    """Let this thread work with a device from now on.
+
+    A thread that has chosen none begins to use the first one, and so does one that goes back to it: hundreds of
+    megabytes of that device are taken then, or refused where it belongs to another process.
+    """
+    cupy.cuda.runtime.setDevice(device)
+
+
 class _AsOf(threading.local):
     event: Any = None
 
@@ -133,7 +142,7 @@ class Uploads:
     """
 
     def __init__(self) -> None:
-        self._device = cupy.cuda.Device()
+        self._device = cupy.cuda.get_device_id()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._arrays: dict[int, tuple[Array, ...]] = {}
         self._copied: dict[int, Any] = {}
@@ -143,9 +152,8 @@ class Uploads:
     def release(self, slot: int) -> None:
         """Return when the host arrays of a slot may be written: they have been copied. From any thread."""
         if (event := self._copied.get(slot)) is not None:
-            # a thread that has chosen no device would begin to use the first one
-            with self._device:
-                event.synchronize()
+            stay_on(self._device)
+            event.synchronize()
 
     def send(self, slot: int, hosts: tuple[Array, ...]) -> tuple[Array, ...]:
         """The values of the pinned ``hosts``, on the device for all that is asked of the current stream from now on."""

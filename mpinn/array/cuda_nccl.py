@@ -9,7 +9,7 @@ from typing import Any
 import cupy
 
 from mpinn.array.cuda_kernels import address
-from mpinn.array.cuda_memory import CudaMemory, as_of, recorded
+from mpinn.array.cuda_memory import CudaMemory, as_of, recorded, stay_on
 from mpinn.array.typing import Array
 
 
@@ -61,10 +61,9 @@ class CudaNccl:
         """See `mpinn.array.cuda_memory.as_of`."""
         return as_of(event)
 
-    def here(self) -> AbstractContextManager[Any]:
-        """Another thread looks at the device in here; without it, it would begin to use the first one."""
-        device: AbstractContextManager[Any] = cupy.cuda.Device(self._device)
-        return device
+    def here(self) -> None:
+        """This thread may look at events and groups from now on."""
+        stay_on(self._device)
 
     def follow(self, event: Any) -> "CudaWait":
         """Let what is asked of the current stream from now on come after the event, and time how long it waits."""

@@ -13,7 +13,18 @@ from mpinn.array.typing import Array, Shape
 SMALL = 1 << 16
 """Arrays below this many bytes come from the allocator of the array library, which serves them from its own lists."""
 
-_IDLE_REFERENCES = 3  # the ring, the local name `owner`, and the argument of getrefcount
+
+def _idle_references() -> int:
+    """To an array that only its ring has, as `Pool.empty` counts them.
+
+    The ring, the local name, and the argument, which Python 3.14 borrows without counting it.
+    """
+    ring = deque([np.empty(0)])
+    owner = ring[0]
+    return sys.getrefcount(owner)
+
+
+_IDLE_REFERENCES = _idle_references()
 
 
 class Pool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from mpinn.array.typing import Array
 from mpinn.comm.memory import Event, Memory, Wait
@@ -62,8 +62,8 @@ class Nccl(Protocol):
     def follow(self, event: Event) -> Wait:
         """Let all computing that is asked for from now on come after the event; how long it waits for it."""
 
-    def here(self) -> AbstractContextManager[Any]:
-        """Another thread may look at events and groups in here."""
+    def here(self) -> None:
+        """This thread may look at events and groups from now on."""
 
     def as_of(self, event: Event) -> AbstractContextManager[None]:
         """Messages that begin in here wait for what was asked of the device before the event, and for nothing later."""

@@ -54,7 +54,8 @@ class Groups:
 
     def failure(self) -> str:
         """What has gone wrong in which group, or nothing; any thread may ask."""
-        with self._lock, self.nccl.here():
+        self.nccl.here()
+        with self._lock:
             for ranks, group in tuple(self._groups.items()):
                 if found := group.failure():
                     return f"NCCL fails among {name_ranks(ranks)}: {found}"
@@ -62,8 +63,8 @@ class Groups:
 
     def account(self) -> Account:
         """What NCCL was asked for; any thread may ask."""
-        with self.nccl.here():
-            return self.ledger.account()
+        self.nccl.here()
+        return self.ledger.account()
 
     def close(self) -> None:
         """Give all groups back, in the order in which they were made, or give them up; called by all ranks.
@@ -84,7 +85,8 @@ class Groups:
 
         Otherwise the driver may wait in the end of the process for work that waits for other ranks.
         """
-        with self._lock, self.nccl.here():
+        self.nccl.here()
+        with self._lock:
             for group in self._groups.values():
                 group.abort()
             self._groups.clear()

@@ -92,6 +92,29 @@ def test_the_table_says_how_long_the_computing_waits(ranks: int, machines: str, 
     assert all(sum(row[name] for name in ("computing", "communicating", "waiting")) == pytest.approx(1) for row in rows)
 
 
+def test_no_thread_of_a_rank_takes_memory_of_another_ones_gpu(tmp_path: Path) -> None:
+    """Neither that which prepares batches, nor that which watches NCCL."""
+    code = """
+import json
+from threading import enumerate as threads
+from mpinn.comm import grid
+grid.connect = lambda: replace(connect(), cores=8)
+def tell():
+    time.sleep(1)
+    found = sorted(cupy._streams.TOUCHED), sorted(thread.name for thread in threads())
+    Path(os.environ["TMPDIR"], f"touched-{RANK}").write_text(json.dumps(found))
+at(20, tell)
+"""
+    images = ("model.name=cnn", "model.channels=[3]", "model.kernel=3", "data.crop=1", "run.patience=5")
+    done = job(2, tmp_path, code + TRAIN, *GRADIENTS, *images, gpus=2)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        devices, threads = json.loads((tmp_path / f"touched-{rank}").read_text())
+        assert devices == [rank]
+        assert any(name.startswith("ahead") for name in threads), threads
+        assert "watchdog" in threads
+
+
 def test_timing_takes_few_events(tmp_path: Path) -> None:
     """Two that are recorded for each collective, from a stock that does not grow."""
     code = """

@@ -28,6 +28,7 @@ from runs import arguments, datasets, differences  # noqa: E402
 
 from gpu.cases import CASES, SMALL, STOP, Case, settings_of  # noqa: E402
 from mpinn.array.device import count_devices  # noqa: E402
+from mpinn.comm.findings import Findings  # noqa: E402
 
 TIME_LIMIT = 100
 """Seconds of one job, of which the first few compile kernels."""
@@ -37,15 +38,15 @@ import cupy
 from mpi4py import MPI
 
 world = MPI.COMM_WORLD
-array, total = cupy.full(1 << 20, 1.0 + world.rank), cupy.zeros(4)
+cupy.cuda.Device(world.rank % cupy.cuda.runtime.getDeviceCount()).use()
+array = cupy.full(1 << 20, 1.0 + world.rank)
 cupy.cuda.Device().synchronize()
-if world.rank == 0:
-    world.Send(array, 1)
-else:
-    world.Recv(array, 0)
-world.Allreduce(array[:4], total)
-assert float(array.sum()) == 1 << 20 and float(total[0]) == 2.0
+{what}.Wait()
+assert float(array.sum()) == {found} * (1 << 20)
 """
+MESSAGES = PROBE.format(what="(world.Irecv(array, 0) if world.rank else world.Isend(array, 1))", found=1)
+SUMS = PROBE.format(what="world.Iallreduce(MPI.IN_PLACE, array)", found=3)
+"""What the program asks of MPI: a library may do the one, or blocking sums, and crash in the other."""
 
 
 class CaseError(Exception):
@@ -121,11 +122,11 @@ class Jobs:
         return directory / "latest"
 
 
-def compare(case: Case, jobs: Jobs, direct: bool) -> Result:
+def compare(case: Case, jobs: Jobs, direct: Findings) -> Result:
     """Train a case in all its ways."""
     begun = time.monotonic()
     try:
-        apart, equal = _compared(case, jobs, direct)
+        apart, equal = _compared(case, jobs, bool(direct.messages and (case.mail or direct.sums)))
     except CaseError as failure:
         return Result(case, time.monotonic() - begun, failure=str(failure))
     return Result(case, time.monotonic() - begun, apart, equal)
@@ -194,15 +195,15 @@ def environment_of(stand_in: bool) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, path)), "MPINN_EMULATED": "1"}
 
 
-def reads_device_memory() -> bool:
-    """Whether two ranks can exchange arrays of the device as they are; a library that cannot often crashes."""
+def reads_device_memory(program: str) -> bool:
+    """Whether two ranks can do this with arrays of the device as they are; a library that cannot often crashes."""
     try:
-        return mpirun(2, "-c", PROBE, timeout=TIME_LIMIT).returncode == 0
+        return mpirun(2, "-c", program, timeout=TIME_LIMIT).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-def run(cases: Sequence[Case], jobs: Jobs, direct: bool, at_once: int) -> list[Result]:
+def run(cases: Sequence[Case], jobs: Jobs, direct: Findings, at_once: int) -> list[Result]:
     """Compare all cases, and print each as soon as it is known."""
     results = []
     with ThreadPoolExecutor(at_once) as pool:
@@ -211,6 +212,12 @@ def run(cases: Sequence[Case], jobs: Jobs, direct: bool, at_once: int) -> list[R
             results.append(result)
             print(line_of(result), flush=True)
     return results
+
+
+def said_of(direct: Findings) -> str:
+    """What MPI does without the host."""
+    does = [name for name, able in (("messages", direct.messages), ("sums", direct.sums)) if able]
+    return " and ".join(does) or "no"
 
 
 def line_of(result: Result) -> str:
@@ -245,8 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(left_out)} cases need more GPUs than {gpus}, and are left out", flush=True)
         chosen = [case for case in chosen if case.gpus <= gpus]
     begun = time.monotonic()
-    direct = given.direct == "yes" or (given.direct == "auto" and not given.stand_in and reads_device_memory())
-    print(f"{len(chosen)} cases, {given.slots} ranks at once, device memory read by MPI: {'yes' if direct else 'no'}")
+    known = given.direct == "yes" if given.direct != "auto" or given.stand_in else None
+    direct = Findings(*(reads_device_memory(each) if known is None else known for each in (MESSAGES, SUMS)))
+    print(f"{len(chosen)} cases, {given.slots} ranks at once, device memory read by MPI: {said_of(direct)}")
     print(f"{'case':46}  n  {'from cpu':>8}  {'equal bit for bit':24}  {'time':>7}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         jobs = Jobs(given.keep or Path(folder), Slots(given.slots), environment_of(given.stand_in))

@@ -4,6 +4,7 @@ from typing import Any
 
 CODES = {
     "cudaErrorInvalidValue": (1, "invalid argument"),
+    "cudaErrorMemoryAllocation": (2, "out of memory"),
     "cudaErrorInvalidDevice": (101, "invalid device ordinal"),
     "cudaErrorNoDevice": (100, "no CUDA-capable device is detected"),
     "cudaErrorIllegalAddress": (700, "an illegal memory access was encountered"),

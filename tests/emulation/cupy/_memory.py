@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from . import _streams
-from ._errors import OutOfMemoryError, refuse_in_capture
+from ._errors import CUDARuntimeError, refuse_in_capture
 
 ALIGNMENT = 512
 FRONT, BACK = 512, 2048
@@ -41,7 +41,7 @@ class Segment:
         with LOCK:
             used = USED.get(self.device_id, 0) + self.size
             if used > capacity():
-                raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes ({used - self.size:,} are in use)")
+                raise CUDARuntimeError("cudaErrorMemoryAllocation", f"{size:,} bytes; {used - self.size:,} are in use")
             USED[self.device_id] = used
         self.raw = np.full(FRONT + ALIGNMENT + self.size + BACK, POISON, np.uint8)
         self.start = -(-(self.raw.ctypes.data + FRONT) // ALIGNMENT) * ALIGNMENT - self.raw.ctypes.data

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 from . import _streams
-from ._errors import OutOfMemoryError
+from ._errors import CUDARuntimeError, OutOfMemoryError
 from ._memory import ALIGNMENT, LOCK, Memory, MemoryPointer, Segment
 
 Key: TypeAlias = tuple[int, int]
@@ -45,6 +45,7 @@ class MemoryPool:
 
     def __init__(self, allocator: Callable[[int], Any] | None = None):
         self.private = True
+        self._allocator = allocator or (lambda size: MemoryPointer(Memory(size), 0))
         self._arenas: dict[Key, list[Piece]] = {}
         """What is free, as it was freed."""
         self._back: deque[tuple[Key, Piece]] = deque()
@@ -88,13 +89,13 @@ class MemoryPool:
             if attempt:
                 self.free_all_blocks()
             try:
-                segment = Segment(size)
-            except OutOfMemoryError as error:
+                segment = self._allocator(size).mem.segment
+            except CUDARuntimeError as error:
                 failed = error
             else:
                 self._segments.add(segment)
                 return Piece(segment, segment.start, segment.size)
-        raise failed
+        raise OutOfMemoryError(str(failed))
 
     def give_back(self, key: Key, piece: Piece) -> None:
         self._back.append((key, piece))

@@ -16,6 +16,8 @@ from ._errors import CUDARuntimeError, refuse_in_capture
 Work: TypeAlias = Callable[[], Any]
 RUNNING = threading.RLock()
 _local = threading.local()
+TOUCHED: set[int] = set()
+"""The devices that a thread of this process has chosen: on each of them it holds memory from then on."""
 _numbers = itertools.count(0x100, 0x10)
 
 
@@ -31,6 +33,7 @@ def set_device(number: int) -> None:
     if not 0 <= number < device_count():
         raise CUDARuntimeError("cudaErrorInvalidDevice" if device_count() else "cudaErrorNoDevice")
     _local.device = number
+    TOUCHED.add(number)
 
 
 def late() -> bool:

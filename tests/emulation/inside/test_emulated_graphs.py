@@ -8,6 +8,9 @@ import cupyx
 import numpy as np
 import pytest
 
+from mpinn.array.cuda_graph import Recorder
+from mpinn.errors import LocalError
+
 runtime = cupy.cuda.runtime
 
 
@@ -137,3 +140,32 @@ def test_late_work_reads_pinned_memory_late(stream: Any, monkeypatch: pytest.Mon
     b.set(np.full(4, 3.0))
     assert a.get().tolist() == [2] * 4
     assert b.get().tolist() == [3] * 4
+
+
+def test_a_full_device_takes_no_memory_from_recorded_work(monkeypatch: pytest.MonkeyPatch, stream: Any) -> None:
+    """What is free in the pool of a graph is used by what was recorded before."""
+    recorder, x = Recorder(), cupy.zeros(4, np.float32)
+
+    def times(count: int, size: int) -> Any:
+        def work(inputs: Any, *others: Any) -> Any:
+            total = inputs[0].copy()
+            for value in range(count):
+                temporary = cupy.empty(size, np.float32)
+                temporary[...] = value
+                total += temporary[:4]
+                del temporary
+            return total
+
+        return lambda: float(recorder(size, (x,), lambda path: (), work)[0])
+
+    small, large = times(3, 1 << 20), times(2, 3 << 20)
+    assert [small(), small(), large()] == [3, 3, 1]
+    cupy.get_default_memory_pool().free_all_blocks()
+    free, total = runtime.memGetInfo()
+    # enough for the large one with what the small one has, but not besides it
+    monkeypatch.setenv("MPINN_EMULATED_MEMORY", str(total - free + (9 << 20)))
+    with pytest.raises(LocalError, match=r"the GPU is full while a step is recorded, .*: 12,582,912 bytes more"):
+        large()
+    assert not stream.is_capturing()
+    monkeypatch.delenv("MPINN_EMULATED_MEMORY")
+    assert [small(), large(), large()] == [3, 1, 1]
