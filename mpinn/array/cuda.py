@@ -13,7 +13,7 @@ from mpinn.array import cuda_conv, cuda_epilogues, cuda_products
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.cuda_graph import recorder
 from mpinn.array.cuda_kernels import NULL, THREADS, launch, power_of_two, rows_at_once, spread_over, sum_columns
-from mpinn.array.cuda_memory import contiguous, empty_pinned, fill, on_device, on_host, synchronize, uploads
+from mpinn.array.cuda_memory import contiguous, empty_pinned, fill, inbox, on_device, on_host, synchronize, uploads
 from mpinn.array.cuda_packed import (
     finite_sum,
     packed_correct,
@@ -60,6 +60,7 @@ __all__ = [
     "empty_pinned",
     "fill",
     "finite_sum",
+    "inbox",
     "on_device",
     "on_host",
     "packed_activate",

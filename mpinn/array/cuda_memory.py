@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import cupy
@@ -10,6 +10,7 @@ import cupyx
 import numpy as np
 
 from mpinn.array.cuda_kernels import address
+from mpinn.array.pool import Pool, RestingPool
 from mpinn.array.typing import Array, Dtype, Shape
 
 
@@ -73,6 +74,23 @@ def as_of(event: Any) -> Iterator[None]:
         yield
     finally:
         _AS_OF.event = before
+
+
+class CudaInbox:
+    """Arrays in which messages arrive while the device works: they wait only for what it was asked to do with them."""
+
+    def __init__(self) -> None:
+        self._pool = RestingPool(cupy, lambda: recorded(cupy.cuda.get_current_stream()))
+
+    def room(self, shape: Shape, dtype: Dtype) -> tuple[Array, AbstractContextManager[None]]:
+        """An array, and within what a message into it is to begin."""
+        array, since = self._pool.rested(shape, dtype)
+        return array, as_of(since)
+
+
+def inbox(pool: Pool) -> CudaInbox:
+    """The twin of `ops.inbox`."""
+    return CudaInbox()
 
 
 class CudaMemory:

@@ -33,7 +33,7 @@ from mpinn.array.packed import (
     packed_squares,
     prepared_pieces,
 )
-from mpinn.array.pool import Pool
+from mpinn.array.pool import Inbox, Pool
 from mpinn.array.pooling import (
     average_pool,
     average_pool_backward,
@@ -94,6 +94,7 @@ __all__ = [
     "fill",
     "finite_sum",
     "followed",
+    "inbox",
     "known_statistics",
     "layer_norm",
     "layer_norm_backward",
@@ -332,6 +333,11 @@ def device_name() -> str:
 
 def uploads() -> None:
     """What copies batches to the device: nothing is needed for that here."""
+
+
+def inbox(pool: Pool) -> Inbox:
+    """Where messages arrive: anywhere, for nothing runs behind the program's back."""
+    return Inbox(pool)
 
 
 def recorder() -> None:

@@ -2,7 +2,8 @@
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
@@ -67,3 +68,46 @@ class Pool:
     def nbytes(self) -> int:
         """Their bytes."""
         return sum(owner.nbytes for owner in self)
+
+
+class Inbox:
+    """Arrays of a pool in which messages arrive."""
+
+    def __init__(self, pool: Pool):
+        self._pool = pool
+
+    def room(self, shape: Shape, dtype: np.dtype[Any]) -> tuple[Array, AbstractContextManager[None]]:
+        """An array, and within what a message into it is to begin."""
+        return self._pool.empty(shape, dtype), nullcontext()
+
+
+class RestingPool(Pool):
+    """A pool of arrays that a device reads behind the program's back; ``now`` is an event, that of what it was asked.
+
+    Whoever writes to an array without the device's knowing has to wait until it does not read it any more. An array
+    rests from one call to the next before it is given away, so that this is not the moment of what was asked last.
+    """
+
+    def __init__(self, library: Any, now: Callable[[], Any]):
+        super().__init__(library)
+        self._now = now
+        self._since: dict[int, tuple[int, Any]] = {}
+        """Idle array -> in which call it was found so, and the event then."""
+        self._calls = 0
+
+    def rested(self, shape: Shape, dtype: np.dtype[Any]) -> tuple[Array, Any]:
+        """An array of ``shape`` that nobody else uses, and the event since which nobody has asked for it."""
+        ring = self._rings.setdefault((shape, dtype), deque())
+        self._calls += 1
+        now = self._now()
+        found, since = None, (self._calls, now)
+        for owner in ring:
+            if sys.getrefcount(owner) == _IDLE_REFERENCES:
+                idle = self._since.setdefault(id(owner), (self._calls, now))
+                if idle[0] < since[0]:
+                    found, since = owner, idle
+        if found is None:
+            # the memory of a new one may have been another's
+            return self._grow(ring, shape, dtype), now
+        del self._since[id(found)]
+        return found[...], since[1]

@@ -84,6 +84,7 @@ class Stage:
         self._spans = {name: part.layout.span((name,)) for name in part.weight_views}
         recorder = None if place.trace.wanted else part.ops.recorder()
         self._recordings = Recordings(self, recorder, seed) if recorder else None
+        self._inbox = part.ops.inbox(part.pool)
         self._open: list[Pending] = []
         self._aside: deque[Pending] = deque()
         self._lengths: list[int] = []
@@ -100,8 +101,9 @@ class Stage:
         if alone or not batch.count:
             return None
         shape, source, tag = self._route(way, batch)
-        array = self.part.pool.empty((batch.count, *shape), self.part.compute_dtype)
-        pending = self._place.channel.receive(array, source, tag)
+        array, moment = self._inbox.room((batch.count, *shape), self.part.compute_dtype)
+        with moment:
+            pending = self._place.channel.receive(array, source, tag)
         self._open.append(pending)
         return Message(array, pending, way, batch.index)
 

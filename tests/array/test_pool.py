@@ -1,12 +1,13 @@
 """The pool never hands out what somebody still holds, and stops growing once every buffer has been there."""
 
 import gc
+from itertools import count
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpinn.array.pool import SMALL, Pool
+from mpinn.array.pool import SMALL, Pool, RestingPool
 
 FLOATS = np.dtype(np.float32)
 SHAPES = [(SMALL // 4,), (SMALL // 4 + 1,), (2, SMALL // 4), (3,)]
@@ -72,3 +73,39 @@ def test_shape_and_type_are_as_asked():
         assert (array.shape, array.dtype) == ((300, 300), np.dtype(dtype))
         assert array.flags.c_contiguous
         assert array.flags.writeable
+
+
+def base(array):
+    return array.ctypes.data
+
+
+@given(actions)
+@settings(max_examples=150, deadline=None)
+def test_a_buffer_that_rested_was_asked_for_nothing_since_its_event(script):
+    """Whoever has a buffer asks the device for something with it at any time, and last when it gives it back."""
+    clock, asked, held = count(), {}, []
+    pool = RestingPool(np, lambda: next(clock))
+    for action, what in script:
+        if action == "take":
+            array, event = pool.rested(what, FLOATS)
+            assert all(not np.shares_memory(array, other) for other in held)
+            assert asked.get(base(array), -1) < event
+            held.append(array)
+        elif held:
+            asked[base(held[what % len(held)])] = next(clock)
+            if action == "drop":
+                del held[what % len(held)]
+
+
+def test_buffers_rest_for_one_call_and_are_no_more_than_that_takes():
+    clock = count()
+    pool = RestingPool(np, lambda: next(clock))
+    held, ages = [], []
+    for call in range(12):
+        array, event = pool.rested((3,), FLOATS)
+        held.append(array)
+        ages.append(call - event)
+        del array, held[:-2]
+    # two are in use, and one rests
+    assert len(list(pool)) == 4
+    assert ages == [0, 0, 0, 0, *[1] * 8]
