@@ -33,10 +33,12 @@ from mpinn.bench.work import (
 )
 from mpinn.comm.grid import World
 from mpinn.partition.costs import SCHEDULES as FORECAST
-from mpinn.partition.costs import Link, demands, forecast, stages_of
+from mpinn.partition.costs import Link, forecast, stages_of
 from mpinn.partition.cuts import Cuts, whole
+from mpinn.partition.demands import demands
 from mpinn.partition.profile import measure
 from mpinn.partition.split import BANDWIDTH, LATENCY, partition
+from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
 from mpinn.trace import SILENT
 
@@ -147,9 +149,12 @@ def _planned(work: Work, world: World) -> dict[str, Planned]:
         for schedule in FORECAST:
             if schedule == "serial":
                 continue
-            cut = partition(costs, world.size, slots=len(OPTIMIZER.slots), in_flight=demands(schedule, MICRO_BATCHES))
+            rule = demands(schedule, SCHEDULES[schedule](), MICRO_BATCHES)
+            cut = partition(costs, world.size, slots=len(OPTIMIZER.slots), in_flight=rule)
             stages = stages_of(costs, cut)
-            one, many = (forecast(name, stages, link, MICRO_BATCHES).seconds for name in ("serial", schedule))
+            one, many = (
+                forecast(name, SCHEDULES[name](), stages, link, MICRO_BATCHES).seconds for name in ("serial", schedule)
+            )
             plans[schedule] = (cut.bounds, one / many)
         return json.dumps(plans).encode()
 

@@ -25,7 +25,9 @@ def plan(
     replicas: Annotated[int, typer.Option(min=0, help="Replicas, which share the batch; 0: the configured ones.")] = 0,
     shards: Annotated[int, typer.Option(min=0, help="Shards of a population; 0: the configured ones.")] = 0,
     schedule: Annotated[str, typer.Option(help="For which the stages are made even and have to fit.")] = "fdg",
-    micro_batches: Annotated[int, typer.Option(min=1, help="Micro-batches of gpipe and 1f1b.")] = 4,
+    micro_batches: Annotated[
+        int, typer.Option(min=0, help="Micro-batches of gpipe and 1f1b; 0: those of the configuration.")
+    ] = 0,
     cut: Annotated[list[str] | None, typer.Option(help="Begin a stage at this layer; then nothing is chosen.")] = None,
     memory: Annotated[float, typer.Option(help="GiB that a rank may hold; 0: any amount.")] = 0.0,
     bandwidth: Annotated[float | None, typer.Option(help="Of messages, in GB/s.")] = None,
@@ -62,7 +64,7 @@ def plan(
     """
     single = {"--stages": stages, "--replicas": replicas, "--shards": shards, "--cut": cut, "--json": json,
               "--bandwidth": bandwidth is not None, "--latency": latency is not None,
-              "--schedule": schedule != "fdg", "--micro-batches": micro_batches != 4}  # fmt: skip
+              "--schedule": schedule != "fdg", "--micro-batches": micro_batches}  # fmt: skip
     if ranks or check:
         refuse(single, "does not go with --ranks or --check, which try all grids")
         _many(

@@ -19,11 +19,13 @@ from mpinn.nn.network import Network
 from mpinn.nn.parareal import Parareal
 from mpinn.partition import abreast
 from mpinn.partition.abreast import Abreast
-from mpinn.partition.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, demands, forecast, stages_of
+from mpinn.partition.costs import PIPELINES, SCHEDULES, Forecast, Link, Stage, forecast, stages_of
 from mpinn.partition.cuts import Costs, divide, held, joined, learn, remark, size_of
+from mpinn.partition.demands import demands
 from mpinn.partition.profile import ELEMENT, OPERATIONS, Cost
 from mpinn.partition.split import BANDWIDTH, LATENCY, Partition, parse
 from mpinn.run.target import kernels_of
+from mpinn.schedules.registry import options_of
 from mpinn.training.choices import build_model, outputs_of, read_config
 
 WIDE = 160
@@ -32,7 +34,7 @@ WIDE = 160
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be planned; stages and replicas of 0 are the configured ones, memory in GiB, 0 for any amount.
+    """What is to be planned; stages, replicas and micro-batches of 0 are the configured ones, memory in GiB, 0 for any.
 
     ``bandwidth`` in GB/s and ``latency`` in microseconds are those of messages between neighbours, None if not known.
     """
@@ -42,7 +44,7 @@ class Question:
     stages: int = 0
     replicas: int = 0
     schedule: str = "fdg"
-    micro_batches: int = 4
+    micro_batches: int = 0
     cuts: tuple[str, ...] = ()
     memory: float = 0.0
     bandwidth: float | None = None
@@ -78,6 +80,8 @@ class Plan:
 
     model: str
     data: str
+    schedule: str
+    """That which is configured."""
     batch: int
     """Samples of one replica in a step."""
     replicas: int
@@ -115,6 +119,7 @@ def answer(question: Question) -> Plan:
         raise InputError("--replicas", f"{replicas} replicas can't share a batch of {config.data.batch} samples")
     batch = -(-config.data.batch // replicas)
     stages = question.stages or config.schedule.pieces(config.grid.stages)
+    micro_batches = question.micro_batches or _micro_batches(config)
     frame = config.schedule.frame(model)
     if question.cuts and question.stages not in (0, len(question.cuts) + 1):
         raise InputError("--cut", f"the cuts make {len(question.cuts) + 1} stages, not {stages}")
@@ -125,10 +130,10 @@ def answer(question: Question) -> Plan:
         LATENCY if question.latency is None else question.latency * 1e-6,
     )
     if chosen is None:
-        rule = demands(question.schedule, question.micro_batches)
+        rule = demands(question.schedule, options_of(config, question.schedule), micro_batches)
         chosen = divide(config, model, costs, stages, rule, link, question.memory * GIB or None)
     found = stages_of(joined(costs.units, frame), chosen)
-    forecasts = [forecast(schedule, found, link, question.micro_batches) for schedule in SCHEDULES]
+    forecasts = [forecast(name, options_of(config, name), found, link, micro_batches) for name in SCHEDULES]
     blocks = _blocks(config, model, chosen, costs)
     if blocks:
         forecasts.append(abreast.forecast(blocks, link))
@@ -137,6 +142,7 @@ def answer(question: Question) -> Plan:
     return Plan(
         model=config.names["model"],
         data=config.data.name,
+        schedule=config.names["schedule"],
         batch=batch,
         replicas=replicas,
         dtype=config.run.dtype,
@@ -144,7 +150,7 @@ def answer(question: Question) -> Plan:
         source=costs.source,
         link=link,
         assumed=question.bandwidth is None and question.latency is None,
-        micro_batches=question.micro_batches,
+        micro_batches=micro_batches,
         partition=chosen,
         starts=chosen.starts(model.network),
         stages=tuple(found),
@@ -153,6 +159,13 @@ def answer(question: Question) -> Plan:
         blocks=tuple(_size_of(entry) for entry in blocks),
         sweep=_sweep(config, model, chosen, replicas),
     )
+
+
+def _micro_batches(config: Config) -> int:
+    """Those of the pipeline that is configured, or the default."""
+    name = config.names["schedule"]
+    options: Any = options_of(config, name if name in PIPELINES else PIPELINES[0])
+    return int(options.micro_batches)
 
 
 def _blocks(config: Config, model: Model, chosen: Partition, costs: Costs) -> tuple[Abreast, ...]:
@@ -206,6 +219,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "model": plan.model,
         "data": plan.data,
+        "configured": plan.schedule,
         "batch": plan.batch,
         "replicas": plan.replicas,
         "dtype": plan.dtype,
@@ -289,7 +303,8 @@ def _facts(plan: Plan) -> list[str]:
 def _notes(plan: Plan) -> list[str]:
     told = [
         "step: from one to the next, once all stages have work; lock-step: each step ends everywhere before the next",
-        "in flight: activations, inputs and old weights, with the forward pass first; beside weights, gradients, slots",
+        "in flight: activations, inputs and old weights; beside weights, gradients, slots",
+        f"options: {plan.schedule} as configured, the others with their defaults",
     ]
     if plan.blocks:
         fine = sum(block.fine for block in plan.blocks)

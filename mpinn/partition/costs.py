@@ -6,36 +6,48 @@ takes across the cut after stage k (c_0 = c_K = 0),
 
     f_k = F_k / m + c_k      b_k = B_k / m + c_{k-1}      t_k = f_k + b_k
 
-and m = 1 but for gpipe and 1f1b. A stage's own part of a step is t_k, which `mpinn.partition.split` makes even.
+and m = 1 but for gpipe and 1f1b. A stage's own part of a step is t_k, or t_k' below, which `mpinn.partition.split`
+makes even.
 
     serial      sum (F_k + B_k)                                 one rank, no messages
     naive       sum t_k
     gpipe       sum t_k + (m - 1) (max f_k + max b_k)           two flow shops, one after the other
     1f1b        the longest path through its passes: no formula for uneven stages; as gpipe where they are even
-    ddg, fdg    max t_k
-    fr          max (t_k + F_k)                                 every stage runs its forward pass twice
-    layerwise   max (t_k + F_k [k < K])                         the last stage still has what it needs
+    decoupled   max t_k'                                        ddg, fr, fdg and layerwise
     local       max (f_k + B_k)                                 messages go right only; auxiliary heads are not counted
 
-The last five are the seconds from one step to the next once all stages have work: stages run ahead as far as their
-messages let them. Every loop of dependencies through stages k..j takes t_k + ... + t_j in j - k + 1 steps, whether the
-forward passes of a batch follow each other within a step (ddg, fr) or one step apart (fdg, layerwise), so the slowest
-stage sets the pace. Where a step must end on all stages before the next one begins, in lock-step, ddg and fr pay
-for their chain:
+where t_k' = f_k + b_k', and b_k' = b_k + F_k on a stage that runs its forward pass again, else b_k: with ``recompute``,
+as in fr and layerwise, all stages do but the last, which still has what it needs (`mpinn.partition.demands`).
 
-    ddg         max_k (f_1 + ... + f_k + b_k)
-    fr          max_k (f_1 + ... + f_k + F_k + b_k)
+The last two are the seconds from one step to the next once all stages have work: stages run ahead as far as their
+messages let them. Every loop of dependencies through stages k..j takes t_k' + ... + t_j' in j - k + 1 steps, whether
+the forward passes of a batch follow each other within a step (ddg, fr) or one step apart (fdg, layerwise), so the
+slowest stage sets the pace. Where a step must end on all stages before the next one begins, in lock-step, ddg and fr
+pay for their chain:
 
-For even stages with B = 2F and messages that take no time these are the usual speed-ups, 3K / (K + 2) and 3K / (K + 3).
+    ddg, fr     max_k (f_1 + ... + f_k + b_k')
+
+If stages of ddg or fr run backward first (``order``), all but the last wait for the gradient before they take a batch:
+the loop through stages k..K takes one step less, so that two stages are no faster than one rank,
+
+    ddg, fr     max (max_k t_k', max_{k<K} (t_k' + ... + t_K') / (K - k))
+                e_{K-1} + t_K, with e_k = max(e_{k-1}, b_k') + f_k and e_0 = 0, in lock-step
+
+Passes that run side by side (``overlap``) are counted one after the other.
+
+For even stages with B = 2F and messages that take no time the speed-up of ddg in lock-step is the usual 3K / (K + 2).
+That of fr is usually given as 3K / (K + 3), for a last stage that runs its forward pass again as well; here it is also
+3K / (K + 2), and 3K / 4 where stages run ahead.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from mpinn.partition.demands import DECOUPLED, demands
 from mpinn.partition.profile import Cost
-from mpinn.partition.split import BANDWIDTH, LATENCY, Demand, Demands, Partition, stage_bytes
+from mpinn.partition.split import BANDWIDTH, LATENCY, Demand, Partition, stage_bytes
 
 PIPELINES = ("gpipe", "1f1b")
 """The schedules that cut a batch into micro-batches."""
@@ -111,58 +123,57 @@ def stages_of(costs: Sequence[Cost], partition: Partition) -> list[Stage]:
     return found
 
 
-def forecast(schedule: str, stages: Sequence[Stage], link: Links, micro_batches: int) -> Forecast:
-    """What a step takes under a schedule; the number of micro-batches matters to pipelines only."""
+def forecast(schedule: str, options: Any, stages: Sequence[Stage], link: Links, micro_batches: int) -> Forecast:
+    """What a step takes under a schedule with its options; the number of micro-batches matters to pipelines only."""
     micro_batches = micro_batches if schedule in PIPELINES else 1
-    seconds, locked = _seconds(schedule, stages, link, micro_batches)
+    rule = demands(schedule, options, micro_batches)
+    asked = [rule(number, len(stages)) for number in range(1, len(stages) + 1)]
+    seconds, locked = _seconds(schedule, options, stages, asked, link, micro_batches)
     cuts = 0 if schedule == "serial" else len(stages) - 1
-    rule = demands(schedule, micro_batches)
     if schedule == "serial":
-        stages = [Stage(tuple(cost for stage in stages for cost in stage.costs), 0, 0)]
-    held = tuple(_in_flight(stage, rule(number, len(stages))) for number, stage in enumerate(stages, 1))
+        stages, asked = [Stage(tuple(cost for stage in stages for cost in stage.costs), 0, 0)], [Demand()]
+    held = tuple(map(_in_flight, stages, asked))
     ways = 1 if schedule == "local" else 2
     return Forecast(schedule, seconds, locked, ways * cuts * micro_batches, held)
-
-
-def demands(schedule: str, micro_batches: int = 1) -> Demands:
-    """What the schedule asks of stage k of K; ddg and fdg with the forward pass first and old weights kept.
-
-    In flight at once: gpipe all m micro-batches, 1f1b min(K - k + 1, m); ddg K - k + 1 batches, fdg 2 (K - k) + 1, each
-    with a copy of weights where k < K; fr and layerwise as many, of which all but one are inputs only.
-    """
-    rules: dict[str, Demands] = {
-        "1f1b": lambda k, K: Demand(min(K - k + 1, micro_batches) / micro_batches),
-        "ddg": lambda k, K: Demand(K - k + 1, weights=K - k + 1 if k < K else 0),
-        "fr": lambda k, K: Demand(1, inputs=K - k, forwards=2),
-        "fdg": lambda k, K: Demand(2 * (K - k) + 1, weights=2 * (K - k) + 1 if k < K else 0),
-        "layerwise": lambda k, K: Demand(1, inputs=2 * (K - k), forwards=2 if k < K else 1),
-    }
-    return rules.get(schedule, lambda k, K: Demand())
 
 
 def _in_flight(stage: Stage, demand: Demand) -> float:
     return stage_bytes(stage.costs, demand, 0) - 2 * stage.parameter_bytes
 
 
-def _seconds(schedule: str, stages: Sequence[Stage], link: Links, micro_batches: int) -> tuple[float, float]:
+def _seconds(
+    schedule: str, options: Any, stages: Sequence[Stage], asked: Sequence[Demand], link: Links, micro_batches: int
+) -> tuple[float, float]:
     """Seconds from step to step, and those in lock-step."""
     forward, backward = _passes(stages, link, micro_batches)
-    both = [f + b for f, b in zip(forward, backward, strict=True)]
-    again = [stage.forward for stage in stages]
-    chain = list(accumulate(forward))
-    rules: dict[str, Callable[[], tuple[float, ...]]] = {
-        "serial": lambda: (sum(stage.forward + stage.backward for stage in stages),),
-        "naive": lambda: (sum(both),),
-        "gpipe": lambda: (sum(both) + (micro_batches - 1) * (max(forward) + max(backward)),),
-        "1f1b": lambda: (one_forward_one_backward(forward, backward, micro_batches),),
-        "ddg": lambda: (max(both), max(f + b for f, b in zip(chain, backward, strict=True))),
-        "fr": lambda: (_largest(both, again), _largest(chain, again, backward)),
-        "fdg": lambda: (max(both),),
-        "layerwise": lambda: (_largest(both, [*again[:-1], 0.0]),),
-        "local": lambda: (_largest(forward, [stage.backward for stage in stages]),),
+    if schedule in DECOUPLED:
+        again = [(demand.forwards - 1) * stage.forward for stage, demand in zip(stages, asked, strict=True)]
+        return _decoupled(options, forward, [a + b for a, b in zip(again, backward, strict=True)])
+    both = sum(forward) + sum(backward)
+    rules: dict[str, Callable[[], float]] = {
+        "serial": lambda: sum(stage.forward + stage.backward for stage in stages),
+        "naive": lambda: both,
+        "gpipe": lambda: both + (micro_batches - 1) * (max(forward) + max(backward)),
+        "1f1b": lambda: one_forward_one_backward(forward, backward, micro_batches),
+        "local": lambda: _largest(forward, [stage.backward for stage in stages]),
     }
     found = rules[schedule]()
-    return found[0], found[-1]
+    return found, found
+
+
+def _decoupled(options: Any, forward: Sequence[float], backward: Sequence[float]) -> tuple[float, float]:
+    """Of f_k and b_k'."""
+    turns = [f + b for f, b in zip(forward, backward, strict=True)]
+    pace = max(turns)
+    if not options.chained:
+        return pace, pace
+    if options.order == "forward_first":
+        return pace, _largest(list(accumulate(forward)), backward)
+    loops = enumerate(accumulate(reversed(turns)))
+    ended = 0.0
+    for f, b in zip(forward[:-1], backward[:-1], strict=True):
+        ended = max(ended, b) + f
+    return max([pace, *(loop / steps for steps, loop in loops if steps)]), ended + turns[-1]
 
 
 def _largest(*terms: Sequence[float]) -> float:

@@ -13,7 +13,8 @@ from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.network import Whole
 from mpinn.partition.abreast import choose, head_of
-from mpinn.partition.costs import ASSUMED, Link, demands
+from mpinn.partition.costs import ASSUMED, Link
+from mpinn.partition.demands import demands
 from mpinn.partition.profile import Cost, estimate, profile, subject_of, together, units
 from mpinn.partition.sides import Sides, sides_of
 from mpinn.partition.split import Demands, Partition, parse, partition
@@ -78,7 +79,7 @@ def cut(config: Config, model: Model, outputs: int, replicas: int, ops: ModuleTy
         return Cuts(found.bounds, "the configuration names them")
     costs = learn(config, model, outputs, -(-config.data.batch // replicas), ops, asked == "measured" and measure)
     pieces = getattr(config.schedule, "micro_batches", 1)
-    rule = demands(config.names["schedule"], pieces)
+    rule = demands(config.names["schedule"], config.schedule, pieces)
     return Cuts(divide(config, model, costs, stages, rule).bounds, f"costs {costs.source}")
 
 

@@ -11,15 +11,15 @@ from mpinn.models.model import Model
 from mpinn.nn.parareal import Parareal
 from mpinn.partition import abreast
 from mpinn.partition.abreast import Abreast
-from mpinn.partition.costs import PIPELINES, Link, Stage, demands, forecast, stages_of
+from mpinn.partition.costs import PIPELINES, Link, Stage, forecast, stages_of
 from mpinn.partition.cuts import Costs, divide
+from mpinn.partition.demands import demands
 from mpinn.partition.profile import Cost, units
 from mpinn.partition.split import Demand, Partition, parse, stage_bytes
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.ownership import Ownership, Piece
 from mpinn.scaling.work import Work
-from mpinn.schedules.decoupled import DecoupledOptions
-from mpinn.schedules.registry import SCHEDULES
+from mpinn.schedules.registry import SCHEDULES, options_of
 
 TOGETHER = ("serial", "naive", *PIPELINES, "parareal")
 """Schedules whose stages end a step before the next one begins; the others run on as far as messages let them."""
@@ -51,7 +51,7 @@ class Depth:
         """Seconds of each stage in a step without its messages: all its passes, also those that it runs again."""
         if self.blocks:
             return [sum(cost.forward + cost.backward for cost in entry.costs) for entry in self.blocks]
-        rule, count = demands(self.schedule, self.micro_batches), len(self.stages)
+        rule, count = demands(self.schedule, self.options, self.micro_batches), len(self.stages)
         return [
             rule(number, count).forwards * stage.forward + stage.backward for number, stage in enumerate(self.stages, 1)
         ]
@@ -69,26 +69,14 @@ class Depth:
             gathered = bool(self.pieces[0].gathered)
             return abreast.forecast(self.blocks, slowest, gathered).seconds + max(more) + self.samples
         if self.schedule in TOGETHER:
-            told = forecast(self.schedule, self.stages, links, self.micro_batches)
+            told = forecast(self.schedule, self.options, self.stages, links, self.micro_batches)
             return told.seconds + max(more) + self.samples
         more[-1] += self.samples
         stages = [
             replace(stage, costs=(*stage.costs, Cost("update", 0, 0.0, extra, 0, 0, 0, 0)))
             for stage, extra in zip(self.stages, more, strict=True)
         ]
-        return forecast(self.schedule, stages, links, 1).seconds
-
-
-def demand(schedule: str, options: Any, number: int, count: int, micro_batches: int) -> Demand:
-    """What a schedule with these options asks of stage ``number`` of ``count``, from 1; see `costs.demands`."""
-    known = demands(schedule, micro_batches)(number, count)
-    if not isinstance(options, DecoupledOptions) or number == count:
-        return known
-    batches = (count - number) * (1 if options.chained else 2) + (options.order == "forward_first")
-    weights = batches if options.versions == "stash" else 0
-    if options.recompute:
-        return Demand(1, inputs=batches - 1, weights=weights, forwards=2)
-    return Demand(batches, weights=weights)
+        return forecast(self.schedule, self.options, stages, links, 1).seconds
 
 
 def in_flight(stage: Stage, asked: Demand, extra: float) -> float:
@@ -105,15 +93,11 @@ class Depths:
     def __init__(self, config: Config, model: Model, work: Work, cluster: Cluster):
         self.config, self.model, self.work, self.cluster = config, model, work, cluster
         self.ownership = Ownership(config, model)
-        self.options = {name: self._options(name) for name in SCHEDULES}
+        self.options = {name: options_of(config, name) for name in SCHEDULES}
         self._bounds: dict[tuple[str, int, int], tuple[int, ...]] = {}
         self._known: dict[tuple[str, int, int], Depth] = {}
         self._refusals: dict[tuple[str, int], str] = {}
         self._parameters = sum(vectors.weights for vectors in self.ownership.layers)
-
-    def _options(self, name: str) -> Any:
-        configured = self.config.names["schedule"] == name
-        return self.config.schedule if configured else SCHEDULES[name]()
 
     @cached_property
     def most(self) -> int:
@@ -157,12 +141,15 @@ class Depths:
         stages = self._stages(batch, micro, bounds)
         summed = micro > 1 or getattr(options, "accumulate", 1) > 1
         extra = (self.work.buffers(batch / micro) - 1) / micro
+        rule = demands(schedule, options, micro)
+        asked = [rule(number, count) for number in range(1, count + 1)]
         held = [
-            in_flight(stage, demand(schedule, options, number, count, micro), extra) + summed * stage.parameter_bytes
-            for number, stage in enumerate(stages, 1)
+            in_flight(stage, demand, extra) + summed * stage.parameter_bytes
+            for stage, demand in zip(stages, asked, strict=True)
         ]
-        most = [min(1, demands(schedule, micro)(number, count).passes) for number in range(1, count + 1)]
-        once = [in_flight(stage, Demand(passes), extra) for stage, passes in zip(stages, most, strict=True)]
+        once = [
+            in_flight(stage, Demand(min(1, demand.passes)), extra) for stage, demand in zip(stages, asked, strict=True)
+        ]
         return Depth(
             schedule, options, bounds, pieces, tuple(stages), (), tuple(held), tuple(once), self.work.samples(batch),
             self._shares(pieces), micro,
@@ -207,11 +194,12 @@ class Depths:
         cut = getattr(options, "cut", "measured")
         if not isinstance(cut, str) and len(cut) == stages - 1:
             return parse(frame, cut, "schedule.cut").bounds
-        kind = schedule if schedule in ("fr", "layerwise", "parareal") else "once"
+        rule = demands(schedule, options)
+        kind = schedule if schedule == "parareal" else f"{rule(1, stages).forwards} forward passes"
         key = kind, stages, batch
         if key not in self._bounds:
             config, costs = self._configured(schedule, options), self._costs(batch)
-            self._bounds[key] = divide(config, self.model, costs, stages, demands(schedule), self.cluster.inside).bounds
+            self._bounds[key] = divide(config, self.model, costs, stages, rule, self.cluster.inside).bounds
         return self._bounds[key]
 
     def _configured(self, schedule: str, options: Any) -> Config:

@@ -1,5 +1,6 @@
 """The schedules by name."""
 
+from mpinn.config import Config
 from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.local import LocalOptions
@@ -20,3 +21,9 @@ SCHEDULES: dict[str, type[ScheduleOptions]] = {
     "local": LocalOptions,
     "parareal": PararealOptions,
 }
+
+
+def options_of(config: Config, name: str) -> ScheduleOptions:
+    """Those of a schedule: as configured, or its defaults where another one is configured."""
+    options: ScheduleOptions = config.schedule
+    return options if config.names["schedule"] == name else SCHEDULES[name]()

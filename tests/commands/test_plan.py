@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from launch import ROOT, alone, mpirun
 
+from mpinn.array import ops
 from mpinn.commands.plan import Plan, Question, answer, describe, show
 from mpinn.errors import InputError
 from mpinn.partition.costs import SCHEDULES, Link, forecast, stages_of
+from mpinn.partition.cuts import cut
 from mpinn.partition.profile import estimate
 from mpinn.partition.split import BANDWIDTH, LATENCY, Partition, partition
+from mpinn.schedules.layerwise import LayerwiseOptions
+from mpinn.schedules.registry import SCHEDULES as REGISTRY
 from mpinn.training.choices import build_model, read_config
 
 WIDE = ("model.widths=[30, 40, 20]",)
@@ -35,7 +39,7 @@ def test_a_plan_is_the_best_partition_and_its_forecasts():
     stages = stages_of(costs, expected)
     assert plan.stages == tuple(stages)
     link = Link(BANDWIDTH, LATENCY)
-    assert plan.forecasts == tuple(forecast(schedule, stages, link, 5) for schedule in SCHEDULES)
+    assert plan.forecasts == tuple(forecast(name, REGISTRY[name](), stages, link, 5) for name in SCHEDULES)
     assert plan.vectors == 3
     assert plan.starts == tuple(
         costs[i].name for i in range(5) if sum(c.layers for c in costs[:i]) in expected.bounds[1:]
@@ -96,6 +100,43 @@ def test_stages_are_even_for_the_schedule_that_is_meant():
         best = {other: seconds(estimated(*DEEP, stages=3, schedule=other))[schedule] for other in ("fdg", "layerwise")}
         assert best[schedule] == min(best.values())
     assert estimated(*DEEP, stages=3, schedule="layerwise").partition != estimated(*DEEP, stages=3).partition
+
+
+def test_forecasts_follow_the_options_of_the_configured_schedule():
+    settings = ("schedule.name=layerwise", "schedule.recompute=false")
+    plan = estimated(*DEEP, *settings, stages=3, schedule="layerwise")
+    usual = estimated(*DEEP, stages=3)
+    assert plan.partition == usual.partition
+    told, others = ({row.schedule: row for row in found.forecasts} for found in (plan, usual))
+    options = LayerwiseOptions(recompute=False)
+    assert told["layerwise"] == forecast("layerwise", options, plan.stages, plan.link, 4)
+    assert told["layerwise"].seconds == told["fdg"].seconds
+    assert others["layerwise"].seconds > others["fdg"].seconds
+    assert told["layerwise"].in_flight[0] > others["layerwise"].in_flight[0]
+    assert {name: row for name, row in told.items() if name != "layerwise"} == {
+        name: row for name, row in others.items() if name != "layerwise"
+    }
+
+
+@pytest.mark.parametrize("schedule", ["layerwise", "fdg"])
+def test_a_plan_has_the_cuts_and_the_room_of_the_run(schedule: str):
+    settings = (f"schedule.name={schedule}", "schedule.recompute=true", "schedule.versions=mixed", "grid.stages=3")
+    plan = estimated(*DEEP, *settings, schedule=schedule)
+    config = read_config(None, (*DEEP, *settings))
+    found = cut(config, build_model(config, (8, 8, 1), 10), 10, 1, ops, measure=False)
+    assert plan.partition.bounds == found.bounds != estimated(*DEEP, stages=3).partition.bounds
+    rows = {row.schedule: row for row in plan.forecasts}
+    # four batches backward first, five forward first, of which one is kept whole
+    stage, inputs = plan.stages[0], 3 if schedule == "fdg" else 4
+    kept = sum(cost.kept_bytes for cost in stage.costs)
+    assert rows[schedule].in_flight[0] == kept + (1 + inputs) * stage.costs[0].input_bytes
+
+
+def test_micro_batches_are_those_of_the_configuration():
+    assert estimated(*DEEP, stages=2).micro_batches == 4
+    settings = ("schedule.name=1f1b", "schedule.micro_batches=8")
+    assert estimated(*DEEP, *settings, stages=2) == estimated(*DEEP, *settings, stages=2, micro_batches=8)
+    assert estimated(*DEEP, *settings, stages=2, micro_batches=3).micro_batches == 3
 
 
 def test_what_is_planned_as_json():

@@ -1,5 +1,6 @@
 """Decoupled backpropagation under mpirun against the simulator in one process, bit for bit."""
 
+from collections import Counter
 from dataclasses import replace
 from time import sleep
 from typing import Any
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 from depth import Depth, Staged, cut
 from oracles import Problem, clusters, serial
-from staged import grids, train
+from staged import grids, options_of, train
 
 from mpinn.array.typing import Array
 from mpinn.comm.grid import Grid, World
 from mpinn.datasets.batches import Batch
 from mpinn.models.mlp import MLP
 from mpinn.nn.optimizer import SGD
+from mpinn.partition.demands import demands
+from mpinn.schedules.decoupled import FROptions
+from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.trace import Trace
 
 pytestmark = pytest.mark.mpi
@@ -59,6 +63,27 @@ def test_equals_the_simulator_bit_for_bit(world: World, name: str, drained: bool
         for slot, vector in mine.slots.items():
             assert vector.tobytes() == part.slots[slot].tobytes()
         assert run.losses == (own.losses if grid.stage == stages - 1 else [])
+
+
+REPLAYING = {
+    **{name: options_of(depth) for name, depth in SCHEDULES.items()},
+    "fr": FROptions(),
+    "layerwise": LayerwiseOptions(overlap="never"),
+    "layerwise, kept": LayerwiseOptions(recompute=False, overlap="never"),
+}
+
+
+@pytest.mark.parametrize("name", REPLAYING)
+def test_a_stage_runs_its_layers_as_often_as_its_cut_is_made_for(world: World, name: str) -> None:
+    options, steps = REPLAYING[name], 10
+    kind = "ddg" if options.chained else "fdg"
+    for grid in grids(world):
+        trace = Trace(10_000)
+        train(PLAIN, grid, options, steps, drained=True, trace=trace)
+        run = Counter(event.name for event in trace.events)
+        demand = demands(kind, options)(grid.stage + 1, grid.stages.size)
+        assert run["backward"] == steps
+        assert run["forward"] + run["recompute"] == demand.forwards * steps
 
 
 @pytest.mark.parametrize("name", ["fdg", "layerwise", "fr", "accumulate"])

@@ -19,11 +19,12 @@ from mpinn.nn.layer import Pass, Tree
 from mpinn.nn.loss import CrossEntropy
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.part import Part, build_part
-from mpinn.partition.costs import Link, demands, forecast, stages_of
+from mpinn.partition.costs import Link, forecast, stages_of
 from mpinn.partition.cuts import Cuts
+from mpinn.partition.demands import demands
 from mpinn.partition.profile import estimate
 from mpinn.partition.split import Partition
-from mpinn.schedules.decoupled import DecoupledOptions
+from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.schedules.stage import Place
@@ -133,15 +134,25 @@ def passing(part: Part, shape: Shape, first: bool) -> int:
     return context.pool.nbytes - kept
 
 
-FORWARD_FIRST = {"fdg": DecoupledOptions(order="forward_first"), "layerwise": LayerwiseOptions()}
+FLYING = {
+    "fdg": DecoupledOptions(),
+    "fdg, forward first": DecoupledOptions(order="forward_first"),
+    "fdg, mixed": DecoupledOptions(versions="mixed"),
+    "fdg, recompute": DecoupledOptions(recompute=True),
+    "ddg": DDGOptions(),
+    "fr": FROptions(),
+    "layerwise": LayerwiseOptions(),
+    "layerwise, recompute = false": LayerwiseOptions(recompute=False),
+}
+"""By the name of the schedule, and what is not its default."""
 
 
-@pytest.mark.parametrize("name", FORWARD_FIRST)
+@pytest.mark.parametrize("name", FLYING)
 def test_what_is_in_flight_is_what_the_plan_says(world: World, name: str) -> None:
-    schedule, part, step, cuts = stage_of(world, FORWARD_FIRST[name])
+    schedule, part, step, cuts = stage_of(world, FLYING[name])
     stages, number = stages_of(estimate(MODEL, SAMPLES, DTYPE), Partition(cuts.bounds)), world.rank
-    planned = forecast(name, stages, Link(1e9, 0), 1).in_flight[number]
-    demand = demands(name)(number + 1, world.size)
+    planned = forecast(name.split(",")[0], FLYING[name], stages, Link(1e9, 0), 1).in_flight[number]
+    demand = demands(name.split(",")[0], FLYING[name])(number + 1, world.size)
     # every parameter of a copy begins on a boundary, for which the plan does not account
     planned += demand.weights * (part.weights.nbytes - stages[number].parameter_bytes)
     held, backward = [], schedule._stage.backward

@@ -1,15 +1,34 @@
 """What schedules cost: every formula against a simulation of events, and against the ideal figures."""
 
 import heapq
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
 
-from mpinn.partition.costs import PIPELINES, SCHEDULES, Link, Stage, demands, forecast, stages_of
+from mpinn.partition.costs import PIPELINES, SCHEDULES, Link, Stage, forecast, stages_of
+from mpinn.partition.demands import demands
 from mpinn.partition.profile import Cost
 from mpinn.partition.split import Partition, partition
+from mpinn.schedules.decoupled import DDGOptions, DecoupledOptions, FROptions
+from mpinn.schedules.layerwise import LayerwiseOptions
+from mpinn.schedules.registry import SCHEDULES as REGISTRY
 
+OPTIONS = {name: REGISTRY[name]() for name in SCHEDULES}
+DECOUPLED = {
+    "ddg": DDGOptions(),
+    "ddg, backward first": DDGOptions(order="backward_first"),
+    "ddg, recompute": DDGOptions(recompute=True),
+    "fr": FROptions(),
+    "fr, backward first": FROptions(order="backward_first"),
+    "fr, recompute = false": FROptions(recompute=False),
+    "fdg": DecoupledOptions(),
+    "fdg, forward first, recompute": DecoupledOptions(order="forward_first", recompute=True),
+    "fdg, mixed": DecoupledOptions(versions="mixed"),
+    "layerwise": LayerwiseOptions(),
+    "layerwise, recompute = false": LayerwiseOptions(recompute=False),
+}
+"""By the name of the schedule, and what is not its default."""
 FREE = Link(float("inf"), 0.0)
 STEPS = 240
 
@@ -93,11 +112,15 @@ def pipelined(schedule, stages, link, micro_batches):
     return max(simulate(programs, durations(stages, link, micro_batches), needs).values()), programs
 
 
-def decoupled(schedule, stages, link, locked):
+def turns(options, k, count):
+    """What stage k of K does in an iteration, from 0; the last one always runs forward first."""
+    return "BF" if options.order == "backward_first" and k < count - 1 else "FB"
+
+
+def decoupled(options, stages, link, locked):
     """Seconds from step to step, late in a long run."""
-    count, apart = len(stages), 1 if schedule in ("fdg", "layerwise") else 0
-    replays = {"fr": lambda k: True, "layerwise": lambda k: k < count - 1}.get(schedule, lambda k: False)
-    programs = [[(kind, k, step) for step in range(STEPS) for kind in "FB"] for k in range(count)]
+    count, apart = len(stages), 0 if options.chained else 1
+    programs = [[(kind, k, step) for step in range(STEPS) for kind in turns(options, k, count)] for k in range(count)]
 
     def needs(event):
         kind, k, step = event
@@ -106,12 +129,13 @@ def decoupled(schedule, stages, link, locked):
             needed.append(("F", k - 1, step - apart))
         if kind == "B" and k < count - 1 and step:
             needed.append(("B", k + 1, step - 1))
-        if locked and kind == "F" and step:
-            needed += [("B", other, step - 1) for other in range(count)]
+        if locked and step:
+            needed += [(kind, other, step - 1) for other in range(count) for kind in "FB"]
         return needed
 
+    replays = lambda k: options.recompute and k < count - 1  # noqa: E731
     ended = simulate(programs, durations(stages, link, 1, replays), needs)
-    first, last = (max(ended["B", k, step] for k in range(count)) for step in (STEPS - 61, STEPS - 1))
+    first, last = (max(ended[kind, k, step] for k in range(count) for kind in "FB") for step in (STEPS - 61, STEPS - 1))
     return (last - first) / 60
 
 
@@ -123,45 +147,50 @@ LINKS = [FREE, Link(0.5, 1.0), Link(2.0, 0.0)]
 def test_pipelines_take_what_a_simulation_takes(schedule, count, link):
     for seed, micro_batches in product(range(6), (1, 2, 3, 4, 9)):
         stages = uneven(seed, count)
-        found = forecast(schedule, stages, link, micro_batches)
+        found = forecast(schedule, OPTIONS[schedule], stages, link, micro_batches)
         assert found.seconds == found.locked == pytest.approx(pipelined(schedule, stages, link, micro_batches)[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_one_batch_at_a_time(count):
     stages = uneven(count, count)
-    naive = forecast("naive", stages, LINKS[1], 4)
+    naive = forecast("naive", OPTIONS["naive"], stages, LINKS[1], 4)
     assert naive.seconds == naive.locked == pytest.approx(pipelined("gpipe", stages, LINKS[1], 1)[0])
-    assert forecast("serial", stages, LINKS[1], 4).seconds == sum(own.forward + own.backward for own in stages)
+    serial = forecast("serial", OPTIONS["serial"], stages, LINKS[1], 4)
+    assert serial.seconds == sum(own.forward + own.backward for own in stages)
 
 
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize(("count", "link"), [*product((1, 2, 4), LINKS)])
-@pytest.mark.parametrize("schedule", ["ddg", "fr", "fdg", "layerwise"])
-def test_decoupled_schedules_keep_the_pace_of_a_simulation(schedule, count, link, locked):
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_decoupled_schedules_keep_the_pace_of_a_simulation(name, count, link, locked):
     for seed in range(4):
         stages = uneven(seed, count)
-        found = forecast(schedule, stages, link, 4)
-        expected = decoupled(schedule, stages, link, locked)
+        found = forecast(name.split(",")[0], DECOUPLED[name], stages, link, 4)
+        expected = decoupled(DECOUPLED[name], stages, link, locked)
         assert (found.locked if locked else found.seconds) == pytest.approx(expected)
 
 
 def test_stages_with_losses_of_their_own_pay_for_messages_to_the_right_alone():
     units = [Cost(name, 1, 1.0, 2.0, 8, after, 0, 0) for name, after in (("a", 6), ("b", 4), ("c", 1))]
     stages = stages_of(units, Partition((0, 1, 2, 3)))
-    assert forecast("local", stages, Link(2.0, 0.5), 4).seconds == 1 + 2 + 0.5 + 6 / 2
+    assert forecast("local", OPTIONS["local"], stages, Link(2.0, 0.5), 4).seconds == 1 + 2 + 0.5 + 6 / 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_even_stages_have_the_ideal_speed_ups(count):
     K, m = count, 5
-    ideal = {"naive": 1, "ddg": 3 * K / (K + 2), "fr": 3 * K / (K + 3), "fdg": K, "local": K}
-    serial = forecast("serial", even(K), FREE, m).seconds
+    # the last stage of fr does not run its forward pass again, so the chain of ddg takes as long
+    chained = 3 * K / (K + 2)
+    ideal = {"naive": 1, "ddg": chained, "fr": chained, "fdg": K, "local": K}
+    told = {schedule: forecast(schedule, OPTIONS[schedule], even(K), FREE, m) for schedule in SCHEDULES}
+    serial = told["serial"].seconds
     for schedule, speedup in ideal.items():
-        assert serial / forecast(schedule, even(K), FREE, m).locked == pytest.approx(speedup)
+        assert serial / told[schedule].locked == pytest.approx(speedup)
     for schedule in PIPELINES:
-        assert serial / forecast(schedule, even(K), FREE, m).seconds == pytest.approx(m * K / (m + K - 1))
-    assert serial / forecast("ddg", even(K), FREE, m).seconds == pytest.approx(K)
+        assert serial / told[schedule].seconds == pytest.approx(m * K / (m + K - 1))
+    assert serial / told["ddg"].seconds == pytest.approx(K)
+    assert serial / told["fr"].seconds == pytest.approx(3 * K / 4 if K > 1 else 1)
 
 
 def test_the_slowest_stage_of_fdg_is_the_bottleneck_of_the_partition():
@@ -173,10 +202,12 @@ def test_the_slowest_stage_of_fdg_is_the_bottleneck_of_the_partition():
     ]
     link = Link(2.0, 0.5)
     best = partition(costs, 3, bandwidth=link.bandwidth, latency=link.latency)
-    found = forecast("fdg", stages_of(costs, best), link, 1).seconds
+    found = forecast("fdg", OPTIONS["fdg"], stages_of(costs, best), link, 1).seconds
     layers = [0, *np.cumsum([cost.layers for cost in costs]).tolist()]
     others = [
-        forecast("fdg", stages_of(costs, Partition((0, layers[i], layers[j], layers[8]))), link, 1).seconds
+        forecast(
+            "fdg", OPTIONS["fdg"], stages_of(costs, Partition((0, layers[i], layers[j], layers[8]))), link, 1
+        ).seconds
         for i in range(1, 8)
         for j in range(i + 1, 8)
     ]
@@ -201,37 +232,37 @@ def test_micro_batches_in_flight(schedule, micro_batches):
     programs = pipelined(schedule, uneven(1, 4), FREE, micro_batches)[1]
     for k, program in enumerate(programs, 1):
         held = np.cumsum([1 if kind == "F" else -1 for kind, _, _ in program])
-        assert demands(schedule, micro_batches)(k, 4).passes == max(held) / micro_batches
+        assert demands(schedule, OPTIONS[schedule], micro_batches)(k, 4).passes == max(held) / micro_batches
 
 
 @pytest.mark.parametrize("K", [1, 2, 3, 4])
-@pytest.mark.parametrize(
-    ("schedule", "forward", "backward"),
-    [
-        ("fdg", lambda t, k, K: t - k + 1, lambda t, k, K: t - 2 * K + k + 1),
-        ("ddg", lambda t, k, K: t, lambda t, k, K: t - K + k),
-        ("layerwise", lambda t, k, K: t - k + 1, lambda t, k, K: t - 2 * K + k + 1),
-        ("fr", lambda t, k, K: t, lambda t, k, K: t - K + k),
-    ],
-)
-def test_batches_in_flight(schedule, forward, backward, K):
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_batches_in_flight(name, K):
+    options = DECOUPLED[name]
     for k in range(1, K + 1):
+        lags = {"F": 0, "B": K - k} if options.chained else {"F": k - 1, "B": 2 * K - k - 1}
         held, peak = set(), 0
         for t in range(1, 40):
-            if forward(t, k, K) >= 1:
-                held.add(forward(t, k, K))
-            peak = max(peak, len(held))
-            held.discard(backward(t, k, K))
-        demand = demands(schedule)(k, K)
+            for kind in turns(options, k - 1, K):
+                if t - lags[kind] < 1:
+                    continue
+                if kind == "F":
+                    held.add(t - lags["F"])
+                peak = max(peak, len(held))
+                if kind == "B":
+                    held.remove(t - lags["B"])
+        demand = demands(name.split(",")[0], options)(k, K)
         assert demand.passes + demand.inputs == peak
-        assert demand.weights == (peak if schedule in ("ddg", "fdg") and k < K else 0)
-        assert demand.inputs == (peak - 1 if schedule in ("fr", "layerwise") else 0)
+        assert demand.weights == (peak if options.versions == "stash" and k < K else 0)
+        assert demand.inputs == (peak - 1 if options.recompute else 0)
+        assert demand.forwards == (2 if options.recompute and k < K else 1)
 
 
 def test_bytes_in_flight_and_messages():
     units = [Cost("a", 1, 1.0, 1.0, 8, 16, 100, 1000), Cost("b", 1, 1.0, 1.0, 16, 4, 200, 3000)]
     stages = stages_of(units, Partition((0, 1, 2)))
-    found = {schedule: forecast(schedule, stages, FREE, 4) for schedule in SCHEDULES}
+    options = {**OPTIONS, "fdg": DecoupledOptions(order="forward_first")}
+    found = {schedule: forecast(schedule, options[schedule], stages, FREE, 4) for schedule in SCHEDULES}
     last = 16 + 200
     assert {schedule: row.in_flight for schedule, row in found.items()} == {
         "serial": (8 + 300,),
@@ -246,3 +277,16 @@ def test_bytes_in_flight_and_messages():
     }
     messages = {schedule: row.messages for schedule, row in found.items()}
     assert messages == {**dict.fromkeys(SCHEDULES, 2), "serial": 0, "gpipe": 8, "1f1b": 8, "local": 1}
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("name", [name for name in DECOUPLED if "backward first" not in name])
+def test_the_cut_is_the_fastest_of_all(name, stages):
+    """As the schedule runs with its options, by the simulation."""
+    options, rng = DECOUPLED[name], np.random.default_rng(stages)
+    costs = [Cost(f"unit{n}", 1, *map(float, rng.integers(1, 9, 2)), 0, 0, 0, 0) for n in range(6)]
+    rule = demands(name.split(",")[0], options)
+    best = partition(costs, stages, bandwidth=FREE.bandwidth, latency=0.0, in_flight=rule)
+    cuts = [Partition((0, *inside, 6)) for inside in combinations(range(1, 6), stages - 1)]
+    seconds = {cut: decoupled(options, stages_of(costs, cut), FREE, locked=False) for cut in cuts}
+    assert seconds[best] == min(seconds.values()) < max(seconds.values())
