@@ -5,6 +5,11 @@ With a doubly stochastic matrix a (`mpinn.consensus.graphs.metropolis`), one ste
 adapt_then_combine   psi_s = W_s - eta g_s(W_s);  W_s <- sum_r a_sr psi_r
 combine_then_adapt   W_s <- sum_r a_sr W_r - eta g_s(W_s), g_s at the weights before the mix
 
+with plain SGD. g_s is the gradient of the loss alone. What the optimizer does with the weights themselves it does with
+those that it moves, so combine-then-adapt takes the weight decay lambda after the mix, V_s = sum_r a_sr W_r:
+
+combine_then_adapt   W_s <- V_s - eta (g_s(W_s) + lambda V_s)
+
 Adapt-then-combine on a complete graph is synchronous SGD, also with heavy-ball momentum, where replicas have equally
 many samples; combine-then-adapt is not, and neither is with an optimizer that is not linear in the gradient, such as
 Adam. A mix contracts the distance to the mean by the second largest singular value of a.
@@ -32,7 +37,8 @@ class GossipOptions:
     """Who are neighbours, when they mix, and every how many batches.
 
     A ``torus`` is the most nearly square table of the replicas: a ring if their number is prime. Each replica learns
-    from samples of its own, since it is an agent whose loss is that of its own data.
+    from samples of its own, since it is an agent whose loss is that of its own data. Under ``combine_then_adapt`` the
+    gradient is that of the weights before the mix, and the weight decay is that of the weights after it.
     """
 
     graph: GraphName = "ring"
@@ -49,10 +55,13 @@ class GossipOptions:
 class Gossip:
     """Replicas that mix with the update of every ``period``-th batch; one replica never mixes.
 
+    An update of several batches mixes, once, if one of them is such a batch. The batch, not the step, counts, so
+    replicas agree however their stages are delayed; ``memory`` has, for each part, the first batch of its next update.
+
     A mix sends the weight vector to every neighbour and receives theirs: two messages for each, receives first, no
-    collective. Under combine-then-adapt they leave at the end of the step before, and so overlap with a whole step; the
-    weights are not written until the mix. The batch, not the step, counts, so replicas agree however their stages are
-    delayed. Every neighbour's vector is kept: on a complete graph as many as there are other replicas.
+    collective. Under combine-then-adapt they leave as soon as the next update is known to mix, so that they overlap
+    with a whole step where every update is of one batch; the weights are not written until the mix. Every neighbour's
+    vector is kept: on a complete graph as many as there are other replicas.
     """
 
     masks = False
@@ -70,8 +79,13 @@ class Gossip:
 
     def prepare(self, parts: Mapping[str, Part]) -> None:
         """Make room for the vectors of the neighbours."""
-        if self._channel.size > 1:
-            self._exchanges = {name: Exchange(self._channel, self._row, part) for name, part in parts.items()}
+        if self._channel.size == 1:
+            return
+        layout = Layout(dict.fromkeys(parts, (1,)), np.float64)
+        vector = np.full(layout.size, np.nan)
+        self.memory = {"gossip": (layout, vector)}
+        views = layout.views(vector)
+        self._exchanges = {name: Exchange(self._channel, self._row, part, views[name]) for name, part in parts.items()}
 
     def ready(self, part: Part, span: slice) -> None:
         """Gradients stay at home; poke what is on its way."""
@@ -81,7 +95,7 @@ class Gossip:
     def gradients(self, part: Part, batch: Batch) -> int:
         """The replica's own samples are all there are."""
         if part.name in self._exchanges:
-            self._exchanges[part.name].batch = batch.index
+            self._exchanges[part.name].update(batch.index, self._period)
         return batch.count
 
     def combine(self, part: Part) -> None:
@@ -96,14 +110,9 @@ class Gossip:
 
     def _mix(self, part: Part) -> None:
         exchange = self._exchanges.get(part.name)
-        if exchange is None:
-            return
-        due = self._due(exchange.batch)
-        if due:
+        if exchange is not None and exchange.due:
             exchange.begin()
-        # messages that left for a batch which did not come may not stay under way: the weights are about to be written
-        exchange.settle()
-        if due:
+            exchange.settle()
             exchange.mix()
 
     def drains(self, step: int, last: bool) -> bool:
@@ -112,9 +121,10 @@ class Gossip:
 
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Under combine-then-adapt let the weights leave that the next update will mix. Nobody meets."""
-        for name in parts if self._early and not last else ():
-            exchange = self._exchanges.get(name)
-            if exchange is not None and exchange.batch >= 0 and self._due(exchange.batch + 1):
+        for name in parts.keys() & self._exchanges.keys():
+            exchange = self._exchanges[name]
+            exchange.boundary(step)
+            if self._early and not last and exchange.foreseen(self._period):
                 exchange.begin()
         return None
 
@@ -123,23 +133,43 @@ class Gossip:
         for exchange in self._exchanges.values():
             exchange.settle()
 
-    def _due(self, batch: int) -> bool:
-        return (batch + 1) % self._period == 0
-
 
 class Exchange:
     """The weights of one part, those of its neighbours, and the messages between them.
 
-    ``batch`` is the index of the batch that the part was last updated with, -1 before the first.
+    ``first``: (1,), the index of the first batch of the next update, NaN before that is known. ``due``: whether the
+    update of which the gradient is complete mixes.
     """
 
-    def __init__(self, channel: Channel, row: list[tuple[int, float]], part: Part):
-        self.batch = -1
+    def __init__(self, channel: Channel, row: list[tuple[int, float]], part: Part, first: Array):
+        self.first = first
+        self.due = False
+        self._begun = False
         self._channel = channel
         self._part = part
         self._received = {r: np.empty_like(part.weights) for r, _ in row if r != channel.rank}
         self._terms = [(share, self._received.get(r, part.weights)) for r, share in row]
         self._pending: list[Pending] = []
+
+    def boundary(self, step: int) -> None:
+        """After ``step`` steps, and no update since the start: the next one has the batch of the last step.
+
+        An earlier one is its first if the run goes on with what was in flight: then ``first`` has been restored.
+        """
+        if not self._begun:
+            self.first[0] = np.fmin(self.first[0], step - 1)
+            self._begun = True
+
+    def update(self, batch: int, period: int) -> None:
+        """The next update is of the batches up to this one."""
+        first = int(np.fmin(self.first[0], batch))
+        self.due = (batch + 1) // period > first // period
+        self.first[0] = batch + 1
+        self._begun = True
+
+    def foreseen(self, period: int) -> bool:
+        """Whether the next update mixes, of how many batches it may be."""
+        return int(self.first[0] + 1) % period == 0
 
     def begin(self) -> None:
         """Receive from every neighbour and send to it, unless that is under way."""

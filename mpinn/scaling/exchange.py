@@ -75,13 +75,14 @@ def _gradients(options: Any, scene: Scene) -> Seconds:
 
 
 def _mixes(options: Any, scene: Scene) -> Seconds:
-    """The weights to every neighbour, and their sum."""
+    """The weights to every neighbour, and their sum, with every update or with every one that ends a period."""
     count, link = degree(options, scene.replicas), scene.group.neighbour
+    often = max(scene.period, getattr(scene.depth.options, "accumulate", 1))
     found = []
     for piece in scene.depth.pieces:
         sizes = [part.weights * scene.item for part in piece.parts]
         seconds = sum(count * link.seconds(size) + (count + 1) * size / scene.cluster.reduction for size in sizes)
-        found.append(seconds / scene.period)
+        found.append(seconds / often)
     return Seconds(tuple(found))
 
 

@@ -7,6 +7,7 @@ and is not counted again. Every schedule and every consensus of the registries i
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from mpinn.consensus.graphs import GRAPHS
@@ -118,11 +119,9 @@ class Course:
 
     @property
     def mixes(self) -> int:
-        """Updates with the last batch of a period."""
-        if self.accumulate == 1:
-            return self.steps // self.period
-        ends = (min(update * self.accumulate, self.steps) for update in range(1, self.updates + 1))
-        return sum(end % self.period == 0 for end in ends)
+        """Updates with the last batch of a period among theirs."""
+        ends = [min(update * self.accumulate, self.steps) // self.period for update in range(self.updates + 1)]
+        return sum(before < after for before, after in pairwise(ends))
 
 
 Exchanged: TypeAlias = Callable[[Any, Sequence[Vectors], Course, int, int], list[tuple[str, int, int]]]

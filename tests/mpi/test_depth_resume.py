@@ -24,6 +24,7 @@ MEETING = ("consensus.name=averaging", "consensus.score=uniform", "consensus.per
 KEPT = ("consensus.name=averaging", "consensus.period=4 steps", "consensus.in_flight=keep")
 SUMS = ("schedule.accumulate=4", "schedule.recompute=true")
 """At the half there are passes in flight of equal age, with a meeting between them."""
+SELDOM = ("schedule.accumulate=2", "consensus.name=gossip", "consensus.period=3 steps")
 CASES = {
     "gpipe": ("schedule.name=gpipe", "consensus.name=gradients", "train.clip=0.1", *NOISY),
     "1f1b": ("schedule.name=1f1b", "consensus.name=gradients", "optimizer.name=adam"),
@@ -48,6 +49,8 @@ CASES = {
     "local, outer": ("schedule.name=local", "consensus.name=outer", "consensus.period=4 steps", "schedule.width=5"),
     "local, gossip": ("schedule.name=local", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "fdg, gossip": ("schedule.name=fdg", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
+    "fdg, gossip, accumulate": ("schedule.name=fdg", *SELDOM, *NOISY),
+    "ddg, gossip, accumulate": ("schedule.name=ddg", *SELDOM, "consensus.form=combine_then_adapt", *NOISY),
     "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
     "parareal": ("schedule.name=parareal", "consensus.name=gradients", "train.clip=0.1", *NOISY),
     "parareal, averaging": ("schedule.name=parareal", "schedule.form=difference", *MEETING, *NOISY),

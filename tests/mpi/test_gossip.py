@@ -308,19 +308,55 @@ def test_messages_leave_early_and_are_waited_for_late(channel: Channel, form: st
     assert watched.channel.meter.counts.keys() <= {"send", "receive"}
 
 
-def test_a_mix_that_was_foreseen_and_does_not_come_leaves_nothing_under_way(channel: Channel) -> None:
+def test_a_mix_is_foreseen_and_comes_with_the_next_update_whatever_its_batches(channel: Channel) -> None:
     consensus = build(channel, "ring", "combine_then_adapt", period=3)
     part, batches = SHARDS.part(), SHARDS.batches(channel.size, channel.rank)
+    part.weights[:] = channel.rank
     parts = {part.name: part}
     consensus.prepare(parts)
     update = OptimizerUpdate(consensus, SHARDS.optimizer, SHARDS.rate, 0.0, parts)
-    own = part.weights.copy()
-    update(part, batches.batch(1))
+    joined = channel.size > 1
+    update(part, batches.batch(1))  # its gradients are zero
+    assert (part.weights == channel.rank).all()
     consensus.weights(parts, 2, None, last=False)
+    assert not joined or channel.under_way
     update(part, batches.batch(3))
-    assert not channel.under_way if channel.size > 1 else True
-    assert part.weights.tobytes() == own.tobytes()  # its gradients are zero
+    assert not joined or not channel.under_way
+    np.testing.assert_allclose(part.weights, mixing("ring", channel.size)[channel.rank] @ np.arange(channel.size))
+    consensus.weights(parts, 4, None, last=False)
+    assert not joined or not channel.under_way
     consensus.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_where_the_gradient_and_the_weight_decay_are_taken(channel: Channel, form: str, decay_all: bool) -> None:
+    decay = 0.3
+    problem = replace(SHARDS, optimizer=SGD(rate=0.1, momentum=0.0, weight_decay=decay, decay_all=decay_all))
+    rows = np.random.default_rng(1).normal(size=(channel.size, problem.part().weights.size))
+    gradients, decayed = [], np.zeros_like(rows[0])
+    for r, row in enumerate(rows):
+        one, batch = problem.part(), problem.batches(channel.size, r).batch(0)
+        one.weights[:] = row
+        write_gradient(problem, one, batch)
+        gradients.append(one.grads / batch.count)
+    for entry in one.layout:
+        decayed[entry.slice] = decay * (decay_all or entry.path[-1] == "weight")
+    matrix, eta = mixing("ring", channel.size), problem.rate(0)
+    mean = matrix @ rows
+    if form == "adapt_then_combine":
+        wanted = matrix @ (rows - eta * (gradients + decayed * rows))
+    else:
+        wanted = mean - eta * (gradients + decayed * mean)
+
+    def start(step: int, replica: int, part: Part) -> None:
+        part.weights[:] = rows[channel.rank]
+
+    trained = train(problem, channel, build(channel, "ring", form), 1, start)
+    own = np.concatenate([trained.part.weights[entry.slice] for entry in trained.part.layout])
+    np.testing.assert_allclose(
+        own, np.concatenate([wanted[channel.rank][entry.slice] for entry in one.layout]), **CLOSE
+    )
 
 
 # The loop
