@@ -112,8 +112,9 @@ def test_the_cuts_of_a_run_are_kept(tmp_path: Path, crews: Crews) -> None:
         (("grid.stages=2", "schedule.name=fgd"), "schedule.name: 'fgd' is not one of"),
         (("grid.stages=3", "schedule.name=fdg"), "grid.stages: any number of replicas x 3 stages"),
         (
-            ("schedule.name=fdg", "consensus.in_flight=keep", "consensus.score=fisher"),
-            "consensus.in_flight: keep does not go with the score fisher",
+            ("schedule.name=fdg", "grid.stages=2", "consensus.in_flight=keep", "consensus.score=fisher"),
+            "consensus.in_flight: keep does not go with the score fisher, which measures on the batches of training, "
+            "and would overwrite those in flight",
         ),
     ],
 )

@@ -30,7 +30,7 @@ from mpinn.nn.part import Part
 class OuterOptions:
     """When replicas meet, and the outer optimizer: its learning ``rate`` eta and ``momentum`` mu.
 
-    The defaults are those of the paper, but for the period, which is 500 steps there: a run here may be as short as
+    The defaults are those of an open implementation; its period is 500 steps, and a run here may be as short as
     that. Without ``nesterov`` the momentum is the heavy ball's. ``score`` weighs the replicas as in `AveragingOptions`,
     where the last four keys are explained.
     """

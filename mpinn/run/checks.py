@@ -179,9 +179,9 @@ def check_types(config: Config) -> None:
 
 def check_together(config: Config, data: Mapping[str, Any]) -> None:
     """Choices that are each right but do not fit each other."""
-    if getattr(config.consensus, "in_flight", "") == "keep" and config.consensus.score in ("accuracy_shard", "fisher"):
-        why = "which measures on the batches of training, and would overwrite those in flight"
-        raise InputError("consensus.in_flight", f"keep does not go with the score {config.consensus.score}, {why}")
+    if getattr(config.consensus, "in_flight", "") == "keep" and (lost := overwritten(config)):
+        said = f"keep does not go with the score {config.consensus.score}, which measures on"
+        raise InputError("consensus.in_flight", f"{said} the batches of training, and would overwrite {lost}")
     if data["classes"]:
         return
     values = "needs class numbers, but the targets are values"
@@ -190,6 +190,16 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
     score = getattr(config.consensus, "score", "")
     if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
         raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+
+
+def overwritten(config: Config) -> str:
+    """What of that which is in flight a score would lose; nothing if it does not measure there, or nothing is."""
+    if config.consensus.score not in ("accuracy_shard", "fisher"):
+        return ""
+    if config.schedule.held(config.grid.stages):
+        return "those in flight"
+    summed = getattr(config.schedule, "accumulate", 1) > 1
+    return "gradients that are added up" if summed and config.consensus.score == "fisher" else ""
 
 
 def check_survival(config: Config, replicas: int, mortal: Callable[[], str]) -> None:

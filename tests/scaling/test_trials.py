@@ -83,6 +83,8 @@ MIXED = {
     "gradients, accumulated": (("schedule.name=fdg", "schedule.accumulate=3", "train.clip=0.5"),
                                Case("fdg", "gradients", 2, 2)),
     "gossip": (("schedule.name=ddg",), Case("ddg", "gossip", 2, 2)),
+    "gossip, accumulated": (("schedule.name=fdg", "schedule.accumulate=2", "consensus.name=gossip",
+                             "consensus.period=3 steps"), Case("fdg", "gossip", 2, 2)),
     "outer": (("schedule.name=local",), Case("local", "outer", 2, 2)),
     "clipped": (("train.clip=0.5",), Case("parareal", "gradients", 2, 2)),
 }  # fmt: skip
