@@ -322,6 +322,8 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
         same = stand.agrees(checkpoint)
         flight = read_flight(checkpoint, flight_kind(stand.replica, stand.stage)) if same else None
         keeps_heads = stand.agrees_in_depth(checkpoint)
+        # a run of before gossip remembered anything goes on too
+        local = [spec for spec in local if "/gossip" not in spec.kind or checkpoint.parameters(spec.kind)]
     heads = {name: part for name, part in parts.items() if part.auxiliary}
     model = {name: part for name, part in parts.items() if not part.auxiliary}
     vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(model)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from runs import SMALL, differences, records
@@ -94,6 +95,29 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(case: str, world: World,
     assert differences(stopped / last, whole / last) == []
     timeless = [[{**line, "seconds": 0} for line in records(place)] for place in (stopped, whole)]
     assert timeless[0] == timeless[1]
+    meet(world)
+
+
+@pytest.mark.parametrize("case", ["gossip", "gossip, sent early"])
+def test_a_run_of_before_gossip_remembered_anything_goes_on(
+    case: str, world: World, run: Run, mpi_tmp_path: Path
+) -> None:
+    settings = CASES[case]
+    assert run(*settings) == 0
+    meet(world)
+    assert run(*settings, fresh=True, stop_after=HALF) == 75
+    meet(world)
+    stopped, whole = (mpi_tmp_path / name for name in ("run", "run.1"))
+    if world.rank == 0:
+        with h5py.File(stopped / f"checkpoint-{HALF:08d}.h5", "r+") as file:
+            assert ("consensus" in file) == (world.size > 1)
+            file.pop("consensus", None)
+        (stopped / "checkpoints.json").unlink()
+    meet(world)
+    assert run(*settings, resume=True) == 0
+    meet(world)
+    last = f"checkpoint-{WHOLE:08d}.h5"
+    assert differences(stopped / last, whole / last) == []
     meet(world)
 
 
