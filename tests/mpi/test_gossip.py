@@ -1,7 +1,7 @@
 """Gossip against the oracle, what mixing does, and which messages it sends."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -15,7 +15,7 @@ from replicated import CLOSE, NORMED, SHARDS, STEPS, everywhere, train
 from runs import SMALL, datasets
 
 from mpinn.array.typing import Array
-from mpinn.comm.channel import Channel, Pending
+from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
 from mpinn.commands.train import train as run
 from mpinn.config import Period
@@ -29,7 +29,6 @@ from mpinn.run.checks import Request
 from mpinn.schedules.serial import Serial
 from mpinn.storage.restore import newest
 from mpinn.training.trainer import DivergedError
-from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 
@@ -132,6 +131,37 @@ def test_anything_else_is_not(channel: Channel, graph: str, form: str, optimizer
     assert (apart > 1e-5) == differs
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_where_the_gradient_and_the_weight_decay_are_taken(channel: Channel, form: str, decay_all: bool) -> None:
+    decay = 0.3
+    problem = replace(SHARDS, optimizer=SGD(rate=0.1, momentum=0.0, weight_decay=decay, decay_all=decay_all))
+    rows = np.random.default_rng(1).normal(size=(channel.size, problem.part().weights.size))
+    gradients, decayed = [], np.zeros_like(rows[0])
+    for r, row in enumerate(rows):
+        one, batch = problem.part(), problem.batches(channel.size, r).batch(0)
+        one.weights[:] = row
+        write_gradient(problem, one, batch)
+        gradients.append(one.grads / batch.count)
+    for entry in one.layout:
+        decayed[entry.slice] = decay * (decay_all or entry.path[-1] == "weight")
+    matrix, eta = mixing("ring", channel.size), problem.rate(0)
+    mean = matrix @ rows
+    if form == "adapt_then_combine":
+        wanted = matrix @ (rows - eta * (gradients + decayed * rows))
+    else:
+        wanted = mean - eta * (gradients + decayed * mean)
+
+    def start(step: int, replica: int, part: Part) -> None:
+        part.weights[:] = rows[channel.rank]
+
+    trained = train(problem, channel, build(channel, "ring", form), 1, start)
+    own = np.concatenate([trained.part.weights[entry.slice] for entry in trained.part.layout])
+    np.testing.assert_allclose(
+        own, np.concatenate([wanted[channel.rank][entry.slice] for entry in one.layout]), **CLOSE
+    )
+
+
 # What a mix does
 
 
@@ -228,135 +258,6 @@ def slope(problem: Problem, weights: Array) -> float:
     for first, last, decay, _ in problem.optimizer.segments(part.layout).pieces():
         decayed[first:last] = decay * weights[first:last]
     return float(np.linalg.norm(part.grads / whole.count + decayed))
-
-
-# Messages
-
-
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("period", [1, 3])
-def test_messages_are_exactly_those_stated(channel: Channel, graph: str, form: str, period: int) -> None:
-    part = train(SHARDS, channel, build(channel, graph, form, period), STEPS).part
-    count = STEPS // period * degree(channel, graph)
-    expected = dict.fromkeys(("receive", "send"), (count, count * part.weights.nbytes)) if count else {}
-    assert channel.meter.counts == expected
-
-
-@dataclass
-class Noted:
-    """A message that notes when it is waited for."""
-
-    pending: Pending
-    events: list[str]
-    what: str
-
-    def wait(self) -> None:
-        self.events.append(f"wait {self.what}")
-        self.pending.wait()
-
-    def test(self) -> bool:
-        return self.pending.test()
-
-
-@dataclass
-class Watched:
-    """A channel that notes what is asked of it, with no operation but messages between two ranks."""
-
-    channel: Channel
-    events: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.rank, self.size = self.channel.rank, self.channel.size
-
-    def send(self, array: Array, to: int) -> Noted:
-        self.events.append(f"send {to}")
-        return Noted(self.channel.send(array, to), self.events, f"send {to}")
-
-    def receive(self, into: Array, source: int) -> Noted:
-        self.events.append(f"receive {source}")
-        return Noted(self.channel.receive(into, source), self.events, f"receive {source}")
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_messages_leave_early_and_are_waited_for_late(channel: Channel, form: str) -> None:
-    watched = Watched(channel)
-    consensus = build(watched, "ring", form)
-    part, batches = SHARDS.part(), SHARDS.batches(channel.size, channel.rank)
-    schedule = Serial(part, SHARDS.loss, SHARDS.seed)
-    consensus.prepare(schedule.parts)
-
-    class Told(SGD):
-        def apply(self, *arguments: Any) -> None:
-            watched.events.append("apply")
-            super().apply(*arguments)
-
-    update = OptimizerUpdate(consensus, Told(), SHARDS.rate, 0.0, schedule.parts)
-    around = GRAPHS["ring"](channel.size, channel.rank)
-    leave = [f"{what} {r}" for what in ("receive", "send") for r in around]
-    wait = [f"wait {event}" for event in leave]
-    for step in range(3):
-        watched.events.append("forward")
-        schedule.step(batches.batch(step), update)
-        consensus.weights(schedule.parts, step + 1, None, last=step == 2)
-    if form == "adapt_then_combine":
-        expected = ["forward", "apply", *leave, *wait] * 3
-    else:
-        step = ["forward", *wait, "apply"]
-        expected = ["forward", *leave, *wait, "apply", *leave, *step, *leave, *step]
-    assert watched.events == expected
-    assert watched.channel.meter.counts.keys() <= {"send", "receive"}
-
-
-def test_a_mix_is_foreseen_and_comes_with_the_next_update_whatever_its_batches(channel: Channel) -> None:
-    consensus = build(channel, "ring", "combine_then_adapt", period=3)
-    part, batches = SHARDS.part(), SHARDS.batches(channel.size, channel.rank)
-    part.weights[:] = channel.rank
-    parts = {part.name: part}
-    consensus.prepare(parts)
-    update = OptimizerUpdate(consensus, SHARDS.optimizer, SHARDS.rate, 0.0, parts)
-    joined = channel.size > 1
-    update(part, batches.batch(1))  # its gradients are zero
-    assert (part.weights == channel.rank).all()
-    consensus.weights(parts, 2, None, last=False)
-    assert not joined or channel.under_way
-    update(part, batches.batch(3))
-    assert not joined or not channel.under_way
-    np.testing.assert_allclose(part.weights, mixing("ring", channel.size)[channel.rank] @ np.arange(channel.size))
-    consensus.weights(parts, 4, None, last=False)
-    assert not joined or not channel.under_way
-    consensus.close()
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("decay_all", [False, True])
-def test_where_the_gradient_and_the_weight_decay_are_taken(channel: Channel, form: str, decay_all: bool) -> None:
-    decay = 0.3
-    problem = replace(SHARDS, optimizer=SGD(rate=0.1, momentum=0.0, weight_decay=decay, decay_all=decay_all))
-    rows = np.random.default_rng(1).normal(size=(channel.size, problem.part().weights.size))
-    gradients, decayed = [], np.zeros_like(rows[0])
-    for r, row in enumerate(rows):
-        one, batch = problem.part(), problem.batches(channel.size, r).batch(0)
-        one.weights[:] = row
-        write_gradient(problem, one, batch)
-        gradients.append(one.grads / batch.count)
-    for entry in one.layout:
-        decayed[entry.slice] = decay * (decay_all or entry.path[-1] == "weight")
-    matrix, eta = mixing("ring", channel.size), problem.rate(0)
-    mean = matrix @ rows
-    if form == "adapt_then_combine":
-        wanted = matrix @ (rows - eta * (gradients + decayed * rows))
-    else:
-        wanted = mean - eta * (gradients + decayed * mean)
-
-    def start(step: int, replica: int, part: Part) -> None:
-        part.weights[:] = rows[channel.rank]
-
-    trained = train(problem, channel, build(channel, "ring", form), 1, start)
-    own = np.concatenate([trained.part.weights[entry.slice] for entry in trained.part.layout])
-    np.testing.assert_allclose(
-        own, np.concatenate([wanted[channel.rank][entry.slice] for entry in one.layout]), **CLOSE
-    )
 
 
 # The loop
