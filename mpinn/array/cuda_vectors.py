@@ -1,7 +1,8 @@
 """Losses, optimizer steps and sums of vectors on a CUDA device; see `mpinn.array.cuda`."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import cupy
 import numpy as np
@@ -15,6 +16,8 @@ from mpinn.array.steps import Segments
 from mpinn.array.typing import Array
 
 DOUBLE = np.dtype(np.float64)
+FEW = 64
+"""Blocks that add up one of several spans."""
 PARTIAL = 256
 """Blocks that leave a partial sum of a vector."""
 
@@ -134,14 +137,19 @@ def sum_of_squares(vector: Array) -> Array:
 
 def squares_of(vector: Array, spans: Sequence[slice]) -> Array:
     """The twin of `ops.squares_of`: (N,), on the device."""
-    sums: Array = cupy.empty(len(spans), DOUBLE)
-    partial = cupy.empty(PARTIAL, DOUBLE)
-    for place, span in enumerate(spans):
-        blocks = power_of_two((span.stop - span.start) // THREADS, 1, PARTIAL)
-        launch("squares_partial", vector.dtype, (blocks,), (THREADS,), vector, partial, span.start, span.stop,
-               doubles=THREADS)  # fmt: skip
-        launch("total", DOUBLE, (1,), (THREADS,), partial, sums[place : place + 1], blocks, doubles=THREADS)
-    return sums
+    ends = tuple((span.start, span.stop) for span in spans)
+    blocks = power_of_two(max((stop - start) // THREADS for start, stop in ends), 1, PARTIAL if len(ends) == 1 else FEW)
+    partial, sums = cupy.empty((len(ends), blocks), DOUBLE), cupy.empty(len(ends), DOUBLE)
+    table = _table(ends, cupy.cuda.get_device_id())
+    launch("squares_partial", vector.dtype, (blocks, len(ends)), (THREADS,), vector, table, partial, doubles=THREADS)
+    launch("total", DOUBLE, (len(ends),), (THREADS,), partial, sums, blocks, doubles=THREADS)
+    return cast("Array", sums)
+
+
+@cache
+def _table(ends: tuple[tuple[int, int], ...], device: int) -> Array:
+    """Where spans start and stop, (N, 2), on the device."""
+    return on_device(np.array(ends, np.int64))
 
 
 def shortened(scale: float, sums: Any, limit: float) -> Scale:

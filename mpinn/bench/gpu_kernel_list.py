@@ -253,9 +253,15 @@ def _vectors(size: int) -> Iterator[Bench]:
         g = m.parameters(size)
         return lambda: m.ops.sum_of_squares(g)
 
+    def layers(m: Maker) -> Call:
+        g, cuts = m.parameters(size), np.linspace(0, size, 41).astype(int).tolist()
+        spans = [slice(*ends) for ends in pairwise(cuts)]
+        return lambda: m.ops.squares_of(g, spans)
+
     yield Bench("sgd, momentum", name, Demand(0.0, parameters=5 * size), sgd)
     yield Bench("adamw", name, Demand(0.0, parameters=7 * size), adam)
     yield Bench("sum of squares", name, Demand(0.0, parameters=size), squares)
+    yield Bench("sums of squares of 40 layers", name, Demand(0.0, parameters=size), layers)
 
 
 def _convolutions(batch: int, own: Filter) -> Iterator[Bench]:

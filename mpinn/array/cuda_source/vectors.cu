@@ -56,20 +56,21 @@ extern "C" __global__ void adam(
 
 extern __shared__ double scratch[];
 
-// One partial sum of squares of each block, of the elements from start to stop.
-extern "C" __global__ void squares_partial(const Wide* vector, double* partial, Size start, Size stop) {
+// Partial sums of squares of spans, with a row of blocks for each; ends: (N, 2), where they start and stop.
+extern "C" __global__ void squares_partial(const Wide* vector, const Size* ends, double* partial) {
     double total = 0;
+    Size start = ends[2 * blockIdx.y], stop = ends[2 * blockIdx.y + 1];
     for (Size i = start + FIRST; i < stop; i += STRIDE) total += (double)vector[i] * (double)vector[i];
     total = block_sum(total, scratch);
-    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+    if (threadIdx.x == 0) partial[blockIdx.y * gridDim.x + blockIdx.x] = total;
 }
 
-// The sum of a few numbers, by one block.
-extern "C" __global__ void total(const double* numbers, double* sum, Size count) {
+// The sum of each row of a few numbers, by a block.
+extern "C" __global__ void total(const double* numbers, double* sums, Size count) {
     double own = 0;
-    for (Size i = threadIdx.x; i < count; i += blockDim.x) own += numbers[i];
+    for (Size i = threadIdx.x; i < count; i += blockDim.x) own += numbers[blockIdx.x * count + i];
     own = block_sum(own, scratch);
-    if (threadIdx.x == 0) *sum = own;
+    if (threadIdx.x == 0) sums[blockIdx.x] = own;
 }
 
 // What shortens a mean gradient whose norm is the root of the sum times scale: limit / norm where that is longer, else 1.
