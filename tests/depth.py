@@ -89,6 +89,8 @@ class Staged:
         self._shares = [problem.batches(replicas, replica) for replica in range(replicas)]
         self._summed: dict[int, list[list[tuple[Batch, Array]]]] = defaultdict(list)
         self.applied: list[Applied] = []
+        self.clipped: dict[int, set[bool]] = defaultdict(set)
+        """Whether updates of a stage were clipped."""
         self.iteration = 0
         self.given = 0
 
@@ -206,5 +208,5 @@ class Staged:
             part.grads[:] = own[replica] if self.alone else sum(own[1:], own[0])
             samples = sum(batch.count if self.alone else batch.total for batch in batches)
             if samples:
-                apply(self.problem, part, batches[-1].index, samples)
+                self.clipped[k].add(apply(self.problem, part, batches[-1].index, samples))
             stages.updates[k] += 1

@@ -4,6 +4,7 @@ It computes with the program's layers, losses and optimizers, but states anew wh
 stage runs when, and what it is sent.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,8 @@ class Locals:
             heads = [head(problem, stage, shape, width) for stage, shape in enumerate(shapes[:-1])]
             self.columns.append(Column(parts, heads))
         self._shares = [problem.batches(replicas, replica) for replica in range(replicas)]
+        self.clipped: dict[tuple[int, str], set[bool]] = defaultdict(set)
+        """Whether updates were clipped, of a stage by its number, and of its part or its head by the name."""
         self.iteration = self.given = 0
 
     def step(self) -> None:
@@ -119,4 +122,4 @@ class Locals:
                 total = part.grads.copy() if replica == 0 else total + part.grads
             for part in group:
                 part.grads[:] = total
-                apply(self.problem, part, batch.index, batch.total)
+                self.clipped[k, part.name].add(apply(self.problem, part, batch.index, batch.total))

@@ -94,14 +94,20 @@ def _backpropagate(problem: Problem, part: Part, x: Array, target: Array, contex
     finish(part.grad_views)
 
 
-def apply(problem: Problem, part: Part, step: int, samples: int) -> None:
-    """Divide, clip, and step the optimizer."""
+def apply(problem: Problem, part: Part, step: int, samples: int) -> bool:
+    """Divide, clip, and step the optimizer; whether the gradient was clipped.
+
+    The norm is that of all that ``part`` has: squares are added up in each layer, and then in the order of the layers.
+    """
     scale = 1 / samples
-    norm = float(np.linalg.norm(part.grads)) * scale
-    if problem.clip and norm > problem.clip:
+    layers = [part.grads[part.layout.span((name,))] for name in part.weight_views]
+    norm = sqrt(sum(float(np.dot(layer, layer)) for layer in layers)) * scale
+    clipped = 0 < problem.clip < norm
+    if clipped:
         scale *= problem.clip / norm
     segments = problem.optimizer.segments(part.layout)
     problem.optimizer.apply(part, segments, problem.rate(step), scale)
+    return clipped
 
 
 def serial(problem: Problem, steps: int, replicas: int = 1, replica: int = 0) -> Part:

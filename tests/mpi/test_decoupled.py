@@ -25,6 +25,7 @@ pytestmark = pytest.mark.mpi
 
 NOISY = Problem(model=MLP(widths=(9, 8, 7, 6), norm="batch", dropout=0.3), optimizer=SGD(rate=0.05, weight_decay=1e-3))
 PLAIN = Problem(model=MLP(widths=(9, 8, 7, 6), activation="tanh"), optimizer=SGD(rate=0.1, momentum=0.0))
+CLIPPED = replace(PLAIN, clip=0.5)
 SCHEDULES = {
     "fdg": Depth(),
     "fdg, forward first": Depth(order="forward_first"),
@@ -84,6 +85,20 @@ def test_a_stage_runs_its_layers_as_often_as_its_cut_is_made_for(world: World, n
         demand = demands(kind, options)(grid.stage + 1, grid.stages.size)
         assert run["backward"] == steps
         assert run["forward"] + run["recompute"] == demand.forwards * steps
+
+
+@pytest.mark.parametrize("name", ["fdg", "fdg, mixed", "layerwise", "ddg", "fr"])
+def test_every_stage_clips_by_the_norm_of_its_own_gradient(world: World, name: str) -> None:
+    for grid in grids(world):
+        steps = 3 * grid.stages.size + 20
+        run = train(CLIPPED, grid, SCHEDULES[name], steps, drained=True)
+        oracle = Staged(CLIPPED, run.bounds, SCHEDULES[name], grid.replicas.size)
+        for _ in range(steps):
+            oracle.step()
+        oracle.drain()
+        assert oracle.clipped[grid.stage + 1] == {True, False}
+        own = oracle.replicas[grid.replica].parts[grid.stage]
+        assert run.part.weights.tobytes() == own.weights.tobytes(), (name, grid.shape)
 
 
 @pytest.mark.parametrize("name", ["fdg", "layerwise", "fr", "accumulate"])

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.mpi
 
 DEEP = Problem(model=MLP(widths=(9, 8, 7, 6)), deal="fixed")
 NORMED = Problem(model=MLP(widths=(9, 8, 7, 6), norm="batch"), deal="fixed")
+CLIPPED = replace(DEEP, clip=0.5)
 STEPS = 8
 SCORES = ("uniform", "accuracy", "inverse_loss", "inverse_gradient_norm", "samples", "fisher", "best")
 
@@ -41,7 +42,7 @@ def train(
     schedule = options.build(part, problem.loss, problem.seed, place)
     batches = problem.batches(grid.replicas.size, grid.replica, held=options.held(grid.stages.size))
     consensus = averaging_of(grid.replicas, average)
-    update = OptimizerUpdate(consensus, problem.optimizer, problem.rate, 0.0, schedule.parts, schedule.chained)
+    update = OptimizerUpdate(consensus, problem.optimizer, problem.rate, problem.clip, schedule.parts, schedule.chained)
     last = grid.stage == grid.stages.size - 1
     run, meetings = Run(part, schedule, bounds, grid.stage == 0, last), []
     for step in range(STEPS):
@@ -63,7 +64,7 @@ def train(
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("problem", [DEEP, NORMED], ids=["plain", "normed"])
+@pytest.mark.parametrize("problem", [DEEP, NORMED, CLIPPED], ids=["plain", "normed", "clipped"])
 def test_averaging_over_stages_is_averaging_of_whole_replicas(world: World, score: str, problem: Problem) -> None:
     for grid in grids(world):
         run, meetings = train(problem, grid, NaiveOptions(), Average(score=score))
@@ -79,11 +80,12 @@ def test_averaging_over_stages_is_averaging_of_whole_replicas(world: World, scor
 
 
 @pytest.mark.parametrize("depth", [Depth(), Depth(kind="ddg", order="forward_first"), Depth(accumulate=2)], ids=str)
-def test_a_meeting_drains_what_is_in_flight(world: World, depth: Depth) -> None:
+@pytest.mark.parametrize("problem", [DEEP, CLIPPED], ids=["plain", "clipped"])
+def test_a_meeting_drains_what_is_in_flight(world: World, problem: Problem, depth: Depth) -> None:
     for grid in grids(world):
         average = Average(score="uniform", period=4)
-        run, _ = train(DEEP, grid, options_of(depth), average)
-        simulated = Staged(DEEP, run.bounds, depth, grid.replicas.size, alone=True)
+        run, _ = train(problem, grid, options_of(depth), average)
+        simulated = Staged(problem, run.bounds, depth, grid.replicas.size, alone=True)
         for step in range(STEPS):
             simulated.step()
             # one replica never meets, and drains at the end only

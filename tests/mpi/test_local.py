@@ -36,6 +36,7 @@ def images() -> Source:
 
 
 NOISY = Problem(model=MLP(widths=(9, 8, 7, 6), norm="batch", dropout=0.3), optimizer=SGD(rate=0.05, weight_decay=1e-3))
+CLIPPED = replace(NOISY, clip=0.7)
 PROBLEMS = {
     "noisy": (NOISY, 5),
     "adam": (replace(NOISY, optimizer=Adam(rate=0.01)), 0),
@@ -69,6 +70,21 @@ def test_equals_the_simulator_bit_for_bit(world: World, name: str, drained: bool
         for mine, part in zip(run.schedule.parts.values(), expected, strict=True):
             assert vectors(mine) == vectors(part), (grid.shape, part.name)
         assert run.losses == (own.losses if run.last else [])
+
+
+def test_every_stage_and_every_head_clips_by_the_norm_of_its_own_gradient(world: World) -> None:
+    for grid in grids(world):
+        steps = 3 * grid.stages.size + 20
+        run = train(CLIPPED, grid, LocalOptions(width=5), steps, drained=True)
+        oracle = Locals(CLIPPED, run.bounds, 5, grid.replicas.size)
+        for _ in range(steps):
+            oracle.step()
+        oracle.drain()
+        own = oracle.columns[grid.replica]
+        expected = [own.parts[grid.stage], *own.heads[grid.stage : grid.stage + 1]]
+        for mine, part in zip(run.schedule.parts.values(), expected, strict=True):
+            assert oracle.clipped[grid.stage + 1, part.name] == {True, False}
+            assert vectors(mine) == vectors(part), (grid.shape, part.name)
 
 
 def test_one_stage_is_sgd_bit_for_bit(world: World) -> None:
