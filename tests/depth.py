@@ -13,9 +13,10 @@ import numpy as np
 from oracles import Problem, apply
 
 from mpinn.array.typing import Array
-from mpinn.datasets.batches import Batch
+from mpinn.datasets.batches import Batch, Batches
 from mpinn.nn.layer import Pass
 from mpinn.nn.part import Part, build_part
+from mpinn.schedules.pipeline import pieces_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,3 +211,41 @@ class Staged:
             if samples:
                 self.clipped[k].add(apply(self.problem, part, batches[-1].index, samples))
             stages.updates[k] += 1
+
+
+@dataclass
+class Whole:
+    """One replica that is not cut: its running statistics are its own, its weights are those of all replicas."""
+
+    part: Part
+    batches: Batches
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+def pipelined(problem: Problem, micro_batches: int, steps: int, replicas: int = 1) -> list[Whole]:
+    """Every batch in pieces, one after the other forward and backward, and an update with the sum of all gradients."""
+    group = [Whole(problem.part(), problem.batches(replicas, replica)) for replica in range(replicas)]
+    for step in range(steps):
+        batches = [one.batches.batch(step) for one in group]
+        own = [_in_pieces(problem, one, batch, micro_batches) for one, batch in zip(group, batches, strict=True)]
+        for one in group:
+            one.part.grads[:] = sum(own[1:], own[0])
+            apply(problem, one.part, step, batches[0].total)
+    return group
+
+
+def _in_pieces(problem: Problem, one: Whole, batch: Batch, micro_batches: int) -> Array:
+    """The gradient of the replica's share, summed in the order of the pieces."""
+    part, found, losses = one.part, [], []
+    for piece in pieces_of(batch, micro_batches):
+        context = Pass(part.pool, seed=problem.seed, batch=piece.index, rows=piece.rows)
+        y, saved = part.network.forward(part.weight_views, part.state_views, piece.x, context)
+        loss, dy = problem.loss(y, piece.target, context)
+        _, finish = part.network.backward(part.weight_views, saved, dy, context)
+        part.grads.fill(0)
+        finish(part.grad_views)
+        found.append(part.grads.copy())
+        losses.append(float(loss))
+    if losses:
+        one.losses.append((batch.index, sum(losses[1:], losses[0])))
+    return sum(found[1:], found[0]) if found else np.zeros_like(part.grads)

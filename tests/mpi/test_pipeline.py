@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from depth import cut
+from depth import cut, pipelined
 from oracles import Problem, clusters, serial, synchronous
 from staged import grids, train
 
@@ -22,6 +22,11 @@ PLAIN = Problem(model=MLP(widths=(9, 8, 7, 6), dropout=0.3))
 NORMED = Problem(model=MLP(widths=(9, 8, 7, 6), norm="batch", dropout=0.3))
 CLIPPED = replace(PLAIN, clip=0.2)
 PROBLEMS = {"plain": PLAIN, "clipped": CLIPPED, "a batch of one": replace(PLAIN, source=clusters(25), batch=8)}
+NORMS = {
+    "normed": NORMED,
+    "clipped": replace(NORMED, clip=0.5),
+    "a batch of one": replace(NORMED, source=clusters(25), batch=8),
+}
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}
 STEPS = 11
 PIPELINES: dict[str, Any] = {
@@ -40,6 +45,14 @@ def slice_of(whole: Part, problem: Problem, bounds: Sequence[int], stage: int) -
     return values(whole, names)
 
 
+def state_of(part: Part, like: Part | None = None) -> Array:
+    """The running statistics of a part without padding, or those that another part has too."""
+    names = {entry.name for entry in (like or part).state_layout}
+    return np.concatenate(
+        [part.state[entry.slice] for entry in part.state_layout if entry.name in names] or [np.empty(0)]
+    )
+
+
 def values(part: Part, names: set[str] | None = None) -> Array:
     """The parameters of a part, or the named ones, without padding."""
     return np.concatenate([part.weights[e.slice] for e in part.layout if names is None or e.name in names])
@@ -53,6 +66,18 @@ def test_equals_training_on_one_rank(world: World, name: str, problem: Problem) 
         alone = synchronous(problem, 1, STEPS)
         np.testing.assert_allclose(values(run.part), slice_of(alone, problem, run.bounds, grid.stage), **CLOSE)
         assert run.losses or not run.last
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("problem", NORMS.values(), ids=NORMS)
+def test_equals_the_simulator_bit_for_bit(world: World, name: str, problem: Problem) -> None:
+    """Batch norms see micro-batches, and follow each of them."""
+    for grid in grids(world):
+        run = train(problem, grid, PIPELINES[name], STEPS)
+        whole = pipelined(problem, PIPELINES[name].micro_batches, STEPS, grid.replicas.size)[grid.replica]
+        assert values(run.part).tobytes() == slice_of(whole.part, problem, run.bounds, grid.stage).tobytes()
+        assert state_of(run.part).tobytes() == state_of(whole.part, run.part).tobytes()
+        assert run.losses == (whole.losses if run.last else [])
 
 
 @pytest.mark.parametrize("name", ["naive", "gpipe 1"])
