@@ -1,7 +1,7 @@
 """Parareal stages under mpirun: what one process computes with all blocks, bit for bit; messages, and overlap."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,15 @@ from mpinn.consensus.gradients import Gradients
 from mpinn.consensus.independent import Independent
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
+from mpinn.nn.gathered import Gathered
 from mpinn.nn.layer import Pass
+from mpinn.nn.network import Network
 from mpinn.nn.part import Part, build_part
+from mpinn.schedules.mail import Mail
 from mpinn.schedules.parareal import PararealOptions, PararealStage
 from mpinn.schedules.serial import Serial
 from mpinn.schedules.stage import Place
-from mpinn.trace import Trace
+from mpinn.trace import SILENT
 from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
@@ -57,7 +60,7 @@ class Run:
     losses: list[tuple[int, float]]
 
 
-def build(problem: Problem, grid: Grid, trace: Trace | None = None) -> Any:
+def build(problem: Problem, grid: Grid) -> Any:
     """This rank's stage."""
     whole: Any = problem.model
     model = whole.model.build(problem.source.sample_shape, problem.source.classes)
@@ -67,13 +70,13 @@ def build(problem: Problem, grid: Grid, trace: Trace | None = None) -> Any:
     part = build_part("network", share, shape, np.dtype(problem.dtype), problem.optimizer.slots)
     part.initialize(problem.seed)
     aside = grid.stages.split(0, grid.stage, "aside")
-    place = Place(grid.stages, aside, (), (), trace or Trace())
+    place = Place(grid.stages, aside, (), (), SILENT)
     return whole.options.build(part, problem.loss, problem.seed, place)
 
 
-def train(problem: Problem, grid: Grid, steps: int = STEPS, *, alone: bool = False, trace: Trace | None = None) -> Run:
+def train(problem: Problem, grid: Grid, steps: int = STEPS, *, alone: bool = False, schedule: Any = None) -> Run:
     """Train this rank's block, in agreement with the other replicas unless ``alone``."""
-    schedule = build(problem, grid, trace)
+    schedule = schedule or build(problem, grid)
     (part,) = schedule.parts.values()
     consensus = Independent(NullChannel("alone")) if alone else Gradients(grid.replicas, 300)
     update = OptimizerUpdate(consensus, problem.optimizer, problem.rate, problem.clip, schedule.parts, schedule.chained)
@@ -213,22 +216,45 @@ def test_a_stage_is_rehearsed_alone(world: World, name: str) -> None:
     assert all(np.isfinite(part.grads[entry.slice]).all() for entry in part.layout)
 
 
-def test_all_fine_blocks_run_at_the_same_time(world: World) -> None:
-    """Nobody waits for another block before its own has run, forward and backward."""
+@dataclass
+class Notes:
+    """What a rank did in turn: its fine block ``fine`` or ``fine back``, and ``send`` or ``receive``."""
+
+    monkeypatch: pytest.MonkeyPatch
+    found: list[str] = field(default_factory=list)
+
+    def watch(self, owner: Any, name: str, note: str, only: Any = None) -> None:
+        """Note the calls of a method, of all objects or of one."""
+        plain = getattr(owner, name)
+
+        def noted(itself: Any, *given: Any, **named: Any) -> Any:
+            if only is None or itself is only:
+                self.found.append(note)
+            return plain(itself, *given, **named)
+
+        self.monkeypatch.setattr(owner, name, noted)
+
+
+@pytest.mark.parametrize("name", [name for name, options in CASES.items() if options.iterations == 1])
+def test_all_fine_blocks_run_at_the_same_time(world: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for another block before its own has run, and backward none has run before others know the error."""
     if world.size == 1:
         return
-    grid, trace = Grid(world, 1, world.size), Trace(10_000)
-    wide = problem_of(world.size, CASES["residual"], MLP(widths=(60, 60, 60, 60)), batch=50)
-    run = train(wide, grid, 6, alone=True, trace=trace)
-    assert isinstance(run.schedule, PararealStage)
-    steps = [[event for event in trace.events if event.batch == index] for index in range(6)]
-    for events in steps:
-        names = [event.name for event in sorted(events, key=lambda e: e.begun)]
-        # whatever a stage receives comes after its fine pass, whose value has left
-        first = names.index("receive") if "receive" in names else len(names)
-        assert names[0] == "forward"
-        assert grid.stage == world.size - 1 or names.index("send") < first
-        # and backward the error goes on to the block before, ahead of the pass through the fine block
-        coming = ["backward", "receive"] if grid.stage < world.size - 1 else []
-        going = ["backward", "send"] if grid.stage else []
-        assert names[names.index("backward") :] == [*coming, *going, "backward"]
+    grid, options, notes = Grid(world, 1, world.size), CASES[name], Notes(monkeypatch)
+    problem = problem_of(world.size, options)
+    schedule = build(problem, grid)
+    assert isinstance(schedule, PararealStage)
+    network = schedule.parts["network"].network
+    fine = (network.block if isinstance(network, Gathered) else network.blocks[0]).fine
+    notes.watch(Network, "forward", "fine", only=fine)
+    notes.watch(Network, "backward", "fine back", only=fine)
+    notes.watch(Mail, "send", "send")
+    notes.watch(Mail, "receive", "receive")
+    train(problem, grid, 1, alone=True, schedule=schedule)
+    first, last = grid.stage == 0, grid.stage == world.size - 1
+    # before that a guess may leave, for where the coarse networks are gathered
+    guess = ["send"] * (options.sweep == "gather" and not first and not last)
+    begun = [*guess, "fine", *["send"] * (not last)]
+    assert notes.found[: len(begun)] == begun
+    assert notes.found.count("fine") == notes.found.count("fine back") == 1
+    assert "send" not in notes.found[notes.found.index("fine back") :]
