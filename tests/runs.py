@@ -36,13 +36,16 @@ for overrides, stop in json.loads(sys.argv[1]):
 leave(0)
 """
 
-PACED = """
+LAYER = 20_000
+"""Microseconds, or a little more, that a dense layer of `PACED` takes in a pass."""
+
+PACED = f"""
 import sys, time
 from mpinn.cli.main import main
 from mpinn.nn.dense import Dense
 for name in ("forward", "backward"):
     def paced(*given, compute=getattr(Dense, name)):
-        time.sleep(0.02)
+        time.sleep({LAYER / 1e6})
         return compute(*given)
     setattr(Dense, name, paced)
 main(sys.argv[1:])
@@ -67,7 +70,7 @@ def train(
 
 
 def paced(ranks: int, directory: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    """As `train`, with dense layers of 20 ms."""
+    """As `train`, with the dense layers of `PACED`."""
     return mpirun(ranks, "-c", PACED, *arguments(directory, *settings)[2:])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from runs import SMALL, arguments, paced, records, summary, train
+from runs import LAYER, SMALL, arguments, paced, records, summary, train
 
 DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
 
@@ -24,23 +24,35 @@ def events(directory: Path) -> dict[int, list[dict[str, Any]]]:
     return found
 
 
-def overlap(first: list[dict[str, Any]], second: list[dict[str, Any]], *names: str) -> float:
-    """Microseconds in which both ranks do what the names say."""
+def overlap(first: list[dict[str, Any]], second: list[dict[str, Any]], *names: str) -> dict[bool, float]:
+    """The most microseconds for which both ranks do what the names say at once, with the same batch or with others."""
     computing = [[e for e in one if e["name"] in names] for one in (first, second)]
-    shared = (min(a["ts"] + a["dur"], b["ts"] + b["dur"]) - max(a["ts"], b["ts"]) for a, b in product(*computing))
-    return sum(length for length in shared if length > 0)
+    most = {True: 0.0, False: 0.0}
+    for a, b in product(*computing):
+        same = a["args"]["batch"] == b["args"]["batch"]
+        most[same] = max(most[same], min(a["ts"] + a["dur"], b["ts"] + b["dur"]) - max(a["ts"], b["ts"]))
+    return most
 
 
-@pytest.mark.parametrize("schedule", ["fdg", "layerwise", "gpipe", "naive"])
+MICRO_BATCHES = ("gpipe", "1f1b")
+DELAYED = ("fdg", "layerwise", "ddg", "fr", "local")
+
+
+@pytest.mark.parametrize("schedule", [*DELAYED, *MICRO_BATCHES, "naive"])
 def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, tmp_path: Path) -> None:
     done = paced(2, tmp_path, *DEEP, "train.epochs=1", f"schedule.name={schedule}", "--trace")
     assert done.returncode == 0, done.stderr
     assert f"timeline of the ranks: {tmp_path}/trace.json" in done.stdout
     found = events(tmp_path)
     assert sorted(found) == [0, 1]
-    # naive stages take turns, but for the weight gradients, which follow the input gradient that the other one needs
-    names = ("forward",) if schedule in ("gpipe", "naive") else ("forward", "backward")
-    assert (overlap(found[0], found[1], *names) > 0) == (schedule != "naive")
+    # weight gradients follow the input gradient that the other stage needs, so backward passes of one batch always
+    # overlap a little; with other batches, or forward, no stage works beside another that it waits for
+    if schedule in DELAYED:
+        assert overlap(found[0], found[1], "forward", "backward")[False] > LAYER / 2
+    elif schedule in MICRO_BATCHES:
+        assert overlap(found[0], found[1], "forward")[True] > LAYER / 2
+    else:
+        assert not any(overlap(found[0], found[1], "forward").values())
 
 
 def test_the_timeline_says_what_was_done_with_which_batch_and_version(tmp_path: Path, crews: Crews) -> None:
