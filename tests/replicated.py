@@ -19,7 +19,10 @@ from mpinn.schedules.serial import Serial
 from mpinn.training.measure import ReplicaMeasure
 from mpinn.training.update import OptimizerUpdate
 
-CLOSE = {"rtol": 1e-11, "atol": 1e-12}
+ROUNDED = {"rtol": 1e-14, "atol": 1e-15}
+"""A few units in the last place, which the order of a sum over replicas may change."""
+MAGNIFIED = {"rtol": 1e-13, "atol": 5e-13}
+"""What becomes of them where batch norms divide by the deviation of two or three samples, in every step again."""
 SHARDS = Problem(deal="fixed")
 """Uneven shards: 50 samples, over 3 and 4 replicas too."""
 NORMED = Problem(deal="fixed", model=MLP(widths=(9, 7), norm="batch"))
@@ -86,23 +89,28 @@ def everywhere(channel: Channel, vector: Array) -> Array:
     return rows
 
 
+def tolerance(problem: Problem) -> dict[str, float]:
+    """How closely a trained model is that of the oracle."""
+    return MAGNIFIED if problem.model.norm == "batch" else ROUNDED
+
+
 def train_like_the_oracle(problem: Problem, channel: Channel, average: Average, **options: Disturb) -> Trained:
     consensus = averaging_of(channel, average)
     trained = train(problem, channel, consensus, STEPS, **options)
     parts, rounds = oracle(problem, channel.size, average, STEPS, **options)
-    own = parts[channel.rank]
+    own, close = parts[channel.rank], tolerance(problem)
     assert len(trained.meetings) == len(rounds)
     for meeting, wanted in zip(trained.meetings, rounds, strict=True):
-        np.testing.assert_allclose(meeting.scores, wanted.scores, **CLOSE)
-        np.testing.assert_allclose(meeting.weights, wanted.weights, **CLOSE)
+        np.testing.assert_allclose(meeting.scores, wanted.scores, **close)
+        np.testing.assert_allclose(meeting.weights, wanted.weights, **close)
         assert abs(fsum(meeting.weights) - 1) <= np.finfo(float).eps
-    np.testing.assert_allclose(trained.part.weights, own.weights, **CLOSE)
-    np.testing.assert_allclose(trained.part.state, own.state, **CLOSE)
+    np.testing.assert_allclose(trained.part.weights, own.weights, **close)
+    np.testing.assert_allclose(trained.part.state, own.state, **close)
     for name, slot in trained.part.slots.items():
-        np.testing.assert_allclose(slot, own.slots[name], **CLOSE)
+        np.testing.assert_allclose(slot, own.slots[name], **close)
     assert trained.part.counters[0] == own.counters[0]
     if rounds:
-        np.testing.assert_allclose(consensus.merge, rounds[-1].weights, **CLOSE)
+        np.testing.assert_allclose(consensus.merge, rounds[-1].weights, **close)
     return trained
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from oracles import Average, Problem, clusters, serial, synchronous
 from replicated import (
-    CLOSE,
     NORMED,
+    ROUNDED,
     SHARDS,
     STEPS,
     apart,
@@ -117,14 +117,14 @@ def test_meeting_every_step_is_gradient_averaging(channel: Channel, momentum: fl
     problem = Problem(source=clusters(48), optimizer=SGD(rate=0.1, momentum=momentum))
     slots = "average" if momentum else "keep"
     trained = train(problem, channel, build(channel, Average(period=1, slots=slots)), STEPS)
-    np.testing.assert_allclose(trained.part.weights, synchronous(problem, channel.size, STEPS).weights, **CLOSE)
+    np.testing.assert_allclose(trained.part.weights, synchronous(problem, channel.size, STEPS).weights, **ROUNDED)
 
 
 def test_meeting_every_step_with_own_momentum_is_gradient_averaging(channel: Channel) -> None:
     # the mean of the replicas' momenta is the momentum of their mean gradient, even if each keeps its own
     problem = Problem(source=clusters(48))
     trained = train(problem, channel, build(channel, Average(period=1, slots="keep")), STEPS)
-    np.testing.assert_allclose(trained.part.weights, synchronous(problem, channel.size, STEPS).weights, **CLOSE)
+    np.testing.assert_allclose(trained.part.weights, synchronous(problem, channel.size, STEPS).weights, **ROUNDED)
 
 
 def test_meeting_less_often_is_something_else(channel: Channel) -> None:
@@ -171,7 +171,7 @@ def test_permuted_replicas_have_permuted_weights(channel: Channel, score: str) -
         train(SHARDS, channel, build(channel, average), STEPS, shard=(channel.rank + shift) % channel.size)
         for shift in (0, 1)
     )
-    np.testing.assert_allclose(straight.part.weights, turned.part.weights, **CLOSE)
+    np.testing.assert_allclose(straight.part.weights, turned.part.weights, **ROUNDED)
     for before, after in zip(straight.meetings, turned.meetings, strict=True):
         np.testing.assert_allclose(np.roll(before.weights, -1), after.weights, **ULPS)
     assert len(turned.meetings) == (channel.size > 1)

@@ -8,7 +8,7 @@ import pytest
 from depth import Depth, Staged
 from oracles import Average, Problem
 from oracles import averaging as oracle
-from replicated import CLOSE, averaging_of
+from replicated import ROUNDED, averaging_of
 from staged import Run, grids, options_of, place_of
 from test_pipeline import slice_of, values
 
@@ -70,10 +70,10 @@ def test_averaging_over_stages_is_averaging_of_whole_replicas(world: World, scor
         run, meetings = train(problem, grid, NaiveOptions(), Average(score=score))
         parts, rounds = oracle(problem, grid.replicas.size, Average(score=score), STEPS)
         whole = parts[grid.replica]
-        np.testing.assert_allclose(values(run.part), slice_of(whole, problem, run.bounds, grid.stage), **CLOSE)
+        np.testing.assert_allclose(values(run.part), slice_of(whole, problem, run.bounds, grid.stage), **ROUNDED)
         assert len(meetings) == len(rounds)
         for meeting, wanted in zip(meetings, rounds, strict=True):
-            np.testing.assert_allclose(meeting.weights, wanted.weights, **CLOSE)
+            np.testing.assert_allclose(meeting.weights, wanted.weights, **ROUNDED)
             told = np.empty((world.size, len(meeting.weights)))
             world.control.all_gather(np.asarray(meeting.weights), told).wait()
             assert (told == told[0]).all()
@@ -93,7 +93,8 @@ def test_a_meeting_drains_what_is_in_flight(world: World, problem: Problem, dept
                 simulated.drain()
                 to_mean(simulated)
         own = simulated.replicas[grid.replica].parts[grid.stage]
-        np.testing.assert_allclose(run.part.weights, own.weights, **CLOSE)
+        # a mean of two does not depend on their order
+        assert run.part.weights.tobytes() == own.weights.tobytes()
 
 
 def to_mean(simulated: Staged) -> None:

@@ -7,7 +7,7 @@ import pytest
 from consensus_oracles import OuterStep
 from consensus_oracles import outer as oracle
 from oracles import Average, Disturb, Problem, clusters, serial, synchronous
-from replicated import CLOSE, NORMED, SHARDS, STEPS, Trained, averaging_of, everywhere, train
+from replicated import NORMED, SHARDS, STEPS, Trained, averaging_of, everywhere, tolerance, train
 
 from mpinn.comm.channel import Channel
 from mpinn.comm.grid import World
@@ -49,15 +49,15 @@ def train_like_the_oracle(
 ) -> Trained:
     trained = train(problem, channel, build(channel, average, step_by), STEPS, **options)
     parts, rounds = oracle(problem, channel.size, average, step_by, STEPS, **options)
-    own = parts[channel.rank]
+    own, close = parts[channel.rank], tolerance(problem)
     assert len(trained.meetings) == len(rounds)
     for meeting, wanted in zip(trained.meetings, rounds, strict=True):
-        np.testing.assert_allclose(meeting.scores, wanted.scores, **CLOSE)
-        np.testing.assert_allclose(meeting.weights, wanted.weights, **CLOSE)
-    np.testing.assert_allclose(trained.part.weights, own.weights, **CLOSE)
-    np.testing.assert_allclose(trained.part.state, own.state, **CLOSE)
+        np.testing.assert_allclose(meeting.scores, wanted.scores, **close)
+        np.testing.assert_allclose(meeting.weights, wanted.weights, **close)
+    np.testing.assert_allclose(trained.part.weights, own.weights, **close)
+    np.testing.assert_allclose(trained.part.state, own.state, **close)
     for name, slot in trained.part.slots.items():
-        np.testing.assert_allclose(slot, own.slots[name], **CLOSE)
+        np.testing.assert_allclose(slot, own.slots[name], **close)
     assert trained.part.counters[0] == own.counters[0]
     rows = everywhere(channel, trained.part.weights)
     assert all(row.tobytes() == rows[0].tobytes() for row in rows)

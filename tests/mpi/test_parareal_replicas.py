@@ -8,7 +8,7 @@ import pytest
 from consensus_oracles import gossip
 from oracles import Average
 from oracles import averaging as oracle
-from replicated import CLOSE, averaging_of
+from replicated import ROUNDED, averaging_of
 from staged import grids
 from test_parareal import CASES, build, problem_of, values
 
@@ -52,10 +52,10 @@ def test_weighted_averaging_of_parareal_networks(world: World, kind: str, score:
         problem = problem_of(grid.stages.size, CASES[kind], NORMED, deal="fixed")
         part, meetings = train(problem, grid, averaging_of(grid.replicas, Average(score=score)))
         parts, rounds = oracle(problem, grid.replicas.size, Average(score=score), STEPS)
-        np.testing.assert_allclose(values(part), values(parts[grid.replica], part), **CLOSE)
+        np.testing.assert_allclose(values(part), values(parts[grid.replica], part), **ROUNDED)
         assert len(meetings) == len(rounds) == (3 if grid.replicas.size > 1 else 0)
         for meeting, wanted in zip(meetings, rounds, strict=True):
-            np.testing.assert_allclose(meeting.weights, wanted.weights, **CLOSE)
+            np.testing.assert_allclose(meeting.weights, wanted.weights, **ROUNDED)
 
 
 @pytest.mark.parametrize("form", ["adapt_then_combine", "combine_then_adapt"])
