@@ -31,6 +31,22 @@ def close(one: Array, other: Array, tolerance: float) -> None:
     np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
+class Noted:
+    """The loss of every member of every panel, in the order in which they are asked for."""
+
+    def __init__(self) -> None:
+        self._found: list[Array] = []
+
+    def members(self, y: Array, target: Array, context: Pass) -> tuple[Array, Array]:
+        losses, dy = CrossEntropy().members(y, target, context)
+        self._found.append(losses.copy())
+        return losses, dy
+
+    def of_members(self, batches: int) -> Array:
+        """(M, batches), of panel after panel."""
+        return np.concatenate(self._found).reshape(batches, -1).T
+
+
 @KERNELS
 @pytest.mark.parametrize(
     ("optimizer", "rate"),
@@ -46,10 +62,12 @@ def test_every_member_is_the_network_that_is_trained_alone(ops: Any, optimizer: 
     together = population(several, (30,), slots=optimizer.slots, ops=ops)
     single = {member.number: alone(together, member, (30,), slots=optimizer.slots) for member in several}
     # 50 samples in batches of 32: the second one is ragged
-    steps = batches(x, target, 32, 50)
-    losses = train(together, steps, Plainly(optimizer, rate))
-    apart = np.array([train(part, steps, Plainly(optimizer, rate)) for part in single.values()])
-    close(np.array(losses), apart.sum(axis=0), 1e-11)
+    steps, loss, update = batches(x, target, 32, 100), Noted(), Plainly(optimizer, rate)
+    summed = np.array(train(together, steps, update, loss))
+    apart = {number: np.array(train(part, steps, update)) for number, part in single.items()}
+    close(summed, sum(apart.values()), 1e-12)
+    for member, found in zip(packed(several, 3).members, loss.of_members(len(steps)), strict=True):
+        close(found, apart[member.number], 1e-12)
     for member in several:
         expected = single[member.number]
         found = alone(together, member, (30,))
