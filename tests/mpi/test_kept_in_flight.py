@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from depth import Depth, Staged
 from oracles import Average, Problem, clusters
-from replicated import CLOSE
+from replicated import ROUNDED
 from staged import grids, options_of
 from test_depth_replicas import DEEP, STEPS, to_mean, train
 
@@ -36,7 +36,7 @@ def test_a_delayed_gradient_is_that_of_the_weights_before_the_meeting(world: Wor
             if step % KEPT.period == 0 or step == STEPS:
                 to_mean(simulated)
         own = simulated.replicas[grid.replica].parts[grid.stage]
-        np.testing.assert_allclose(run.part.weights, own.weights, **CLOSE)
+        np.testing.assert_allclose(run.part.weights, own.weights, **ROUNDED)
 
 
 @pytest.mark.parametrize("depth", DEPTHS, ids=str)
@@ -59,7 +59,7 @@ def test_nothing_counts_that_came_of_weights_which_were_not_finite(world: World,
             elif step % kept.period == 0 or step == STEPS:
                 to_mean(simulated)
     own = simulated.replicas[grid.replica].parts[grid.stage]
-    np.testing.assert_allclose(run.part.weights, own.weights, **CLOSE)
+    np.testing.assert_allclose(run.part.weights, own.weights, **ROUNDED)
 
 
 def begin_anew(simulated: Staged) -> None:
