@@ -263,7 +263,8 @@ def test_a_run_that_diverges_says_so_once_and_fails(tmp_path: Path) -> None:
     job = train(2, run, *SMALL, "consensus.name=gradients", "optimizer.rate=1e30")
     assert job.returncode == 1
     assert job.stderr.startswith("mpinn: step ")
-    assert "is not finite; the first layer that is not finite is hidden1. The state is in " in job.stderr
+    assert "is not finite; noticed at step 4, when the first layer that is not finite is hidden1. " in job.stderr
+    assert "optimizer.rate" in job.stderr
     assert job.stderr.count("\n") == 1
     assert datasets(Path(job.stderr.rpartition("The state is in ")[2].strip()))["model/network/hidden1/weight"].size
     assert newest(run, pytest.fail) is None

@@ -89,7 +89,7 @@ def _run(world: World, experiment: Experiment, start: Start, survival: Survival 
             trainer.reporter.line(text)
         experiment.trace.zero = common_zero(world)
         # a loss that is not finite is noticed and named by the trainer
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), trainer.signals.heeded():
             return trainer.run()
     finally:
         trainer.reporter.close()

@@ -1,9 +1,15 @@
 """What a user sees while a run goes on: a bar on a terminal, plain lines otherwise. Only rank 0 says anything."""
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 from mpinn.comm.launch import on_terminal, say, terminal_width
+
+STATUS = 64
+"""Columns of all but the bar and the numbers of steps."""
+PAUSE = 0.2
+"""Seconds for which a bar stands still."""
 
 
 class Reporter(Protocol):
@@ -15,6 +21,10 @@ class Reporter(Protocol):
 
     def progress(self, step: int, status: str) -> None:
         """How far the run is, and how it is doing."""
+        ...
+
+    def at(self, step: int) -> None:
+        """How far the run is; after each step."""
         ...
 
     def close(self) -> None:
@@ -29,6 +39,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, step: int, status: str) -> None:
+        """Nothing."""
+
+    def at(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -54,6 +67,9 @@ class Plain:
             self._next = step - step % self._every + self._every
             self.line(f"step {step:>{len(str(self._total))}}/{self._total}  {status}")
 
+    def at(self, step: int) -> None:
+        """A log has a line for each `progress` that is due."""
+
     def close(self) -> None:
         """Everything has been printed."""
 
@@ -64,15 +80,18 @@ class Bar:
     def __init__(self, total: int, start: int):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         console = Console(force_terminal=True, width=terminal_width(), highlight=False)
         columns: tuple[Any, ...] = (
-            BarColumn(bar_width=15),
+            BarColumn(bar_width=min(15, max(4, console.width - STATUS - 2 * len(str(total))))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            # where there is little room, it is this that gives way
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console)
+        self._progress = Progress(*columns, console=console, expand=True)
+        self._moved = 0.0
         self._task = self._progress.add_task("training", total=total, completed=start, status="")
         self._progress.start()
 
@@ -83,6 +102,12 @@ class Bar:
     def progress(self, step: int, status: str) -> None:
         """Move the bar."""
         self._progress.update(self._task, completed=step, status=status)
+
+    def at(self, step: int) -> None:
+        """Move the bar a few times in a second."""
+        if (now := monotonic()) - self._moved > PAUSE:
+            self._moved = now
+            self._progress.update(self._task, completed=step)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from signal import SIGINT
 from time import monotonic
 from typing import Any, NoReturn, Protocol
 
@@ -24,6 +25,7 @@ from mpinn.training.measure import ReplicaMeasure, RunMeasure
 from mpinn.training.reporter import Reporter, Silent
 from mpinn.training.tally import NEVER, Stopwatch, Tally
 
+ADVICE = "A smaller optimizer.rate, a longer optimizer.warmup or train.clip may prevent it"
 NAME = 256
 """Bytes of the longest name of a layer that one rank tells another."""
 
@@ -133,6 +135,7 @@ class Trainer:
     quality: Quality | None = None
     """On the validation split, when it was last measured."""
     _saved_at: float = 0.0
+    _interrupted: bool = False
 
     def run(self) -> Outcome:
         """Train; raises `DivergedError` after saving a file for inspection."""
@@ -144,6 +147,7 @@ class Trainer:
             self._count(self.schedule.step(batch, self.update))
             self.samples += batch.total
             step += 1
+            self.reporter.at(step)
             last = step == self.plan.total
             if last or self.consensus.drains(step, last):
                 self._count(self.schedule.drain(self.update))
@@ -236,7 +240,7 @@ class Trainer:
         every = self.plan.save_seconds
         overdue = bool(every) and monotonic() - self._saved_at >= every
         pace = self.stopwatch.pace(step - self.plan.start)
-        stop, save = self.agreement.at(step, self.signals.received is not None, overdue, pace)
+        stop, save = self.agreement.at(step, self._asked(), overdue, pace)
         stop = (stop or step == self.plan.stop_after) and not last
         save = save or (bool(self.plan.save) and step % self.plan.save == 0)
         if last or stop or save or self.agreement.passed == step:
@@ -250,6 +254,13 @@ class Trainer:
             self.keeper.wait()
         self.stopwatch.other()
         return stop
+
+    def _asked(self) -> bool:
+        """Whether a signal has asked this rank to stop; of the keyboard it is said what it will do."""
+        if self.signals.received == SIGINT and not self._interrupted:
+            self._interrupted = True
+            self.reporter.line("interrupted: the state is saved, then the run stops; once more ends it at once")
+        return self.signals.received is not None
 
     def keep(self, step: int) -> None:
         """Copy the state, if that is wanted. At a save too: what is then in a file is not behind what is in memory."""
@@ -304,9 +315,11 @@ class Trainer:
         begin = rank // self.ranks_per_replica * self.ranks_per_replica
         layer = next(filter(None, layers[begin : begin + self.ranks_per_replica]), "")
         where = f"the first layer that is not finite is {layer}" if layer else "all weights are still finite"
+        if first + 1 < step:
+            where = f"noticed at step {step}, when {where}"
         path = self.keeper.inspection(self._moment(step))
         self.consensus.close()
-        raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {where}. The state is in {path}")
+        raise DivergedError(f"step {first + 1}, rank {rank}: {what}; {where}. {ADVICE}. The state is in {path}")
 
     def _moment(self, step: int) -> Moment:
         quality = self.quality

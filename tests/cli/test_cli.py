@@ -11,6 +11,8 @@ import pytest
 from launch import ROOT, alone, finish, mpirun, ranks_of, start
 from runs import SMALL, arguments, records, train, wait_for
 
+from mpinn.signals import AGAIN
+
 STOPPED = 75
 LONG = ("model.widths=[12]", "train.epochs=100000", "optimizer.decay=constant")
 """A run that ends by what a test does to it only."""
@@ -89,18 +91,46 @@ def test_the_patience_of_the_end_is_short() -> None:
     assert 1 < float(told.stdout) <= 10
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_keyboard_on_one_rank_ends_the_job_at_once(rank: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]], ids=str)
+def test_the_keyboard_stops_a_run_with_its_state_saved(ranks: list[int], tmp_path: Path) -> None:
+    """A launcher may pass on what the terminal has told the ranks already."""
     run = tmp_path / "run"
     job = start(2, *arguments(run, *LONG, "checkpoint.every=15 steps"))
     wait_for(run / "latest", job)
-    begun = time.monotonic()
-    os.kill(ranks_of(job)[rank], signal.SIGINT)
+    there = ranks_of(job)
+    for rank in (*ranks, *ranks):
+        os.kill(there[rank], signal.SIGINT)
     ended = finish(job, timeout=30)
-    assert time.monotonic() - begun < 6
+    assert ended.returncode == STOPPED
+    assert ended.stdout.count("once more ends it at once") == (0 in ranks)
+    assert ended.stdout.count("stopped with the state saved; the same command goes on from") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_keyboard_ends_a_job_that_does_not_stop(rank: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stuck = f"open({str(tmp_path / 'stuck')!r}, 'w').close(); time.sleep(1000)"
+    job = start(2, "-c", drill(stuck, rank), *arguments(run, *LONG)[2:])
+    wait_for(tmp_path / "stuck", job)
+    process = ranks_of(job)[rank]
+    os.kill(process, signal.SIGINT)
+    time.sleep(1.5 * AGAIN)
+    assert job.poll() is None
+    os.kill(process, signal.SIGINT)
+    ended = finish(job, timeout=30)
     assert ended.returncode == 130
     assert ended.stderr.count(f"rank {rank} of 2 on ") == 1
     assert ended.stderr.count("KeyboardInterrupt") == 1
+
+
+def test_the_keyboard_ends_at_once_what_is_not_training(tmp_path: Path) -> None:
+    program = DRILL.format(what="pass", rank=0, patience=1) + (
+        "from mpinn.run import experiment\n"
+        "experiment._load = lambda *given: os.kill(os.getpid(), signal.SIGINT) or time.sleep(1000)\n"
+    )
+    job = mpirun(2, "-c", "import os\n" + program + PROGRAM, *arguments(tmp_path / "run", *LONG)[2:], timeout=30)
+    assert job.returncode == 130
+    assert "KeyboardInterrupt" in job.stderr
 
 
 def test_the_keyboard_ends_a_run_without_a_launcher(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
     told = str(caught.value)
     # the replica whose weights were poisoned is the first whose loss is not finite
     assert told.startswith(f"step 10, rank {where}: the loss is not finite; ")
-    assert "the first layer that is not finite is " in told
+    assert "; noticed at step 12, when the first layer that is not finite is " in told
     file = Path(told.rpartition("The state is in ")[2])
     assert file.is_file()
     assert any(np.isnan(values).any() for path, values in datasets(file).items() if "output/weight" in path)

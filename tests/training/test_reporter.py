@@ -69,6 +69,40 @@ def test_a_line_goes_above_the_bar_as_it_is(capsys: pytest.CaptureFixture[str]) 
     assert "loss 0.5" in out
 
 
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+
+
+def test_the_bar_moves_between_two_lines_of_the_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("mpinn.training.reporter.monotonic", lambda: now[0])
+    bar = Bar(1000, 0)
+    bar.progress(1, "loss 0.5")
+    for step in range(2, 790):
+        now[0] += 0.001
+        bar.at(step)
+    bar.close()
+    # three times in 0.79 s
+    assert re.findall(r"(\d+)/1000", shown(capsys))[-1] == "601"
+
+
+def test_where_there_is_little_room_the_status_gives_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpinn.training.reporter.terminal_width", lambda: 44)
+    bar = Bar(1000, 0)
+    bar.progress(500, "epoch 3.0  98,737/s  loss 0.1255  validation 0.9876")
+    bar.close()
+    last = [line for line in shown(capsys).splitlines() if "500/1000" in line][-1]
+    assert "epoch" in last
+    assert "…" in last
+    assert "validation" not in last
+    assert re.search(r"\d:\d\d:\d\d|-:--:--", last)
+    assert len(last.rstrip()) <= 44
+
+
 def on_terminal(run: Path) -> tuple[int, str]:
     """The code of a job that prints on a terminal of 100 columns, and what was printed there."""
     ours, theirs = pty.openpty()
