@@ -1,6 +1,6 @@
 """Configuration: TOML and overrides to frozen, typed tables; what is wrong is said once, with the path of the key.
 
-This is the lowest layer, so it knows the fixed tables only. The options of a model, loss, optimizer, schedule or
+It knows the tables of `mpinn.tables` only. The options of a model, loss, optimizer, schedule or
 consensus are a frozen dataclass beside the class that they configure; `load` is given all of them and picks one by the
 table's ``name``.
 """
@@ -8,18 +8,26 @@ table's ``name``.
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import Meta, inspect
+from msgspec import inspect
 
 from mpinn.errors import InputError as InputError
 from mpinn.length import Cadence as Cadence
 from mpinn.length import Length as Length
 from mpinn.length import Period as Period
+from mpinn.tables import FIXED as FIXED
+from mpinn.tables import Checkpoint as Checkpoint
+from mpinn.tables import Data as Data
+from mpinn.tables import Grid as Grid
+from mpinn.tables import Natural as Natural
+from mpinn.tables import Positive as Positive
+from mpinn.tables import Run as Run
+from mpinn.tables import Train as Train
 from mpinn.words import expected, nearest, show, writable
 
 
@@ -35,100 +43,13 @@ class Nested(ABC):
     def tables(self) -> Any:
         """What `read` makes the same value of: tables, lists, strings and numbers."""
 
+    @classmethod
+    @abstractmethod
+    def expected(cls) -> str:
+        """What a user may write, for messages."""
 
-Natural = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Amount = Annotated[float, Meta(ge=0)]
-Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
 Deal = Literal["redealt", "fixed", "same", "skewed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """[run]: where the run is kept and how its arithmetic is done.
-
-    ``device = "auto"`` is a GPU where there is one: that of the rank's number on its machine. With ``tf32`` a GPU
-    multiplies float32 in 10 bits of mantissa, which is several times as fast. With ``bf16`` it stores activations in
-    bfloat16 and multiplies them; weights, their gradients, statistics and the optimizer stay in float32.
-    ``collectives`` of GPUs go by MPI, or within a machine by NCCL, which each rank then needs a GPU of its own for;
-    beside NCCL the ``transport`` of all else is not direct.
-    ``kernels``, of the CPU: ``auto`` is compiled where numba can be imported. All kinds round differently: a run keeps
-    its own.
-    With ``survive`` replicas go on when ranks of others have died, which needs an MPI that has ULFM; each rank then
-    holds two copies of its weights and of what the optimizer remembers.
-    After ``patience`` seconds in which training makes no progress the job is ended; 0 is never. Let it be longer than
-    all that a rank does while others wait, such as writing a checkpoint.
-    """
-
-    directory: str = "runs/digits"
-    seed: Seed = 0
-    dtype: Literal["float32", "float64"] = "float32"
-    transport: Literal["auto", "direct", "staged"] = "auto"
-    collectives: Literal["mpi", "nccl"] = "mpi"
-    deterministic: bool = False
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    tf32: bool = False
-    bf16: bool = False
-    kernels: Literal["auto", "plain", "compiled"] = "auto"
-    survive: bool = False
-    patience: Amount = 600.0
-
-    def __post_init__(self) -> None:
-        if not self.directory.strip():
-            raise InputError("run.directory", "expected the path of a directory, got an empty string")
-        if self.bf16 and self.dtype != "float32":
-            raise InputError("run.bf16", f"beside bfloat16 stand weights in float32, got run.dtype = {self.dtype!r}")
-        if self.collectives == "nccl" and self.survive:
-            raise InputError("run.collectives", "nccl: NCCL does not survive the death of a rank: choose mpi")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """[data]: what is learnt from, and how it is dealt to the replicas.
-
-    ``batch`` is the global batch, which does not change with the grid; ``deal = "auto"`` is what the consensus prefers.
-    Training images are cropped at random from an image with ``crop`` pixels of zeros around it, 0 for not at all, and
-    every other one is mirrored if ``flip``. A rank holds up to ``memory`` GiB of a split of an HDF5 file; of a larger
-    one it reads each batch from the file.
-    """
-
-    name: str = "digits"
-    path: str = ""
-    batch: Positive = 128
-    deal: Literal["auto", "redealt", "fixed", "same", "skewed"] = "auto"
-    crop: Natural = 0
-    flip: bool = False
-    memory: Amount = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """[grid]: the three axes; 0 replicas are as many as the ranks allow, and so are 0 shards, of one replica then."""
-
-    replicas: Natural = 0
-    stages: Positive = 1
-    shards: Natural = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """[train]: the run's length and what is measured on the way; ``clip``: largest norm of a gradient, 0 for any."""
-
-    epochs: Natural = 60
-    evaluate: Period = field(default=Period("1 epoch"))
-    log: Period = field(default=Period("1 epoch"))
-    clip: Amount = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """[checkpoint]: how often the state is saved, and how many of the newest files are kept."""
-
-    every: Cadence = field(default=Cadence("10 epochs"))
-    keep: Positive = 3
-
-
-FIXED: dict[str, type] = {"run": Run, "data": Data, "grid": Grid, "train": Train, "checkpoint": Checkpoint}
 CHOSEN = ("model", "loss", "optimizer", "schedule", "consensus")
 """The tables whose ``name`` picks the type of their options."""
 ORDER = ("run", "data", "model", "loss", "optimizer", "grid", "schedule", "consensus", "train", "checkpoint")
@@ -183,7 +104,7 @@ class Config:
 
     def _table(self, table: str) -> dict[str, Any]:
         options = getattr(self, table)
-        values = {entry.name: _plain(getattr(options, entry.name)) for entry in fields(options)}
+        values = {entry.name: plain(getattr(options, entry.name)) for entry in fields(options)}
         return {"name": self.names[table], **values} if table in CHOSEN else values
 
 
@@ -379,13 +300,14 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {deeper: leaf for place, content in inside.items() for deeper, leaf in _flat(content, place).items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as TOML has it: of strings, numbers, lists and tables."""
     if isinstance(value, Nested):
-        return _plain(value.tables())
+        return plain(value.tables())
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, str) else value
 
 

@@ -26,6 +26,7 @@ HELP = """Train neural networks in parallel under mpirun, and look at what came 
   mpirun -n 4 python -m mpinn                              train on the digits that come with the program
   mpirun -n 4 python -m mpinn jobs/digits.toml             train what a file describes
   mpirun -n 4 python -m mpinn --set consensus.score=best   change one key
+  python -m mpinn keys schedule.name=fdg                   say what a configuration may have; keys alone: everything
   python -m mpinn inspect runs/digits                      look at a run or a checkpoint
   python -m mpinn plan jobs/cifar10.toml --stages 4        split a model into stages, and say what a step costs
   python -m mpinn plan jobs/cifar10.toml --ranks 1-1024    say what grid to take on so many ranks, and why
@@ -180,7 +181,7 @@ def data(
 
 app.registered_commands += [*benches.registered_commands, *plans.registered_commands, *files.registered_commands]
 COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
-ALONE = ("inspect", "diff", "export", "import", "report", "extract", "plan", "submit", "data")
+ALONE = ("inspect", "diff", "export", "import", "report", "extract", "keys", "plan", "submit", "data")
 """Commands of one process, with which no other rank waits for a message."""
 
 

@@ -30,27 +30,38 @@ MEMORY = {"samples": (1,), "squares": (1,), "steps": (1,), "agreed": (1,)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AveragingOptions:
-    """When replicas meet, what they weigh, and what becomes of the optimizer's memory.
+class MeetingOptions:
+    """When replicas meet, and what they weigh in the mean."""
 
-    ``score`` says what a replica's weight is proportional to; ``sharpness`` is the factor a of ``boltzmann``, and
-    ``epsilon`` keeps inverses finite. ``mix`` b moves a replica to theta + b (mean - theta). ``slots``: the optimizer
-    keeps what it remembers, forgets it, or averages it with the same weights. ``fisher`` estimates its information with
-    ``fisher_samples`` samples of a replica. ``in_flight``: whether a decoupled schedule finishes what is in flight
-    before a meeting, or keeps it and goes on with it from other weights; that of a replica which
-    was left out counts nothing.
-    """
-
-    score: ScoreName = "accuracy"
+    score: ScoreName
+    """What a replica's weight in the mean is proportional to: 1 (uniform), its accuracy on the validation split or on
+    its own samples (accuracy_shard), 1 / its loss, its error or its gradient norm, exp(-sharpness x loss / sum of
+    losses) (boltzmann), the samples it has seen, its Fisher information, or 1 for the most accurate and 0 for all
+    others (best)."""
     period: Period = Period("1 epoch")
-    mix: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    slots: Literal["keep", "reset", "average"] = "keep"
+    """How long replicas train alone before they meet."""
     sharpness: Annotated[float, Meta(ge=0)] = 1.0
+    """How steeply the weights of the score ``boltzmann`` fall with the loss."""
     epsilon: Annotated[float, Meta(gt=0)] = 1e-6
+    """What is added to the denominators of inverse scores, so that they stay finite."""
     fisher_samples: Annotated[int, Meta(ge=1)] = 64
+    """Samples of a replica with which the score ``fisher`` estimates its information."""
     in_flight: Literal["drain", "keep"] = "drain"
+    """Whether a decoupled schedule finishes what is in flight before a meeting, or keeps it and goes on with it from
+    other weights; that of a replica which was left out counts nothing."""
 
     deal: ClassVar[Deal] = "fixed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingOptions(MeetingOptions):
+    """Replicas train alone and meet at a mean of their weights, in which better ones weigh more."""
+
+    score: ScoreName = "accuracy"
+    mix: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """How far a replica moves to the mean: b in theta + b (mean - theta)."""
+    slots: Literal["keep", "reset", "average"] = "keep"
+    """Whether the optimizer keeps what it remembers, forgets it, or averages it with the weights of the meeting."""
 
     def build(self, channel: Channel, steps_per_epoch: int) -> "Averaging":
         """The consensus of the replicas that ``channel`` joins."""

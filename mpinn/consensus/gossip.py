@@ -34,16 +34,19 @@ from mpinn.nn.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class GossipOptions:
-    """Who are neighbours, when they mix, and every how many batches.
+    """Replicas mix their weights with those of their neighbours in a graph (arXiv 2509.05679).
 
-    A ``torus`` is the most nearly square table of the replicas: a ring if their number is prime. Each replica learns
-    from samples of its own, since it is an agent whose loss is that of its own data. Under ``combine_then_adapt`` the
-    gradient is that of the weights before the mix, and the weight decay is that of the weights after it.
+    Each replica learns from samples of its own, since it is an agent whose loss is that of its own data.
     """
 
     graph: GraphName = "ring"
+    """Who are neighbours; a ``torus`` is the most nearly square table of the replicas: a ring if their number is
+    prime."""
     form: Literal["adapt_then_combine", "combine_then_adapt"] = "adapt_then_combine"
+    """Whether the update comes before the mix or after it; under ``combine_then_adapt`` the gradient is that of the
+    weights before the mix, and the weight decay is that of the weights after it."""
     period: Period = Period("1 step")
+    """After how many batches neighbours mix again."""
 
     deal: ClassVar[Deal] = "fixed"
 

@@ -18,9 +18,10 @@ from mpinn.nn.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class GradientsOptions:
-    """``bucket`` is the size, in MiB, of the pieces in which the gradient leaves."""
+    """Synchronous data parallelism: all replicas apply the mean gradient of the global batch in every step."""
 
     bucket: Annotated[float, Meta(gt=0)] = 4.0
+    """MiB of the pieces in which the gradient leaves while the backward pass still runs."""
 
     deal: ClassVar[Deal] = "redealt"
 

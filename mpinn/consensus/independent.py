@@ -17,7 +17,7 @@ from mpinn.nn.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class IndependentOptions:
-    """Nothing to choose."""
+    """Replicas never meet; there is nothing to choose."""
 
     deal: ClassVar[Deal] = "fixed"
 

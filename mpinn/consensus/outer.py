@@ -10,15 +10,14 @@ is weighted averaging, bit for bit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
-from mpinn.config import Deal, Period
-from mpinn.consensus.averaging import AveragingOptions
+from mpinn.consensus.averaging import AveragingOptions, MeetingOptions
 from mpinn.consensus.consensus import Measure, Meeting
 from mpinn.consensus.scores import ScoreName
 from mpinn.datasets.batches import Batch
@@ -27,25 +26,19 @@ from mpinn.nn.part import Part
 
 
 @dataclass(frozen=True, kw_only=True)
-class OuterOptions:
-    """When replicas meet, and the outer optimizer: its learning ``rate`` eta and ``momentum`` mu.
+class OuterOptions(MeetingOptions):
+    """Replicas train alone, and an outer optimizer takes a step along the mean of what they have moved (DiLoCo).
 
-    The defaults are those of an open implementation; its period is 500 steps, and a run here may be as short as
-    that. Without ``nesterov`` the momentum is the heavy ball's. ``score`` weighs the replicas as in `AveragingOptions`,
-    where the last four keys are explained.
+    The defaults are those of an open implementation; its period is 500 steps, and a run here may be as short as that.
     """
 
-    period: Period = Period("1 epoch")
-    rate: Annotated[float, Meta(gt=0)] = 0.7
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    nesterov: bool = True
     score: ScoreName = "uniform"
-    sharpness: Annotated[float, Meta(ge=0)] = 1.0
-    epsilon: Annotated[float, Meta(gt=0)] = 1e-6
-    fisher_samples: Annotated[int, Meta(ge=1)] = 64
-    in_flight: Literal["drain", "keep"] = "drain"
-
-    deal: ClassVar[Deal] = "fixed"
+    rate: Annotated[float, Meta(gt=0)] = 0.7
+    """The learning rate of the outer optimizer, eta."""
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    """The momentum of the outer optimizer, mu."""
+    nesterov: bool = True
+    """Nesterov's momentum in place of the heavy ball's."""
 
     def build(self, channel: Channel, steps_per_epoch: int) -> "Outer":
         """The consensus of the replicas that ``channel`` joins."""

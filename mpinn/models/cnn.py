@@ -23,11 +23,17 @@ class CNN:
     """
 
     channels: Annotated[tuple[Width, ...], Meta(min_length=1)] = (32, 64)
+    """Channels of each convolution."""
     kernel: Width = 5
+    """Pixels on a side of the window of a convolution: odd, so that images keep their size."""
     widths: tuple[Width, ...] = (128,)
+    """Units of each hidden dense layer; [] for none."""
     activation: ActivationName = "relu"
+    """The function after each convolution and each hidden layer."""
     norm: Norm = "batch"
+    """What stands between a layer and its activation: nothing, a batch norm or a layer norm."""
     dropout: Rate = 0.0
+    """The share of the outputs of a hidden layer that is zeroed at random in training."""
 
     def __post_init__(self) -> None:
         if self.kernel % 2 == 0:

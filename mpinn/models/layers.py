@@ -27,7 +27,7 @@ class Chain(Nested):
     @classmethod
     def read(cls, path: str, value: Any, problems: list[InputError]) -> Self | None:
         if not (isinstance(value, list) and value and all(isinstance(table, Mapping) for table in value)):
-            problems.append(InputError(path, f"expected a list of tables, one for each layer, got {show(value)}"))
+            problems.append(InputError(path, f"expected {cls.expected()}, got {show(value)}"))
             return None
         before = len(problems)
         names = _names(path, value, problems)
@@ -37,17 +37,27 @@ class Chain(Nested):
     def tables(self) -> list[dict[str, Any]]:
         return [_table(name, layer) for name, layer in self.network.layers]
 
+    @classmethod
+    def expected(cls) -> str:
+        return "a list of tables, one for each layer"
+
 
 @dataclass(frozen=True)
 class Ways:
-    """The options of a residual layer, as tables: what is added to the ``body``, x itself unless projected."""
+    """The options of a residual layer, as tables: x itself is added to the body unless it is projected."""
 
     body: Chain
+    """The layers through which x goes, as tables of their own."""
     projection: Chain = Chain()
+    """The layers through which x goes beside them, where the shape changes; without any x itself is added."""
 
     def layer(self) -> Residual:
         """The layer that they describe."""
         return Residual(self.body.network, self.projection.network if len(self.projection.network) else None)
+
+
+OPTIONS: dict[str, type] = {kind: Ways if type_ is Residual else type_ for kind, type_ in LAYERS.items()}
+"""What the table of a layer has besides ``kind`` and ``name``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,8 @@ class Layers:
     """Any list of layers, the last of which gives the outputs: what is written is what is trained, and nothing else."""
 
     layers: Chain = Chain()
+    """A [[model.layers]] for each layer, at least one: its ``kind``, its ``name`` (otherwise conv1, conv2, ...), and
+    the keys of that kind."""
 
     def __post_init__(self) -> None:
         if not len(self.layers.network):
@@ -100,8 +112,7 @@ def _layer(path: str, table: Mapping[str, Any], problems: list[InputError]) -> L
         problems.append(not_one_of(f"{path}.kind", kind, tuple(LAYERS)))
         return None  # type: ignore[return-value]
     values = {key: value for key, value in table.items() if key not in ("kind", "name")}
-    type_ = Ways if LAYERS[kind] is Residual else LAYERS[kind]
-    options = read_options(path, f"a layer of kind {kind}", values, type_, problems)
+    options = read_options(path, f"a layer of kind {kind}", values, OPTIONS[kind], problems)
     return options.layer() if isinstance(options, Ways) else options
 
 

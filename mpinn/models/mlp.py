@@ -15,9 +15,13 @@ class MLP:
     """Dense layers of ``widths``, each followed by a norm, an activation and dropout as chosen, then a dense head."""
 
     widths: tuple[Width, ...] = (128, 128)
+    """Units of each hidden layer; [] for none."""
     activation: ActivationName = "relu"
+    """The function after each hidden layer."""
     norm: Norm = "none"
+    """What stands between a layer and its activation: nothing, a batch norm or a layer norm."""
     dropout: Rate = 0.0
+    """The share of the outputs of a hidden layer that is zeroed at random in training."""
 
     def build(self, shape: Shape, outputs: int) -> Model:
         """One block per hidden layer; samples of any ``shape`` are flattened first."""

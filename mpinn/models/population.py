@@ -21,27 +21,33 @@ MOST_MEMBERS = 10_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Every combination of ``activations``, ``layers`` (numbers of hidden layers), ``rates``, ``weight_decays``,
-    ``seeds`` and ``widths`` is a member, numbered in this order, the widths fastest (that of Farias et al.).
+    """Every combination of ``activations``, ``layers``, ``rates``, ``weight_decays``, ``seeds`` and ``widths`` is a
+    member, numbered in this order, the widths fastest (that of Farias et al.).
 
-    A sweep is a list, a range {from = 1, to = 100} or a distribution, from which each member draws its own. Without
-    ``rates`` and ``weight_decays`` they are the optimizer's; without ``seeds`` they are 0 to ``repetitions`` - 1.
-
-    At each of the ``rungs`` the best ``survive`` of the members stay and the others leave (successive halving). A
-    member whose validation has not become better for ``patience`` evaluations, if above 0, learns no more and goes
-    back to its best weights.
+    Of a sweep that is a distribution each member draws its own.
     """
 
     widths: Widths = field(default=Widths({"from": 1, "to": 50}))
+    """Units of every hidden layer of a member."""
     layers: tuple[Annotated[int, Meta(ge=1)], ...] = (1,)
+    """Numbers of hidden layers of a member."""
     activations: tuple[ActivationName, ...] = ("relu", "tanh")
+    """The functions after hidden layers, of which a member has one."""
     repetitions: Positive = 1
+    """How many members there are of each kind, with the seeds 0, 1, ...; of ``seeds`` or this give one."""
     rates: Sweep = field(default=Sweep())
+    """Learning rates, of which a member has one; without any it is the optimizer's."""
     weight_decays: Sweep = field(default=Sweep())
+    """Weight decays, of which a member has one; without any it is the optimizer's."""
     seeds: WholeSweep = field(default=WholeSweep())
+    """Seeds of initial weights; without any they are those of ``repetitions``."""
     rungs: tuple[Length, ...] = ()
+    """When the best ``survive`` of the members stay and the others leave (successive halving)."""
     survive: Rate = 0.5
+    """The share of the members that stay at each of the ``rungs``, above 0 if there are any."""
     patience: Natural = 0
+    """Evaluations without a better validation, after which a member learns no more and goes back to its best weights;
+    0 for never."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "activations"):

@@ -33,13 +33,18 @@ class ResNet:
     """6n + 2 layers of basic blocks (20, 32, 44, 56, 110), or 9n + 2 layers of bottlenecks (164, 1001).
 
     Basic: He et al., Deep residual learning for image recognition, 2016, section 4.2. Bottleneck: the same authors,
-    Identity mappings in deep residual networks, 2016. Where the shape changes, the ``shortcut`` is a 1x1 convolution
-    (option B of the first paper), or keeps the pixels that the stride leaves and pads their channels with zeros (A).
+    Identity mappings in deep residual networks, 2016. The ``shortcut`` ``projection`` is option B of the first paper,
+    ``pad`` option A.
     """
 
     depth: int = 20
+    """Layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks."""
     block: Literal["auto", "basic", "bottleneck"] = "auto"
+    """Two 3x3 convolutions (basic), or a 1x1, a 3x3 and a 1x1 one (bottleneck); ``auto`` is bottleneck from a depth of
+    164 on."""
     shortcut: Shortcut = "projection"
+    """What goes past a block that changes the shape: a 1x1 convolution (projection), or the pixels that the stride
+    leaves, with zeros in the channels that they lack (pad)."""
 
     def __post_init__(self) -> None:
         layers = self._layers_per_three

@@ -15,10 +15,8 @@ from mpinn.words import nearest, show
 SWEEP_STREAM = 0x53574545
 MOST = 1_000_000
 """Numbers of one range."""
-FORMS = (
-    "a list; a range {from = 1, to = 100, step = 1} or {from = 0.001, to = 1, count = 4, scale = 'log'}; "
-    "or draws {draw = 'uniform' or 'log_uniform', low = 0.001, high = 0.1, seed = 0}"
-)
+LISTED = "a list; a range {from = 1, to = 100, step = 1} or {from = 0.001, to = 1, count = 4, scale = 'log'}"
+DRAWN = "draws {draw = 'uniform' or 'log_uniform', low = 0.001, high = 0.1, seed = 0}"
 KEYS = (("from", "to", "step"), ("from", "to", "count", "scale"), ("draw", "low", "high", "seed"))
 
 
@@ -30,13 +28,14 @@ class Sweep(Nested):
 
     number: ClassVar[type] = float
     least: ClassVar[float] = 0.0
+    forms: ClassVar[str] = f"{LISTED}; or {DRAWN}"
 
     @classmethod
     def read(cls, path: str, value: Any, problems: list[InputError]) -> Self | None:
         try:
             found = cls(tuple(cls._number(item) for item in value) if isinstance(value, list) else cls._table(value))
         except ValueError as problem:
-            problems.append(InputError(path, f"{problem}; expected {FORMS}"))
+            problems.append(InputError(path, f"{problem}; expected {cls.forms}"))
             return None
         return found
 
@@ -91,6 +90,11 @@ class Sweep(Nested):
     def tables(self) -> Any:
         return dict(self.written) if isinstance(self.written, Mapping) else list(self.written)
 
+    @classmethod
+    def expected(cls) -> str:
+        kind = "whole numbers" if cls.number is int else "numbers"
+        return f"{kind} of at least {cls.least:g}: {cls.forms}"
+
     @property
     def drawn(self) -> bool:
         """Whether every member draws its own."""
@@ -130,6 +134,7 @@ class WholeSweep(Sweep):
     """Whole numbers, which nobody draws."""
 
     number: ClassVar[type] = int
+    forms: ClassVar[str] = LISTED
 
     @classmethod
     def _check(cls, table: Mapping[str, Any], low: str) -> None:

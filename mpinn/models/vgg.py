@@ -25,7 +25,9 @@ class VGG:
     """
 
     depth: Literal[11, 13, 16, 19] = 16
+    """The depth in the paper, where three layers are dense; here there are two layers fewer."""
     norm: Norm = "batch"
+    """What stands between a convolution and its activation: nothing, a batch norm or a layer norm."""
 
     def build(self, shape: Shape, outputs: int) -> Model:
         """One block per convolution, which holds the pool that follows it; images of at least 32x32."""

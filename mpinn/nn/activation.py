@@ -13,6 +13,7 @@ class Activation:
     """y = f(x), elementwise; ``activation`` is one of `mpinn.array.activations.ACTIVATIONS`."""
 
     activation: str = "relu"
+    """The function: identity, sigmoid, tanh, relu, leaky_relu, elu, selu, gelu, hardshrink or mish."""
 
     def __post_init__(self) -> None:
         known("activation", self.activation, ACTIVATIONS)

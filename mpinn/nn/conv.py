@@ -20,12 +20,20 @@ class Conv2d:
     """
 
     outputs: int
+    """Channels, at least 1."""
     kernel: int | Pair = 3
+    """Pixels of a window, at least 1: one number, or [down, to the right]."""
     stride: int | Pair = 1
+    """Pixels from one window to the next, at least 1."""
     padding: Literal["same", "valid"] | int | Pair = "same"
+    """Pixels of zeros on each side: none (valid), or, with an odd kernel and a stride of 1, so many that images keep
+    their size (same)."""
     bias: bool = True
+    """Whether a number is added to each output."""
     activation: str = "identity"
+    """The function after it: identity, sigmoid, tanh, relu, leaky_relu, elu, selu, gelu, hardshrink or mish."""
     initial: Initial = "he"
+    """Initial weights: normal of variance 2 / inputs (he) or 1 / inputs (lecun), or uniform within 1 / sqrt(inputs)."""
 
     def __post_init__(self) -> None:
         at_least("outputs", self.outputs, 1)

@@ -15,9 +15,13 @@ class Dense:
     """y = f(x W + b) with x: (B, I), W: (I, O), b: (O,), y: (B, O)."""
 
     outputs: int
+    """Units, at least 1."""
     activation: str = "identity"
+    """The function after it: identity, sigmoid, tanh, relu, leaky_relu, elu, selu, gelu, hardshrink or mish."""
     bias: bool = True
+    """Whether a number is added to each output."""
     initial: Initial = "he"
+    """Initial weights: normal of variance 2 / inputs (he) or 1 / inputs (lecun), or uniform within 1 / sqrt(inputs)."""
 
     def __post_init__(self) -> None:
         at_least("outputs", self.outputs, 1)

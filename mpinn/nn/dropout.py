@@ -17,6 +17,7 @@ class Dropout:
     """
 
     rate: float = 0.5
+    """The probability of a zero: at least 0 and less than 1."""
 
     def __post_init__(self) -> None:
         share("rate", self.rate)

@@ -16,7 +16,9 @@ class PaddedIdentity:
     """
 
     outputs: int
+    """Channels, at least as many as x has."""
     stride: int | Pair = 1
+    """Pixels from one that is kept to the next, at least 1: one number, or [down, to the right]."""
 
     def __post_init__(self) -> None:
         at_least("outputs", self.outputs, 1)

@@ -40,6 +40,7 @@ class CrossEntropy:
     """
 
     smoothing: float = 0.0
+    """The share of the target that is spread over all classes alike: at least 0 and less than 1."""
 
     def __post_init__(self) -> None:
         share("smoothing", self.smoothing)

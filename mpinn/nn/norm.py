@@ -18,8 +18,11 @@ class BatchNorm:
     """
 
     momentum: float = 0.1
+    """How far running statistics move to those of a batch: above 0 and at most 1."""
     epsilon: float = 1e-5
+    """What is added to the variance, above 0."""
     activation: str = "identity"
+    """The function after it: identity, sigmoid, tanh, relu, leaky_relu, elu, selu, gelu, hardshrink or mish."""
 
     def __post_init__(self) -> None:
         known("activation", self.activation, ACTIVATIONS)
@@ -69,6 +72,7 @@ class LayerNorm:
     """
 
     epsilon: float = 1e-5
+    """What is added to the variance, above 0."""
 
     def __post_init__(self) -> None:
         positive("epsilon", self.epsilon)

@@ -21,21 +21,25 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
-    """What all optimizers share: the learning rate, its course over the run, and the weight decay.
-
-    ``decay_all`` extends the weight decay from the weights proper to biases and to the scales and shifts of norms.
-    """
+    """What all optimizers share: the learning rate, its course over the run, and the weight decay."""
 
     rate: Positive = 0.1
+    """The learning rate, which is reached after the warmup."""
     decay: Decay = "cosine"
+    """The course of the rate after the warmup: ``constant``, multiplied by ``factor`` at each of the ``milestones``
+    (step), or along half a cosine to ``floor`` at the end of the run (cosine)."""
     warmup: Length = Length("1 epoch")
+    """For how long the rate rises linearly at the start; "0 steps" for none."""
     milestones: tuple[Length, ...] = ()
-    """Where the decay ``step`` multiplies the rate by ``factor``."""
+    """Where the decay ``step`` multiplies the rate by ``factor``, counted from the start of the run."""
     factor: Positive = 0.1
+    """By what the decay ``step`` multiplies the rate at each of the ``milestones``."""
     floor: Share = 0.0
     """The share of the rate at which the decay ``cosine`` ends."""
     weight_decay: NotNegative = 0.0
+    """How strongly weights are drawn to zero: the factor of a weight in its gradient, or, of adamw, in its step."""
     decay_all: bool = False
+    """Extend the weight decay from the weights proper to biases and to the scales and shifts of norms."""
 
     @property
     @abstractmethod
@@ -79,7 +83,9 @@ class SGD(Optimizer):
     """Stochastic gradient descent with heavy-ball or Nesterov momentum."""
 
     momentum: Share = 0.9
+    """The share of the last step that goes into the next one; 0 for none, which needs no memory."""
     nesterov: bool = False
+    """Nesterov's momentum in place of the heavy ball's."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -94,39 +100,39 @@ class SGD(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015); the weight decay is part of the gradient."""
+class Moments(Optimizer):
+    """What Adam and AdamW share: steps along the mean of past gradients over the root of the mean of their squares."""
 
     rate: Positive = 1e-3
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """The shares that the means of past gradients and of their squares keep in a step."""
     epsilon: Positive = 1e-8
+    """What is added to the root of the mean square, so that no denominator is zero."""
 
     @property
     def slots(self) -> tuple[str, ...]:
         return ("first_moment", "second_moment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Moments):
+    """Adam (Kingma & Ba 2015); the weight decay is part of the gradient."""
 
     def apply(self, part: Part, segments: Any, rate: float, scale: Any) -> None:
         _adam(self, part, segments, rate, scale, decoupled=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optimizer):
+class AdamW(Moments):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
-    rate: Positive = 1e-3
     weight_decay: NotNegative = 0.01
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        return ("first_moment", "second_moment")
 
     def apply(self, part: Part, segments: Any, rate: float, scale: Any) -> None:
         _adam(self, part, segments, rate, scale, decoupled=True)
 
 
-def _adam(options: Adam | AdamW, part: Part, segments: Any, rate: float, scale: Any, decoupled: bool) -> None:
+def _adam(options: Moments, part: Part, segments: Any, rate: float, scale: Any, decoupled: bool) -> None:
     part.ops.adam(
         part.weights,
         part.grads,

@@ -13,8 +13,11 @@ class _Pooling:
     """Windows of ``kernel`` pixels every ``stride`` pixels (default: side by side), ``padding`` pixels on each side."""
 
     kernel: int | Pair = 2
+    """Pixels of a window, at least 1: one number, or [down, to the right]."""
     stride: int | Pair | None = None
+    """Pixels from one window to the next; without it windows are side by side."""
     padding: int | Pair = 0
+    """Pixels of padding on each side, at most half the kernel."""
 
     def __post_init__(self) -> None:
         kernel, _, padding = self.window

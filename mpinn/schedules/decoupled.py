@@ -48,19 +48,25 @@ from mpinn.schedules.versions import Stash, Version
 
 @dataclass(frozen=True, kw_only=True)
 class DecoupledOptions(StagedOptions):
-    """When a stage runs what, and with which weights; see the module for ``versions`` and ``recompute``.
+    """Decoupled backpropagation: stages work on different batches at the same time, with delayed gradients (FDG, arXiv
+    1906.09108).
 
-    ``order``: which of its two batches a stage runs first in an iteration. ``shrink`` multiplies a gradient that
-    arrives from the next stage, once per hop. ``accumulate``: gradients that are added up for one update (ADL, arXiv
-    2012.03747). ``drain``: whether what is in flight at the end, or at a meeting, is finished or dropped.
+    See the module for what ``versions`` and ``recompute`` mean together.
     """
 
     order: Literal["forward_first", "backward_first"] = "backward_first"
+    """Which of its two batches a stage runs first in an iteration."""
     versions: Literal["stash", "mixed"] = "stash"
+    """The weights with which a delayed gradient is computed: those of the batch's forward pass, which are kept
+    (stash), or those of today (mixed)."""
     recompute: bool = False
+    """Keep only the input of a batch in flight, and run its forward pass again before the backward pass."""
     shrink: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """What multiplies a gradient that arrives from the next stage, once per hop."""
     accumulate: Annotated[int, Meta(ge=1)] = 1
+    """Gradients that are added up for one update (ADL, arXiv 2012.03747)."""
     drain: bool = True
+    """Finish what is in flight at the end, or at a meeting; false drops it."""
 
     chained: ClassVar[bool] = False
     """Whether a batch passes forward through all stages within one iteration."""
@@ -76,7 +82,7 @@ class DecoupledOptions(StagedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DDGOptions(DecoupledOptions):
-    """As for fdg; a stage sends its batch on before it runs an older one backward."""
+    """As fdg, but a batch passes forward through all stages within one iteration (DDG, Huo et al., ICML 2018)."""
 
     order: Literal["forward_first", "backward_first"] = "forward_first"
 
@@ -85,7 +91,7 @@ class DDGOptions(DecoupledOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FROptions(DDGOptions):
-    """Features replay: ddg that keeps inputs only, and replays them with the weights of today."""
+    """Features replay (Huo et al., NeurIPS 2018): ddg that keeps inputs only, and replays them with today's weights."""
 
     versions: Literal["stash", "mixed"] = "mixed"
     recompute: bool = True

@@ -19,16 +19,14 @@ from mpinn.schedules.stage import Place, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseOptions(DecoupledOptions):
-    """fdg that keeps inputs only; see `mpinn.schedules.decoupled` for the other keys.
-
-    ``overlap``: whether the forward pass of an iteration runs beside its backward pass, in a thread of its own with
-    buffers of its own; ``auto`` if every rank of the machine has a second core. Results are the same to the last bit.
-    """
+    """fdg that keeps inputs only (arXiv 2207.11019)."""
 
     order: Literal["forward_first", "backward_first"] = "forward_first"
     versions: Literal["stash", "mixed"] = "mixed"
     recompute: bool = True
     overlap: Literal["auto", "always", "never"] = "auto"
+    """Whether the forward pass of an iteration runs beside its backward pass, in a thread of its own with buffers of
+    its own; ``auto`` if every rank of the machine has a second core. Results are the same to the last bit."""
 
     def __post_init__(self) -> None:
         if self.overlap == "always" and self.order == "backward_first":

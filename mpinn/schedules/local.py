@@ -43,12 +43,13 @@ AHEAD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions(StagedOptions):
-    """``width`` of the hidden layer of every auxiliary head, with relu; 0 for none.
+    """Stages learn from losses of their own through auxiliary heads, and no gradient is sent.
 
     `train.clip` limits the gradient of a stage and that of its auxiliary head each on its own.
     """
 
     width: Annotated[int, Meta(ge=0)] = 0
+    """Units of a hidden layer, with relu, in every auxiliary head; 0 for none."""
 
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Local":
         """The schedule of one stage."""

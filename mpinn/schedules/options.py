@@ -74,14 +74,12 @@ class ScheduleOptions(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class StagedOptions(ScheduleOptions):
-    """``cut``: where the depth is cut into stages.
-
-    ``measured``: so that the slowest stage is as fast as can be, from times that were measured on this machine and are
-    kept; ``estimated``: the same from counts of operations; or a list of the layers with which the second and later
-    stages begin.
-    """
+    """Of a schedule whose stages stand on ranks of their own."""
 
     cut: Cut = "measured"
+    """Where the depth is cut: so that the slowest stage is as fast as can be, by times that were measured on this
+    machine and are kept (measured) or by counts of operations (estimated); or before the layers of this list, with
+    which the second and later stages begin."""
 
     staged: ClassVar[bool] = True
 

@@ -47,25 +47,28 @@ from mpinn.trace import SILENT
 
 @dataclass(frozen=True, kw_only=True)
 class PararealOptions(StagedOptions):
-    """``form`` and ``iterations``: see `mpinn.nn.parareal`.
+    """Fine blocks of the network run at once, and coarse networks carry the error of predicted inputs on (arXiv
+    2103.08802).
 
-    ``blocks``: into how many fine blocks the network is cut, 0 for as many as there are stages. One rank trains all of
-    them where ``grid.stages`` is 1; otherwise there is a stage for each.
-
-    ``sweep``: where the coarse networks are. ``chain``: each beside its fine block, and corrections go from one to the
-    next; ``gather``: all on the last stage, for one sweep only; ``auto``: where messages take less time. Results are
-    the same to the last bit.
-
-    ``warm``: a run or a checkpoint of the network that is cut, trained; training begins with its fine blocks, and with
-    predictors and coarse networks that were fitted to it in ``fit`` epochs, see `mpinn.run.fit`.
+    See `mpinn.nn.parareal` for the formulas, and `mpinn.run.fit` for what is fitted.
     """
 
     form: Form = "residual"
+    """The correction: the paper's, of the error of a guess (residual), or that of classical parareal (difference)."""
     iterations: Annotated[int, Meta(ge=1, le=MOST)] = 1
+    """How many sweeps over the fine blocks correct the guesses, at most as many as there are blocks."""
     blocks: Annotated[int, Meta(ge=0)] = 0
+    """Into how many fine blocks the network is cut, 0 for as many as there are stages. One rank trains all of them
+    where ``grid.stages`` is 1; otherwise there is a stage for each."""
     sweep: Literal["auto", "chain", "gather"] = "auto"
+    """Where the coarse networks are: each beside its fine block, and corrections go from one to the next (chain); all
+    on the last stage, for one sweep only (gather); or where messages take less time (auto). Results are the same to
+    the last bit."""
     warm: str = ""  # type: ignore[misc]
+    """A run or a checkpoint of the network that is cut, trained; training begins with its fine blocks, and with
+    predictors and coarse networks that are fitted to it."""
     fit: Annotated[int, Meta(ge=0)] = 5
+    """Epochs in which predictors and coarse networks are fitted to the network of ``warm``."""
 
     sampled: ClassVar[bool] = True
 

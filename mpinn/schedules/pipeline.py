@@ -32,7 +32,7 @@ Turn: TypeAlias = tuple[Literal["forward", "backward"], int]
 
 @dataclass(frozen=True, kw_only=True)
 class NaiveOptions(StagedOptions):
-    """One stage computes at a time."""
+    """One stage computes at a time, with exact gradients."""
 
     order: ClassVar[Order] = "naive"
     micro_batches: ClassVar[int] = 1
@@ -44,16 +44,17 @@ class NaiveOptions(StagedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GPipeOptions(NaiveOptions):
-    """``micro_batches``: into how many pieces a replica's share of a batch is cut, where it has as many samples."""
+    """All micro-batches of a batch pass forward, then all backward (Huang et al. 2019), with exact gradients."""
 
     micro_batches: Annotated[int, Meta(ge=1)] = 4  # type: ignore[misc]
+    """Into how many pieces a replica's share of a batch is cut, where it has as many samples."""
 
     order: ClassVar[Order] = "gpipe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneFOneBOptions(GPipeOptions):
-    """As gpipe, with fewer micro-batches in memory."""
+    """As gpipe, with micro-batches forward and backward in turn, so that fewer of them are in memory."""
 
     order: ClassVar[Order] = "1f1b"
 

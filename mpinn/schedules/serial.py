@@ -20,7 +20,7 @@ from mpinn.trace import SILENT, Trace
 
 @dataclass(frozen=True, kw_only=True)
 class SerialOptions(ScheduleOptions):
-    """Nothing to choose."""
+    """The whole depth on one rank; there is nothing to choose."""
 
     def build(self, part: Part, loss: Loss, seed: int, place: Place) -> "Serial":
         """The schedule of a rank that owns the whole model."""
