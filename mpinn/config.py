@@ -235,7 +235,8 @@ def read_options(path: str, title: str, values: Mapping[str, Any], type_: type, 
     ]
     for key, value in values.items():
         if key not in known:
-            knows = f"{title} knows: {', '.join(known)}" if known else f"{title} has no options"
+            more = f"; python -m mpinn keys {path} says more" if path in ORDER else ""
+            knows = f"{title} knows: {', '.join(known)}{more}" if known else f"{title} has no options"
             problems.append(InputError(f"{path}.{key}", f"unknown key{nearest(key, tuple(known))}; {knows}"))
             continue
         try:

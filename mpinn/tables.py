@@ -28,7 +28,7 @@ class Run:
     """How arrays on GPUs are sent: from where they are (direct) or through host memory (staged); ``auto`` is direct
     where a probe has shown that MPI reads the memory of GPUs. In host memory ``auto`` is direct."""
     collectives: Literal["mpi", "nccl"] = "mpi"
-    """What sums and gathers arrays on GPUs; ``nccl`` goes within a machine, needs a GPU for each rank, and beside it
+    """What sums and gathers arrays on GPUs; ``nccl`` works within a machine, needs a GPU for each rank, and beside it
     the transport of all else is not direct."""
     deterministic: bool = False
     """Add what ranks sum in the order of the ranks, whatever order MPI would choose: takes memory for the contributions

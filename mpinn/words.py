@@ -51,7 +51,8 @@ def _own(cls: Any) -> str:
 
 def _bounds(kind: Any) -> str:
     words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
-    found = [f"{word} {getattr(kind, name):g}" for name, word in words.items() if getattr(kind, name) is not None]
+    bounds = {word: getattr(kind, name) for name, word in words.items()}
+    found = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
     return f" {' and '.join(found)}" if found else ""
 
 

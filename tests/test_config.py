@@ -107,7 +107,7 @@ REFUSED = [
     ('[data]\nbatch = "64"', "data.batch: expected an integer of at least 1, got '64'"),
     ("[data]\npath = 3", "data.path: expected a string, got 3"),
     ("[run]\ndeterministic = 1", "run.deterministic: expected true or false, got 1"),
-    ("[run]\nseed = -1", "run.seed: expected an integer of at least 0 and at most 9.22337e+18, got -1"),
+    ("[run]\nseed = -1", "run.seed: expected an integer of at least 0 and at most 9223372036854775807, got -1"),
     ('[run]\ndtype = "float23"', "run.dtype: 'float23' is not one of float32, float64 (did you mean float32?)"),
     ("[run]\ndtype = 32", "run.dtype: expected one of float32, float64, got 32"),
     ('[run]\ndirectory = " "', "run.directory: expected the path of a directory, got an empty string"),
@@ -128,14 +128,18 @@ REFUSED = [
     (
         "[optimizer]\nratee = 1",
         "optimizer.ratee: unknown key (did you mean rate?); "
-        "[optimizer] sgd knows: rate, momentum, decay, milestones, warmup, betas",
+        "[optimizer] sgd knows: rate, momentum, decay, milestones, warmup, betas; "
+        "python -m mpinn keys optimizer says more",
     ),
-    ("[grid]\nranks = 4", "grid.ranks: unknown key; [grid] knows: replicas, stages, shards"),
+    (
+        "[grid]\nranks = 4",
+        "grid.ranks: unknown key; [grid] knows: replicas, stages, shards; python -m mpinn keys grid says more",
+    ),
     ("[loss]\nsmoothing = 0.1", "loss.smoothing: unknown key; [loss] cross_entropy has no options"),
     (
         '[run]\nname = "x"',
         "run.name: unknown key; [run] knows: directory, seed, dtype, transport, collectives, deterministic, device, "
-        "tf32, bf16, kernels, survive, patience",
+        "tf32, bf16, kernels, survive, patience; python -m mpinn keys run says more",
     ),
     (
         '[consensus]\nname = "average"',

@@ -28,6 +28,7 @@ WALLS = {
 ORDER = [
     {"errors", "signals", "trace", "words"},
     {"length"},
+    {"tables"},
     {"config", "array"},
     {"nn", "comm", "datasets"},
     {"models", "storage"},

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import inspect as types
 
@@ -20,10 +20,13 @@ from mpinn.words import expected
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its default as TOML writes it, or None where it must be given; what is allowed; what it means."""
+    """One key, with what is allowed and what it means.
+
+    ``written`` is how TOML gives it its default, such as ``clip = 0.0``; or its name, and that it has none.
+    """
 
     name: str
-    default: str | None
+    written: str
     allowed: str
     meaning: str
 
@@ -32,7 +35,7 @@ def keys_of(options: type) -> tuple[Key, ...]:
     """The keys of a dataclass of options, in their order."""
     hints = get_type_hints(options, include_extras=True)
     return tuple(
-        Key(entry.name, _default(entry), _allowed(hints[entry.name]), meaning(options, entry.name))
+        Key(entry.name, _written(entry), _allowed(hints[entry.name]), meaning(options, entry.name))
         for entry in fields(options)
     )
 
@@ -57,14 +60,18 @@ def toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _default(entry: Field[Any]) -> str | None:
+def _written(entry: Field[Any]) -> str:
     value = entry.default if entry.default_factory is MISSING else entry.default_factory()
-    return None if value is MISSING or value is None else toml(plain(value))
+    if value is MISSING or value is None:  # TOML can't say None
+        return f"{entry.name} ({'must be given' if value is MISSING else 'may be left out'})"
+    return f"{entry.name} = {toml(plain(value))}"
 
 
 def _allowed(type_: Any) -> str:
     if isinstance(type_, type) and issubclass(type_, Nested):
         return type_.expected()
+    if get_origin(type_) is Literal:  # msgspec sorts the choices
+        return f"one of {', '.join(map(str, get_args(type_)))}"
     return expected(types.type_info(type_))
 
 

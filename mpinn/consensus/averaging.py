@@ -34,10 +34,10 @@ class MeetingOptions:
     """When replicas meet, and what they weigh in the mean."""
 
     score: ScoreName
-    """What a replica's weight in the mean is proportional to: 1 (uniform), its accuracy on the validation split or on
-    its own samples (accuracy_shard), 1 / its loss, its error or its gradient norm, exp(-sharpness x loss / sum of
-    losses) (boltzmann), the samples it has seen, its Fisher information, or 1 for the most accurate and 0 for all
-    others (best)."""
+    """What a replica's weight in the mean is proportional to: 1 (uniform); its accuracy on the validation split
+    (accuracy) or on its own samples (accuracy_shard); 1 / its loss, its error or its gradients' norm (inverse_...);
+    exp(-sharpness x loss / sum of losses) (boltzmann); the samples it has seen since the last meeting (samples); its
+    Fisher information, for each weight of the network apart (fisher); 1 for the most accurate, 0 for others (best)."""
     period: Period = Period("1 epoch")
     """How long replicas train alone before they meet."""
     sharpness: Annotated[float, Meta(ge=0)] = 1.0

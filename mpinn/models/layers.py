@@ -44,7 +44,7 @@ class Chain(Nested):
 
 @dataclass(frozen=True)
 class Ways:
-    """The options of a residual layer, as tables: x itself is added to the body unless it is projected."""
+    """A residual layer as tables: body(x) + x, or body(x) + projection(x)."""
 
     body: Chain
     """The layers through which x goes, as tables of their own."""

@@ -10,7 +10,7 @@ from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree, nothing
 
 @dataclass(frozen=True)
 class Activation:
-    """y = f(x), elementwise; ``activation`` is one of `mpinn.array.activations.ACTIVATIONS`."""
+    """y = f(x), elementwise."""
 
     activation: str = "relu"
     """The function: identity, sigmoid, tanh, relu, leaky_relu, elu, selu, gelu, hardshrink or mish."""

@@ -16,7 +16,7 @@ from mpinn.nn.layer import Draws, Finish, Pass, Saved, Tree
 class Conv2d:
     """y = f(x * W + b) with x: (B, H, W, C), W: (KH, KW, C, O), b: (O,), y: (B, OH, OW, O).
 
-    ``padding`` is a number of pixels on each side, "valid" (none), or "same" ((K - 1) / 2, so OH = ceil(H / stride)).
+    With the padding "same" OH = ceil(H / stride).
     """
 
     outputs: int
@@ -26,8 +26,8 @@ class Conv2d:
     stride: int | Pair = 1
     """Pixels from one window to the next, at least 1."""
     padding: Literal["same", "valid"] | int | Pair = "same"
-    """Pixels of zeros on each side: none (valid), or, with an odd kernel and a stride of 1, so many that images keep
-    their size (same)."""
+    """Pixels of zeros on each side, at least 0: a number, [down, to the right], none (valid), or, of a kernel of K
+    pixels, which is odd, (K - 1) / 2 (same)."""
     bias: bool = True
     """Whether a number is added to each output."""
     activation: str = "identity"
