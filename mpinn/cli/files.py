@@ -34,18 +34,16 @@ def inspect(
 def keys(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="As --set has them: a table, a key, or a table's name with its value.", metavar="[PATH]..."
-        ),
+        typer.Argument(help="As --set has them: a table, a key, or a table's name with its value.", metavar="PATH"),
     ] = None,
 ) -> None:
     """Say what a configuration may have: every key, its default, what is allowed and what it means.
 
     \b
-    python -m mpinn keys                                      everything
-    python -m mpinn keys train schedule                       two tables, with the keys of every schedule
-    python -m mpinn keys schedule.name=fdg                    the keys of one schedule
-    python -m mpinn keys optimizer.floor consensus.in_flight  two keys
+    python -m mpinn keys                          everything
+    python -m mpinn keys train schedule           two tables, of every schedule
+    python -m mpinn keys schedule.name=fdg        the keys of one schedule
+    python -m mpinn keys optimizer.floor          one key, of every optimizer
     """
     from mpinn.commands.keys import keys as run
 
