@@ -1,7 +1,8 @@
 """Which of its kernels OpenBLAS takes: its own choice, but for one processor on which others are faster.
 
 Zen 4 has the registers of AVX-512, and computes on one in two halves. OpenBLAS takes its kernels for AVX-512 there;
-those for 256 bits, which it calls Haswell's, do the products of a training step in up to 15 % less time.
+those for 256 bits, which it calls Haswell's, do the products of a training step in up to 15 % less time. OpenBLAS
+0.3.34 crashes in products of float64 when it is asked for them on Zen 4, so it is asked only before that.
 
 Imports nothing heavy: OpenBLAS chooses when NumPy is imported.
 """
@@ -9,11 +10,16 @@ Imports nothing heavy: OpenBLAS chooses when NumPy is imported.
 import os
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 VARIABLE = "OPENBLAS_CORETYPE"
 FASTER = "Haswell"
 """OpenBLAS's name for its kernels of 256 bits."""
+BROKEN = (0, 3, 34)
+"""The first version that cuts matrices for Zen 4 into blocks that these kernels have no room for (its issue 6021)."""
+VERSION = r'"blas": \{\s*"name": "\S*openblas\S*",(?:\s*"found": .*,)?\s*"version": "(\d+)\.(\d+)\.(\d+)'
+"""Where NumPy tells it."""
 PROCESSORS = Path("/proc/cpuinfo")
 ASKED: list[str] = []
 """What `settle_blas` has asked for."""
@@ -28,7 +34,7 @@ def settle_blas(
 
     Only of this process: `os.environ`, which other programs are given, maybe on other machines, stays as it is.
     """
-    if not environment.get(VARIABLE) and _is_zen_4(processors):
+    if not environment.get(VARIABLE) and _is_zen_4(processors) and () < version_of_openblas() < BROKEN:
         put(VARIABLE, FASTER)
         ASKED[:] = [FASTER]
 
@@ -48,6 +54,21 @@ def blas_of_numpy() -> str:
 
     found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return f"{found.get('name')} {found.get('version', '')}".strip()
+
+
+def version_of_openblas(numpy: Path | None = None) -> tuple[int, ...]:
+    """That which NumPy was built with, such as (0, 3, 31), read before it is imported; () where it is not told.
+
+    numpy: its folder, if not that of the installed one.
+    """
+    spec = find_spec("numpy") if numpy is None else None
+    folder = Path(spec.origin).parent if spec and spec.origin else numpy
+    try:
+        text = (folder / "__config__.py").read_text() if folder else ""
+    except OSError:
+        return ()
+    told = re.search(VERSION, text)
+    return tuple(map(int, told.groups())) if told else ()
 
 
 def _is_zen_4(processors: Path) -> bool:
