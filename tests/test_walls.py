@@ -133,6 +133,33 @@ def test_no_communicator_or_device_is_made_when_a_module_is_imported() -> None:
     assert wrong == []
 
 
+def unordered(node: ast.expr) -> bool:
+    """Whether what is gone through may come in another order on another rank: a set, of which names are hashed anew."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in ("set", "frozenset")
+    if isinstance(node, ast.BinOp):
+        operands = [node.left, node.right]
+        views = [
+            isinstance(x, ast.Call) and isinstance(x.func, ast.Attribute) and x.func.attr == "keys" for x in operands
+        ]
+        return any(views) or any(map(unordered, operands))
+    return isinstance(node, ast.Set | ast.SetComp)
+
+
+def test_ranks_go_through_names_in_the_same_order() -> None:
+    """Where messages are sent, and what is sent is told apart by its turn."""
+    wrong = []
+    for path in FILES:
+        if module(path).split(".")[0] not in ("comm", "consensus", "schedules", "training", "population"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            loops = [node.iter] if isinstance(node, ast.For | ast.comprehension) else []
+            wrong += [f"{path}:{found.lineno}" for found in loops if unordered(found)]
+    assert wrong == []
+    assert unordered(ast.parse("{*a} - b.keys()").body[0].value)  # type: ignore[attr-defined]
+    assert not unordered(ast.parse("sorted({*a})").body[0].value)  # type: ignore[attr-defined]
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     files = [*FILES, *(ROOT / "tests").rglob("*.py")]
     assert [str(path) for path in files if len(path.read_text().splitlines()) > 400] == []

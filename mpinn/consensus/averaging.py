@@ -133,8 +133,9 @@ class Averaging:
         """Meet when ``step`` is a multiple of the period, and after the last step."""
         if not self._meets(step, last):
             return None
-        for name in parts.keys() - self._packings.keys():
-            self._packings[name] = Packing(parts[name], self._options.slots == "average")
+        for name, part in parts.items():
+            if name not in self._packings:
+                self._packings[name] = Packing(part, self._options.slots == "average")
         numbers = self._gather(measure)
         weights = mean_weights(self._score, numbers, self._options.sharpness, self._options.epsilon)
         if weights is None:

@@ -124,8 +124,8 @@ class Gossip:
 
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Under combine-then-adapt let the weights leave that the next update will mix. Nobody meets."""
-        for name in parts.keys() & self._exchanges.keys():
-            exchange = self._exchanges[name]
+        # in the order of the parts, as on all ranks: messages of several are told apart by it
+        for exchange in (self._exchanges[name] for name in parts if name in self._exchanges):
             exchange.boundary(step)
             if self._early and not last and exchange.foreseen(self._period):
                 exchange.begin()

@@ -106,7 +106,7 @@ def test_a_stopped_rank_is_named_and_the_others_say_where_they_are(which: int, t
     assert f"\nthe stacks are in {run}/stacks-1\n" in said
     assert {path.name for path in (run / "stacks-1").iterdir()} == {f"rank-{r}.txt" for r in {0, 1, 2, 3} - {which}}
     for path in (run / "stacks-1").iterdir():
-        assert re.search(r'File ".*mpinn/trainer\.py", line \d+ in run\n', path.read_text())
+        assert re.search(r'File ".*mpinn/training/trainer\.py", line \d+ in run\n', path.read_text())
     goes_on(4, run, "consensus.name=gradients")
 
 
