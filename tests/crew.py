@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from launch import STARTED, finish, kill, start, start_alone
-from runs import arguments
+from train_jobs import arguments
 
 from mpinn.cli.main import _run, _with_command
 from mpinn.comm.abort import install_abort_hook, leave
@@ -90,7 +90,7 @@ class Crews:
         return self.found[ranks].run(*line[2:], timeout=timeout)
 
     def train(self, ranks: int, directory: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-        """As `runs.train`."""
+        """As `train_jobs.train`."""
         return self.run(ranks, *arguments(directory, *settings))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from runs import contents, here, train, world
+from train_jobs import contents, here, train, world
 
 from mpinn.comm.grid import World
 from mpinn.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, alone, finish
-from runs import SMALL, arguments, contents, here, train, wait_for
+from train_jobs import SMALL, arguments, contents, here, train, wait_for
 
 from mpinn.config import read_toml
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from crew import Crews
 from launch import ranks_of
-from runs import SMALL, arguments, differences, train
+from train_jobs import SMALL, arguments, differences, train
 
 REFUSED = "train.epochs=x"
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import SMALL, here, records, world
+from train_jobs import SMALL, here, records, world
 
 from mpinn.analysis.inspect import inspect
 from mpinn.commands.evaluate import evaluate

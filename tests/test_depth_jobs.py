@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from runs import LAYER, SMALL, arguments, paced, records, summary, train
+from train_jobs import LAYER, SMALL, arguments, paced, records, summary, train
 
 DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import datasets, records, train
+from train_jobs import datasets, records, train
 
 SETTINGS = (
     "model.widths=[16,12]", "train.epochs=4", "train.log=1 step", "consensus.name=gradients", "run.dtype=float64",

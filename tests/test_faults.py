@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 from launch import alive, alone, finish, mpirun, ranks_of, start, start_alone
-from runs import SMALL, arguments, datasets, differences, here, records, series, train, wait_for
+from train_jobs import SMALL, arguments, datasets, differences, here, records, series, train, wait_for
 
 from mpinn.config import Data
 from mpinn.datasets.hdf5 import digits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch import alone
-from runs import SMALL, differences, here, records, series, train
+from train_jobs import SMALL, differences, here, records, series, train
 
 from mpinn.errors import FatalError, InputError
 from mpinn.storage.directory import RunDirectory

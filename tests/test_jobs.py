@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from launch import mpirun
-from runs import arguments, summary
+from train_jobs import arguments, summary
 
 from mpinn.training.choices import read_config
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import alive, finish, kill, ranks_of, start
-from runs import arguments, differences, series
+from train_jobs import arguments, differences, series
 
 from mpinn.storage.directory import RunDirectory, step_of
 from mpinn.storage.reader import Checkpoint

@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 from launch import finish, start
-from runs import SMALL, arguments, contents, here, records, train, wait_for
+from train_jobs import SMALL, arguments, contents, here, records, train, wait_for
 
 from mpinn.errors import InputError
 from mpinn.run.checks import Request, check, prepare

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from launch import alone, mpirun
-from runs import summary
+from train_jobs import summary
 
 RANKS = [0, 1, 2, 3, 4, 8]
 """0: without a launcher."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch import finish, mpirun, open_mpi, open_mpi_library, start
-from runs import SMALL, arguments, differences, summary, train, wait_for
+from train_jobs import SMALL, arguments, differences, summary, train, wait_for
 
 pytestmark = pytest.mark.open_mpi
 STOPPED = 75

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from runs import LAYER, SMALL, arguments, differences, here, paced, records, summary, train
+from train_jobs import LAYER, SMALL, arguments, differences, here, paced, records, summary, train
 
 from mpinn.storage.reader import Checkpoint
 

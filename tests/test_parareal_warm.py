@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crew import Crews
-from runs import SMALL, arguments, differences, here, summary
+from train_jobs import SMALL, arguments, differences, here, summary
 
 from mpinn.errors import InputError
 from mpinn.storage.reader import Checkpoint

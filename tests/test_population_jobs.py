@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from crew import Crews
-from runs import SMALL, datasets, here, records, summary, world
+from train_jobs import SMALL, datasets, here, records, summary, world
 
 import mpinn
 from mpinn.commands.extract import extract

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from launch import alone
-from runs import SMALL, contents, datasets, differences, here, records, summary, train
+from train_jobs import SMALL, contents, datasets, differences, here, records, summary, train
 
 from mpinn.config import ORDER
 from mpinn.errors import InputError

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import slurm
 from launch import ROOT, alone
-from runs import differences, records, summary, train
 from slurm import Slurm, until
+from train_jobs import differences, records, summary, train
 
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from launch import finish, open_mpi, open_mpi_library, start
-from runs import arguments, series, summary
+from train_jobs import arguments, series, summary
 
 BEGIN = """
 import os, signal, sys

@@ -8,8 +8,8 @@ import pytest
 from launch import alone
 from nn.layer_examples import EXAMPLES, IMAGE, title
 from onnx import TensorProto, helper
-from runs import SMALL, train
 from safetensors import safe_open
+from train_jobs import SMALL, train
 from trained import CLASSES, draw, save_model
 
 import mpinn

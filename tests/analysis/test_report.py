@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import alone
-from runs import SMALL, here, train
+from train_jobs import SMALL, here, train
 
 from mpinn.analysis.figures import look
 from mpinn.analysis.rank_figures import KINDS, SHARES, window

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from launch import alone, mpirun
-from runs import SMALL, arguments, here, train
+from train_jobs import SMALL, arguments, here, train
 from trained import CLASSES, save_model
 
 import mpinn

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from launch import alone
-from runs import arguments
+from train_jobs import arguments
 
 from mpinn.array import device
 from mpinn.errors import InputError

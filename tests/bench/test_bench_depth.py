@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from launch import mpirun
-from runs import world
+from train_jobs import world
 
 from mpinn.bench import depth
 from mpinn.bench.timing import Spread

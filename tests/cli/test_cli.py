@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, alone, finish, mpirun, ranks_of, start
-from runs import SMALL, arguments, records, train, wait_for
+from train_jobs import SMALL, arguments, records, train, wait_for
 
 from mpinn.signals import AGAIN
 

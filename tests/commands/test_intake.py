@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import alone
-from runs import SMALL, here, records, train, world
+from train_jobs import SMALL, here, records, train, world
 
 import mpinn
 from mpinn.analysis.export import export

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from launch import alone
-from runs import SMALL, here, summary
+from train_jobs import SMALL, here, summary
 
 from mpinn.array.device import choose_device
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import alone, no_launcher
-from runs import SMALL, datasets, here, summary, train
+from train_jobs import SMALL, datasets, here, summary, train
 
 POPULATION = (
     *SMALL[1:],

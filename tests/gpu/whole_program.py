@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from launch import ROOT, alone, mpirun  # noqa: E402
-from runs import arguments, datasets, differences  # noqa: E402
+from train_jobs import arguments, datasets, differences  # noqa: E402
 
 from gpu.cases import CASES, SMALL, STOP, Case, settings_of  # noqa: E402
 from mpinn.array.device import count_devices  # noqa: E402

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import SMALL, differences, records
 from test_resume import first, meet
+from train_jobs import SMALL, differences, records
 
 from mpinn.comm.grid import World
 from mpinn.commands.train import train

@@ -12,7 +12,7 @@ from consensus_oracles import gossip as oracle
 from consensus_oracles import mixing
 from oracles import Problem, clusters, serial, synchronous, write_gradient
 from replicated import NORMED, ROUNDED, SHARDS, STEPS, everywhere, train
-from runs import SMALL, datasets
+from train_jobs import SMALL, datasets
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel

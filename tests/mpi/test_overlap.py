@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from depth import Depth, Staged
 from oracles import Problem
-from runs import SMALL, differences
 from staged import Run, grids, train
 from test_depth_resume import DEEP, NOISY
 from test_local import images, vectors
 from test_resume import meet
+from train_jobs import SMALL, differences
 
 from mpinn.comm.grid import Grid, World
 from mpinn.commands.train import train as train_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from runs import SMALL, differences, records
+from train_jobs import SMALL, differences, records
 
 from mpinn.comm.grid import World
 from mpinn.commands.train import train

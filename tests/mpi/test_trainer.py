@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import SMALL, datasets, records, summary
+from train_jobs import SMALL, datasets, records, summary
 
 from mpinn.comm.grid import World
 from mpinn.commands.train import train

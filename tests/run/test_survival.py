@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch import finish, mpirun, ranks_of, start
-from runs import SMALL, arguments, differences, records, wait_for
+from train_jobs import SMALL, arguments, differences, records, wait_for
 from ulfm import (
     FLAGS,
     SAVING,

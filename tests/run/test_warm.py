@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from launch import mpirun
-from runs import world
+from train_jobs import world
 
 from mpinn.array import cpu, ops
 from mpinn.models.mlp import MLP

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launch import alive, finish, open_mpi, open_mpi_library, ranks_of, start
-from runs import arguments, here, records, train, wait_for, world
+from train_jobs import arguments, here, records, train, wait_for, world
 
 from mpinn.run.watchdog import Watchdog
 from mpinn.storage.reader import Checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from runs import SMALL, train
+from train_jobs import SMALL, train
 
 import mpinn
 from mpinn.config import InputError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launch import finish, kill, start
-from runs import arguments
+from train_jobs import arguments
 
 from mpinn.training.reporter import Bar, Plain, Silent, open_reporter
 
