@@ -1,5 +1,6 @@
 """What is wrong with the user's input is said once, in one message with its path, before anything is written."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from train_jobs import contents, here, train, world
+from train_jobs import SMALL, contents, here, train, world
 
 from mpinn.comm.grid import World
+from mpinn.config import load
 from mpinn.errors import InputError
 from mpinn.run.checks import Request, check
+from mpinn.training.choices import CHOICES, DEFAULTS
 
 SETTINGS = {
     "data.bach=64": "data.bach: unknown key (did you mean batch?)",
@@ -203,6 +206,47 @@ def test_a_directory_that_holds_something_else_is_not_moved_aside(tmp_path: Path
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
     assert "it is no run" in refused(tmp_path / "thesis", fresh=True)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_is_no_directory_is_refused_and_stays(make: Callable[[Path], None], fresh: bool, tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    told = refused(tmp_path / "x", fresh=fresh)
+    assert told == f"run.directory: '{tmp_path / 'x'}' is there, and it is no directory: choose another one"
+
+
+@pytest.mark.parametrize(
+    ("text", "beside", "moved"),
+    [
+        ('title = "my site"\n', "a.py", False),
+        ('title = "my site"\n', "metrics.jsonl", False),
+        ("[train]\nepochs = 3\n", "a.py", False),
+        ("title = ", "a.py", False),
+        ("title = ", "metrics.jsonl", True),
+        ("title = ", "checkpoint-00000006.h5", True),
+        (load("", (), CHOICES, DEFAULTS).toml(), "a.py", True),
+    ],
+)
+def test_a_folder_whose_configuration_no_run_has_written_is_not_moved_aside(
+    text: str, beside: str, moved: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "config.toml").write_text(text)
+    (tmp_path / "site" / beside).touch()
+    if moved:
+        assert here(tmp_path / "site", *SMALL, fresh=True) == 0
+        assert (tmp_path / "site.1" / "config.toml").read_text() == text
+        return
+    told = refused(tmp_path / "site", fresh=True)
+    assert told.startswith(f"--fresh: {tmp_path / 'site'} is not moved aside: no run has written its config.toml")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_configuration_that_is_no_file_is_not_waited_for(fresh: bool, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    os.mkfifo(tmp_path / "site" / "config.toml")
+    assert "no run" in refused(tmp_path / "site", fresh=fresh)
 
 
 def test_a_configuration_that_a_person_wrote_is_not_written_over(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The run directory: which file is where, and writing that survives a crash."""
 
+import errno
 import os
 import re
 from contextlib import suppress
@@ -107,10 +108,13 @@ def followed(directory: Path) -> Path:
 def move_aside(directory: Path) -> Path | None:
     """Rename an existing ``runs/x`` to the first free one of ``runs/x.1``, ``runs/x.2`` ..., and return that.
 
-    A link stays as it is, and what it leads to is renamed: the next run is to be on the same disk.
+    A link stays as it is, and what it leads to is renamed: the next run is to be on the same disk. Raises
+    NotADirectoryError, and renames nothing, if there is something else than a directory.
     """
     if not directory.exists():
         return None
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
     number, place = 1, followed(directory)
     while (aside := place.with_name(f"{place.name}.{number}")).exists() or aside.is_symlink():
         number += 1

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,14 @@ def test_moving_aside_never_overwrites(tmp_path):
         "seed = 3",
     ]
     assert move_aside(run) is None
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_is_no_directory_is_not_moved(make, tmp_path):
+    make(tmp_path / "x")
+    with pytest.raises(NotADirectoryError, match="Not a directory"):
+        move_aside(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
 def test_a_link_stays_and_what_it_leads_to_is_moved_and_made_again(tmp_path):
