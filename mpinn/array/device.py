@@ -1,11 +1,13 @@
 """Which device and which kernels a run computes with, and which accelerators there are."""
 
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 from mpinn.array import ops as plain
 from mpinn.array.blas import asked_of_blas
+from mpinn.array.cupy_cache import settle_cache
 from mpinn.errors import InputError
 
 Setting: TypeAlias = Literal["auto", "plain", "compiled"]
@@ -63,17 +65,32 @@ def check_bf16(wanted: bool, where: Where, why: str) -> None:
 
 def count_devices() -> tuple[int, str]:
     """How many GPUs CuPy finds; if none, why."""
-    try:
-        from cupy.cuda import runtime
-    except ModuleNotFoundError:
-        return 0, "CuPy is not installed"
-    except ImportError as error:
-        return 0, f"CuPy cannot be imported ({error})"
+    if why := _missing():
+        return 0, why
+    from cupy.cuda import runtime
+
     try:
         count = int(runtime.getDeviceCount())
     except runtime.CUDARuntimeError as error:
         return 0, f"no GPU ({error})"
     return count, "" if count else "no GPU is visible"
+
+
+@cache
+def _missing() -> str:
+    """Why CuPy cannot be imported, if so: asked once, since a package that has failed may fail otherwise next time."""
+    settle_cache()
+    try:
+        import cupy.cuda  # noqa: F401
+    except ModuleNotFoundError:
+        return "CuPy is not installed"
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error})"
+    except OSError as error:
+        where = f" {str(error.filename)!r}" if error.filename else ""
+        wrong = f"it cannot write{where}: {error.strerror or error}"
+        return f"CuPy cannot be imported ({wrong}; let CUPY_CACHE_DIR name a folder that can be written)"
+    return ""
 
 
 def _gpu(index: int, count: int, tf32: bool, bf16: bool) -> Device:
@@ -96,6 +113,7 @@ def _gpu(index: int, count: int, tf32: bool, bf16: bool) -> Device:
     # none of bfloat16 is by cuBLASLt
     said = BF16_SAID if bf16 else f"{TF32_SAID[tf32]}; dense layers {cuda_epilogues.said(tf32)}"
     said = f"gpu {index} of {count}, {name}; {said}; convolutions {convolutions}"
+    said = "; ".join(filter(None, (said, settle_cache())))
     return Device(cuda, said, name, bus, properties["uuid"].hex(), CudaMemory())
 
 
