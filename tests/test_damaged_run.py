@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from train_jobs import SMALL, here, records, world
 
-from mpinn.analysis.inspect import inspect
+from mpinn.analysis.inspect import describe, inspect
+from mpinn.analysis.report import report
 from mpinn.commands.evaluate import evaluate
 from mpinn.errors import InputError
 from mpinn.storage.reader import Checkpoint
@@ -72,11 +73,23 @@ def test_a_file_without_a_digest_and_without_a_table_is_a_clean_error(run: Path)
         here(run, *SAVING)
 
 
-@pytest.mark.parametrize("summary", ["{}", "[]", "3", "{", "[" * 100_000])
-def test_a_damaged_summary_is_a_clean_error(summary: str, run: Path) -> None:
+@pytest.mark.parametrize("summary", ["{}", "[]", "3", "{", "[" * 100_000, '{"grid": 1, "ranks": []}'])
+def test_a_damaged_summary_is_a_clean_error(summary: str, run: Path, tmp_path: Path) -> None:
     (run / "summary.json").write_text(summary)
-    with pytest.raises(InputError, match=r"summary\.json: "):
+    with pytest.raises(InputError, match=r"summary\.json: (damaged|is not JSON): "):
         here(run, *SAVING)
+    with pytest.raises(InputError, match=r"summary\.json: (damaged|is not JSON): "):
+        report([run], tmp_path / "report")
+    described = describe(run)["run"]
+    assert not described["finished"]
+    assert any("summary.json: " in note for note in described["notes"])
+
+
+def test_a_damaged_trace_is_a_clean_error(run: Path, tmp_path: Path) -> None:
+    for trace in ("[]", "{}", "{"):
+        (run / "trace.json").write_text(trace)
+        with pytest.raises(InputError, match=r"trace\.json: (damaged|is not JSON): "):
+            report([run], tmp_path / "report")
 
 
 def test_a_damaged_index_does_not_hide_the_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from mpinn.analysis.moments import Moments
 from mpinn.analysis.replicas import describe_replicas
 from mpinn.config import InputError
 from mpinn.storage.directory import RunDirectory
-from mpinn.storage.history import plain, read
+from mpinn.storage.history import plain, read, read_summary
 from mpinn.storage.index import best_of, read_index
 from mpinn.storage.reader import Checkpoint, Parameter
 from mpinn.storage.restore import check_digest, newest
@@ -58,7 +58,7 @@ def describe_run(path: Path) -> tuple[Description, Path | None]:
         raise InputError(str(path), "not a run directory: it has no configuration, checkpoint or metrics")
     description = {
         "directory": str(path),
-        "finished": run.summary.exists(),
+        "finished": _finished(run, notes),
         "requeue": run.requeue.exists(),
         "checkpoints": [{**asdict(entry), "best": entry is best} for entry in saved],
         "newest": None if file is None else file.name,
@@ -107,6 +107,14 @@ def _saved(run: RunDirectory) -> list[Any]:
         return read_index(run) or []
     except InputError:  # `newest` has said so in the notes
         return []
+
+
+def _finished(run: RunDirectory, notes: list[str]) -> bool:
+    try:
+        return read_summary(run.summary) is not None
+    except InputError as error:
+        notes.append(str(error))
+        return False
 
 
 def _arrays(file: Checkpoint, kind: str) -> list[tuple[Description, Moments]]:

@@ -18,7 +18,7 @@ from mpinn.config import InputError, difference, read_toml
 from mpinn.nn.layout import Layout
 from mpinn.nn.parareal import Parareal
 from mpinn.storage.directory import RunDirectory
-from mpinn.storage.history import Record, columns, read
+from mpinn.storage.history import Record, columns, read, read_summary
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
 
@@ -45,7 +45,7 @@ class Run:
         self.name = path.resolve().name
         self.tables: Mapping[str, Any] = read_toml(directory.config)
         self.records: Sequence[Record] = read(directory.metrics)
-        self.summary: Mapping[str, Any] = _json(directory.summary)
+        self.summary: Mapping[str, Any] = read_summary(directory.summary) or {}
         self.notes: list[str] = []
         self._directory = directory
 
@@ -110,7 +110,7 @@ class Run:
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """The events of its trace, if one was written: see `mpinn.run.timeline`."""
-        traced = _json(self.path / "trace.json").get("traceEvents", [])
+        traced = _trace(self.path / "trace.json")
         return [event for event in traced if event["ph"] == "X"]
 
     @cached_property
@@ -192,11 +192,13 @@ def _label(group: Sequence[Run]) -> str:
     return found.pop() if len(found) == 1 and all(found) else group[0].name
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _trace(path: Path) -> list[dict[str, Any]]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: list[dict[str, Any]] = json.loads(path.read_bytes())["traceEvents"]
     except FileNotFoundError:
-        return {}
-    except ValueError as error:
+        return []
+    except (ValueError, RecursionError) as error:
         raise InputError(str(path), f"is not JSON: {error}") from None
+    except (KeyError, TypeError):
+        raise InputError(str(path), "damaged: it is no trace of this program's") from None
     return found

@@ -1,6 +1,5 @@
 """What a run that goes on must agree on with the one that was saved, and what has changed since."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.run.keeper import bounds_of, saved_model
 from mpinn.storage.directory import RunDirectory
+from mpinn.storage.history import read_summary
 from mpinn.storage.reader import Checkpoint
 from mpinn.training.choices import CHOICES, DEFAULTS
 
@@ -104,12 +104,9 @@ def extra_meeting(checkpoint: Checkpoint, config: Config) -> list[str]:
 
 def finished(directory: RunDirectory, checkpoint: Path, config: Config) -> Mapping[str, Any] | None:
     """The summary of a run with nothing left to do, as of where it is now; None where there is something."""
-    try:
-        summary: dict[str, Any] = json.loads(directory.summary.read_text())
-    except FileNotFoundError:
+    summary = read_summary(directory.summary)
+    if summary is None:
         return None
-    except ValueError as error:
-        raise InputError(str(directory.summary), f"is not JSON: {error}") from None
     if directory.checkpoint(summary["steps"]).name != checkpoint.name or summary["epochs"] != config.train.epochs:
         return None
     return {**summary, "checkpoint": str(checkpoint), "directory": str(directory.path)}

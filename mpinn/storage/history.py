@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object a line, and the same as columns."""
+"""The metrics of a run: one JSON object a line, and the same as columns; and the summary of a finished one."""
 
 import json
 import math
@@ -14,6 +14,8 @@ from mpinn.config import InputError
 from mpinn.storage.directory import write_text
 
 Record = Mapping[str, Any]
+ALWAYS = {"grid": list, "ranks": list}
+"""What every summary has, and as what."""
 
 
 class Metrics:
@@ -48,6 +50,22 @@ class Metrics:
 def read(path: Path) -> list[Record]:
     """The records of a metrics file; none if there is no file. A last line without its newline does not count yet."""
     return [_parse(path, number, line) for number, line in enumerate(_lines(path), 1)]
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary that a finished run has left, None if there is no file; InputError for what is no summary."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(path), f"is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(str(path), "damaged: it is not a JSON object")
+    wrong = [name for name, kind in ALWAYS.items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        raise InputError(str(path), f"damaged: it does not tell of {' and '.join(wrong)}")
+    return found
 
 
 def columns(records: Sequence[Record]) -> dict[str, Array]:
