@@ -28,7 +28,7 @@ from mpinn.tables import Natural as Natural
 from mpinn.tables import Positive as Positive
 from mpinn.tables import Run as Run
 from mpinn.tables import Train as Train
-from mpinn.words import expected, nearest, show, writable
+from mpinn.words import expected, nearest, show, writable, wrong_locale
 
 
 class Nested(ABC):
@@ -273,7 +273,8 @@ def _convert(path: str, value: Any, type_: Any) -> Any:
     if not _finite(converted):
         raise InputError(path, f"expected a finite number, got {show(value)}")
     if isinstance(converted, str) and not writable(converted):
-        raise InputError(path, f"expected a string in UTF-8 without NUL, got {show(value)}")
+        wrong = "" if "\0" in converted else wrong_locale(converted)
+        raise InputError(path, wrong or f"expected a string in UTF-8 without NUL, got {show(value)}")
     return converted
 
 

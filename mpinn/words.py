@@ -1,11 +1,16 @@
 """What messages say: what a type allows, what was given, what was probably meant; and ranks, when there are many."""
 
+import os
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 from unicodedata import category
 
 from msgspec import inspect
+
+LOCALE = ("LC_ALL", "LC_CTYPE", "LANG")
+"""What says in which encoding the names of files are, the first of them that is set."""
 
 
 def show(value: object) -> str:
@@ -19,6 +24,28 @@ def show(value: object) -> str:
 def writable(text: str) -> bool:
     """Whether a file can have this name, and a TOML file can have this text in it."""
     return "\0" not in text and not any(category(character) == "Cs" for character in text)
+
+
+def readable(text: str) -> str:
+    """A name of a file as text that any program takes, where the bytes of the name are not text in this locale."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def wrong_locale(text: str) -> str:
+    """Why a file cannot have this name, or gave it other characters, if that is for the locale; else nothing."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or (writable(text) and _has_bytes(text)):
+        return ""
+    named = next((f"{name}={os.environ[name]}" for name in LOCALE if os.environ.get(name)), "no LC_ALL or LANG")
+    return f"{readable(text)!r} is no name in the encoding {encoding} of this locale ({named}): set LC_ALL=C.UTF-8"
+
+
+def _has_bytes(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def expected(kind: Any) -> str:

@@ -18,6 +18,7 @@ from mpinn.analysis.run_tables import (
 from mpinn.analysis.runs import Run, Series, series_of
 from mpinn.config import InputError
 from mpinn.storage.directory import write_text
+from mpinn.words import readable
 
 PAGE = "index.html"
 
@@ -56,7 +57,7 @@ def report(paths: Sequence[Path], out: Path) -> None:
                 place.write_bytes(part.png)
             else:
                 write_text(place, _csv(part))
-        write_text(out / PAGE, page(title, notes, shown, files))
+        write_text(out / PAGE, page(title, [*map(readable, notes)], shown, files))
     except OSError as error:
         raise InputError("--out", f"{str(error.filename or out)!r} cannot be written: {error.strerror}") from error
     for said in left_out:

@@ -21,6 +21,7 @@ from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Record, columns, read, read_summary
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
+from mpinn.words import readable
 
 AXES = {"step": "step", "samples": "samples", "seconds": "seconds of training"}
 """What a curve may be drawn over, and how the axis is labelled."""
@@ -42,7 +43,7 @@ class Run:
         self.path, directory = path, RunDirectory(path)
         if not directory.config.is_file():
             raise InputError(str(path), f"not a run directory: it has no {directory.config.name}")
-        self.name = path.resolve().name
+        self.name = readable(path.resolve().name)
         self.tables: Mapping[str, Any] = read_toml(directory.config)
         self.records: Sequence[Record] = read(directory.metrics)
         self.summary: Mapping[str, Any] = read_summary(directory.summary) or {}
@@ -176,7 +177,7 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
             groups.append([run])
     labels = [_label(group) for group in groups]
     return [
-        Series(label if labels.count(label) == 1 else str(group[0].path), group)
+        Series(label if labels.count(label) == 1 else readable(str(group[0].path)), group)
         for label, group in zip(labels, groups, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from mpinn.models.registry import MODELS
 from mpinn.nn.loss import LOSSES
 from mpinn.nn.optimizer import OPTIMIZERS
 from mpinn.schedules.registry import SCHEDULES
+from mpinn.words import wrong_locale
 
 CHOICES: Mapping[str, Mapping[str, type]] = {
     "model": MODELS,
@@ -37,7 +38,12 @@ def read_config(file: str | Mapping[str, Any] | None, overrides: tuple[str, ...]
     """The configuration of a file or of tables, or the default one, with overrides; raises InputError."""
     if file == "":
         raise InputError("CONFIG", "expected the path of a TOML file, got an empty string")
-    return at_home(load(read_toml(file) if isinstance(file, str) else file or {}, overrides, CHOICES, DEFAULTS))
+    given = read_toml(file) if isinstance(file, str) else file or {}
+    config = at_home(load(given, overrides, CHOICES, DEFAULTS))
+    for table, key in PLACES:
+        if wrong := wrong_locale(getattr(getattr(config, table), key)):
+            raise InputError(f"{table}.{key}", wrong)
+    return config
 
 
 def at_home(config: Config) -> Config:
