@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from train_jobs import SMALL, here, records, world
 
@@ -98,3 +99,56 @@ def test_a_damaged_index_does_not_hide_the_files(run: Path, capsys: pytest.Captu
     (run / "checkpoints.json").write_text(json.dumps(index))
     assert here(run, *SAVING) == 0
     assert "checkpoint-00000012.h5 at step 12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("index", [None, "[]", "{"])
+@pytest.mark.parametrize("name", ["digits", "regression"])
+def test_a_lost_index_is_made_anew_from_the_files(
+    index: str | None, name: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SAVING if name == "digits" else regression(tmp_path / "values.npz")
+    lost, whole = tmp_path / "lost", tmp_path / "whole"
+    if name == "digits":
+        shutil.copytree(stopped, lost, symlinks=True)
+    else:
+        assert here(lost, *settings, stop_after=12) == STOPPED
+    shutil.copytree(lost, whole, symlinks=True)
+    if index is None:
+        (lost / "checkpoints.json").unlink()
+    else:
+        (lost / "checkpoints.json").write_text(index)
+    capsys.readouterr()
+    assert here(lost, *settings) == 0
+    assert f"{lost / 'checkpoints.json'} is made anew at the next save" in capsys.readouterr().out
+    assert here(whole, *settings) == 0
+    assert "made anew" not in capsys.readouterr().out
+    expected = json.loads((whole / "checkpoints.json").read_text())["checkpoints"]
+    found = json.loads((lost / "checkpoints.json").read_text())["checkpoints"]
+    assert [entry["step"] for entry in expected] == [6, 12, 18]
+    # the clock and the place of the run differ in the last file
+    assert found[:2] == expected[:2]
+    assert [entry["score"] for entry in found] == [entry["score"] for entry in expected]
+    assert None not in [entry["score"] for entry in found]
+
+
+def test_what_is_listed_anew_is_pruned_and_what_is_damaged_is_not_listed(run: Path) -> None:
+    (run / "checkpoints.json").unlink()
+    shutil.copy(run / "checkpoint-00000006.h5", run / "checkpoint-00000003.h5")
+    (run / "checkpoint-00000004.h5").write_bytes(b"no checkpoint")
+    assert here(run, *SAVING, "checkpoint.keep=1") == 0
+    kept = json.loads((run / "checkpoints.json").read_text())["checkpoints"]
+    best = {entry["file"] for entry in kept}
+    assert "checkpoint-00000018.h5" in best
+    assert len(best) <= 2
+    there = {path.name for path in run.glob("checkpoint-*.h5")}
+    assert there == {*best, "checkpoint-00000003.h5", "checkpoint-00000004.h5"}
+
+
+def regression(path: Path) -> tuple[str, ...]:
+    """Settings of a run of 18 steps on values, without classes."""
+    rng = np.random.default_rng(0)
+    sizes = {"train": 1200, "validation": 100, "test": 100}
+    arrays = {f"x_{split}": rng.normal(size=(size, 5)).astype(np.float32) for split, size in sizes.items()}
+    values = {f"y_{split}": arrays[f"x_{split}"][:, :2] for split in sizes}
+    np.savez(path, **arrays, **values)
+    return (*SAVING, "data.name=npz", f"data.path={path}", "loss.name=squared_error", "consensus.score=inverse_loss")

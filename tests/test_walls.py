@@ -45,7 +45,7 @@ ORDER = [
 ]
 """Modules and folders from the lowest to the highest: each imports from lower ones, or from its own folder."""
 
-ANALYSIS = {"array", "config", "datasets", "errors", "models", "nn"} | {
+ANALYSIS = {"array", "config", "datasets", "errors", "models", "nn", "words"} | {
     f"storage.{module}" for module in ("damage", "directory", "history", "index", "reader", "restore", "schema")
 }
 """What offline analysis imports; in ``storage`` only what reads."""

@@ -7,6 +7,7 @@ from mpinn.config import ORDER, read_toml
 from mpinn.errors import InputError
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import read
+from mpinn.storage.index import read_index
 from mpinn.storage.restore import newest
 
 
@@ -20,7 +21,10 @@ def look_back(directory: RunDirectory, notes: list[str]) -> Path | None:
     if not directory.path.is_dir():
         return None
     read(directory.metrics)
-    return newest(directory.path, notes.append)
+    found = newest(directory.path, notes.append)
+    if found is not None and not _indexed(directory):
+        notes.append(f"{directory.index} is made anew at the next save, from the checkpoints that are not damaged")
+    return found
 
 
 def check_place(path: Path) -> None:
@@ -47,6 +51,13 @@ def check_own(file: Path) -> None:
     """What a person has written is not written over; raises InputError."""
     if os.path.lexists(file) and not (file.is_file() and set(ORDER) <= read_toml(file).keys()):
         raise InputError("run.directory", f"{file} is there, and no run has written it: choose another directory")
+
+
+def _indexed(directory: RunDirectory) -> bool:
+    try:
+        return read_index(directory) is not None
+    except InputError:
+        return False
 
 
 def _left_by_a_run(directory: RunDirectory) -> bool:

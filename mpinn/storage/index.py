@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mpinn.config import InputError
 from mpinn.storage.directory import RunDirectory, write_text
+from mpinn.storage.reader import Checkpoint
 
 FORMAT = "mpinn-checkpoints"
 VERSION = 1
@@ -47,6 +48,14 @@ def read_index(directory: RunDirectory) -> list[Saved] | None:
         raise InputError(str(directory.index), f"damaged: {error}") from error
 
 
+def list_anew(directory: RunDirectory) -> list[Saved]:
+    """Entries for the checkpoints that are there and are not damaged, by their steps: for an index that is lost.
+
+    A score is what the run has measured on the validation split, if the file has that.
+    """
+    return [entry for path in reversed(directory.checkpoints()) if (entry := _entry_of(directory, path)) is not None]
+
+
 def write_index(directory: RunDirectory, entries: Sequence[Saved]) -> None:
     """Replace checkpoints.json at once."""
     document = {"format": FORMAT, "version": VERSION, "checkpoints": [asdict(entry) for entry in entries]}
@@ -68,6 +77,27 @@ def best_of(entries: Sequence[Saved]) -> Saved | None:
 def finite(score: float | None) -> float | None:
     """A score that can be compared: NaN and infinities count as none."""
     return float(score) if score is not None and math.isfinite(score) else None
+
+
+def _entry_of(directory: RunDirectory, path: Path) -> Saved | None:
+    try:
+        with Checkpoint(path) as file:
+            file.verify()
+            score = _measured(file)
+            if directory.checkpoint(file.step) != path:
+                return None
+            return Saved(path.name, file.step, file.epoch, score, path.stat().st_size, digest(path))
+    except (InputError, OSError):
+        return None
+
+
+def _measured(file: Checkpoint) -> float | None:
+    """The accuracy of a classifier, or the loss of what has no classes, with its sign changed."""
+    validation, classes = file.scalars.get("validation"), file.data.get("classes")
+    if validation is None or classes is None:
+        return None
+    loss, accuracy = validation
+    return finite(accuracy if classes else -loss)
 
 
 def _score(entry: Saved) -> float:

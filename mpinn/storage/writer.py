@@ -20,7 +20,7 @@ from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.config import InputError
 from mpinn.storage import schema
 from mpinn.storage.directory import RunDirectory, partial, sync_directory, sync_file
-from mpinn.storage.index import Saved, digest, finite, kept, read_index, write_index
+from mpinn.storage.index import Saved, digest, finite, kept, list_anew, read_index, write_index
 from mpinn.storage.sink import Sink
 
 
@@ -208,11 +208,12 @@ def _prune(directory: RunDirectory, entries: list[Saved], keep: int) -> None:
 
 
 def _known(directory: RunDirectory) -> list[Saved]:
+    """What is listed; where the list is lost or damaged, what is there."""
     try:
-        return read_index(directory) or []
-    except InputError:
-        # Reported when the run looked for its newest checkpoint; the files are left where they are.
-        return []
+        listed = read_index(directory)
+    except InputError:  # reported when the run looked for its newest checkpoint
+        listed = None
+    return list_anew(directory) if listed is None else listed
 
 
 def _write_block(file: h5py.File, piece: Piece) -> None:
