@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from train_jobs import SMALL, here, records, world
@@ -142,6 +143,20 @@ def test_what_is_listed_anew_is_pruned_and_what_is_damaged_is_not_listed(run: Pa
     assert len(best) <= 2
     there = {path.name for path in run.glob("checkpoint-*.h5")}
     assert there == {*best, "checkpoint-00000003.h5", "checkpoint-00000004.h5"}
+
+
+def test_a_file_with_a_wrong_checksum_is_not_listed_anew(run: Path) -> None:
+    (run / "checkpoints.json").unlink()
+    older = run / "checkpoint-00000006.h5"
+    with h5py.File(older) as file:
+        start = file["model/network/hidden1/weight"].id.get_chunk_info(0).byte_offset
+    contents = bytearray(older.read_bytes())
+    contents[start] ^= 1
+    older.write_bytes(contents)
+    assert here(run, *SAVING) == 0
+    listed = json.loads((run / "checkpoints.json").read_text())["checkpoints"]
+    assert [entry["step"] for entry in listed] == [12, 18]
+    assert older.exists()
 
 
 def regression(path: Path) -> tuple[str, ...]:
