@@ -31,12 +31,17 @@ def npz(data: Data, read: int) -> Source:
             f"expected x_train and y_train, or train_x and train_y, and so on; got {', '.join(found) or 'nothing'}",
         )
     x, target = fitting[0]
-    arrays: dict[str, Array] = {}
-    for split in ("train", "validation", "test"):
-        for kind, name in (("x", x.format(split)), ("target", target.format(split))):
-            if name in found:
-                arrays[f"{split}/{kind}"] = _images(found[name]) if kind == "x" else _column(found[name])
-    return Contents(path.name, f"{path}:", arrays, {}, read).source()
+    named = {
+        f"{split}/{kind}": name.format(split)
+        for split in ("train", "validation", "test")
+        for kind, name in (("x", x), ("target", target))
+    }
+    arrays = {
+        place: _images(found[name]) if place.endswith("/x") else _column(found[name])
+        for place, name in named.items()
+        if name in found
+    }
+    return Contents(path.name, f"{path}:", arrays, {}, read, named).source()
 
 
 def _load(path: Path) -> dict[str, Array]:

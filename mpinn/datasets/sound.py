@@ -1,7 +1,7 @@
 """What makes a data set sound: from arrays by their names to a `Source`, or an error that says what is wrong."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,11 @@ CARVE = int.from_bytes(b"carv")
 CHUNK = 2**20
 """Values, about, that are in float64 at a time while statistics are computed."""
 
+MOST_CLASSES = 100_000
+"""From so many on there are as many samples as classes, or the labels are not what they are taken for."""
+COUNT = "labels count classes from 0, and are no identifiers"
+LARGEST = np.finfo(np.float32).max
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -22,6 +27,7 @@ class Contents:
 
     ``title`` is the file as a user knows it and ``place`` what stands before the name of an array in a message.
     Samples up to ``read`` bytes are read to see that they can be and are finite; the others are taken on trust.
+    ``names`` are those that arrays have in the file, where they are others.
     """
 
     title: str
@@ -29,6 +35,7 @@ class Contents:
     arrays: Mapping[str, Samples]
     attributes: Mapping[str, Any]
     read: int
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def source(self) -> Source:
         """The data set, with a tenth of train as validation if there is none; raises InputError."""
@@ -44,7 +51,7 @@ class Contents:
         return Source(splits, mean, std, classes, note)
 
     def _wrong(self, name: str, message: str) -> InputError:
-        return InputError(f"{self.place}{name}", message)
+        return InputError(f"{self.place}{self.names.get(name, name)}", message)
 
     def _present(self, name: str) -> bool:
         return name != "validation" or any(array.startswith("validation") for array in self.arrays)
@@ -76,6 +83,8 @@ class Contents:
             raise self._wrong(
                 f"{name}/target", "labels must be whole numbers; the targets of a regression are (n, outputs)"
             )
+        if (largest := int(target.max())) >= 2**63:
+            raise self._wrong(f"{name}/target", f"the largest label is {largest:,}: {COUNT}")
         return target.astype(np.int64)
 
     def _values(self, name: str, target: Array) -> Array:
@@ -89,10 +98,21 @@ class Contents:
     def _classes(self, target: Array) -> int:
         if target.ndim == 2:
             return 0
-        classes = self.attributes.get("classes", target.max() + 1)
+        if "classes" not in self.attributes:
+            return self._counted(int(target.max()), len(target))
+        classes = self.attributes["classes"]
         if np.ndim(classes) or np.asarray(classes).dtype.kind not in "ui" or classes < 1:
             raise self._wrong("", f"the attribute classes must be a positive integer, got {classes}")
         return int(classes)
+
+    def _counted(self, largest: int, samples: int) -> int:
+        """The classes of labels, which count from 0."""
+        if largest >= max(MOST_CLASSES, samples):
+            made = f"the largest label is {largest:,}, which makes {largest + 1:,} classes for {samples:,} samples"
+            raise self._wrong("train/target", f"{made}: {COUNT}")
+        if largest < 0:
+            raise self._wrong("train/target", f"the largest label is {largest}: {COUNT}")
+        return largest + 1
 
     def _check(self, name: str, split: Split, train: Split, classes: int) -> None:
         if split.x.shape[1:] != train.x.shape[1:]:
@@ -110,6 +130,8 @@ class Contents:
     def _finite(self, name: str, values: Samples) -> None:
         if not all(np.isfinite(part).all() for part in chunks(values)):
             raise self._wrong(name, "there are values that are not finite (NaN or infinity)")
+        if values.dtype.itemsize > LARGEST.itemsize and any(np.abs(part).max() > LARGEST for part in chunks(values)):
+            raise self._wrong(name, f"there are values beyond {LARGEST:.2g}, the largest of float32: scale them")
 
     def _carve(self, train: Split) -> tuple[Split, Split]:
         size = max(1, train.size // 10)
@@ -121,7 +143,11 @@ class Contents:
 
     def _statistics(self, x: Samples) -> tuple[Array, Array]:
         if not ("mean" in self.attributes and "std" in self.attributes):
-            return statistics(x)
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, std = statistics(x)
+            if not np.isfinite([*mean, *std]).all():
+                raise self._wrong("train/x", "the values are too large for their mean and deviation: scale them")
+            return mean, std
         mean, std = self._attribute("mean", x.shape[-1]), self._attribute("std", x.shape[-1])
         if std.min() <= 0:
             raise self._wrong("", f"the attribute std must be above zero, got {std}")

@@ -56,9 +56,9 @@ def test_what_is_wrong_is_said(tmp_path):
     assert refusal(write(path, a=np.ones(3), b=np.ones(3))) == (
         f"{path}: expected x_train and y_train, or train_x and train_y, and so on; got a, b"
     )
-    assert refusal(write(path, **arrays(splits=("train",)))) == f"{path}:test/x: this data set is missing"
+    assert refusal(write(path, **arrays(splits=("train",)))) == f"{path}:x_test: this data set is missing"
     assert refusal(write(path, **arrays() | {"y_test": np.full(40, 9)})) == (
-        f"{path}:test/target: labels must lie in 0 to 3, these lie in 9 to 9"
+        f"{path}:y_test: labels must lie in 0 to 3, these lie in 9 to 9"
     )
     objects = arrays() | {"y_test": np.array([None] * 40, object)}
     assert refusal(write(path, **objects)).startswith(f"data.path: '{path}' cannot be read as .npz: Object arrays")
@@ -66,3 +66,45 @@ def test_what_is_wrong_is_said(tmp_path):
     assert refusal(Data(name="npz", path=str(path))) == f"data.path: '{path}' is not a .npz file"
     np.save(tmp_path / "a.npy", np.ones(3))
     assert "is not a .npz file" in refusal(Data(name="npz", path=str(tmp_path / "a.npy")))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.arange(40) * 200_000_000, "the largest label is 7,800,000,000, which makes 7,800,000,001 classes for 40 "),
+        (np.arange(40.0) * 1e30, "the largest label is 38,999,999,"),
+        (np.arange(40).astype(np.uint64) + 2**63, "the largest label is 9,223,372,036,854,775,847: labels count"),
+        (np.arange(40) - 40, "the largest label is -1: labels count classes from 0, and are no identifiers"),
+    ],
+)
+def test_labels_that_are_identifiers_are_refused_with_the_largest(labels: np.ndarray, said: str, tmp_path):
+    told = refusal(write(tmp_path / "a.npz", **arrays() | {"y_train": labels}))
+    assert told.startswith(f"{tmp_path / 'a.npz'}:y_train: {said}")
+    assert told.endswith("labels count classes from 0, and are no identifiers")
+
+
+@pytest.mark.parametrize("largest", [9_999, 99_999])
+def test_some_classes_without_samples_are_no_identifiers(largest: int, tmp_path):
+    labels = np.linspace(0, largest, 40).astype(np.int64)
+    assert check_source(write(tmp_path / "a.npz", **arrays() | {"y_train": labels}))["classes"] == largest + 1
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("kind", ["x", "y"])
+def test_values_that_float32_cannot_hold_are_refused(kind: str, split: str, tmp_path):
+    x = {f"x_{name}": np.random.default_rng(0).normal(size=(40, 3)) for name in ("train", "test")}
+    values = {**x, "y_train": x["x_train"][:, :2].copy(), "y_test": x["x_test"][:, :2].copy()}
+    values[f"{kind}_{split}"][5, 1] = -1e300
+    told = refusal(write(tmp_path / "a.npz", **values))
+    said = "there are values beyond 3.4e+38, the largest of float32: scale them"
+    assert told == f"{tmp_path / 'a.npz'}:{kind}_{split}: {said}"
+    values[f"{kind}_{split}"][5, 1] = -1e30
+    assert check_source(write(tmp_path / "a.npz", **values))["classes"] == 0
+
+
+def test_values_that_have_no_deviation_are_refused_though_they_are_not_read_before(tmp_path):
+    values = arrays() | {f"x_{name}": np.full((40, 3), 1e300) + np.arange(3) * 1e299 for name in ("train", "test")}
+    values["x_train"][0] = 0
+    data = write(tmp_path / "a.npz", **values)
+    with pytest.raises(InputError, match="x_train: the values are too large for their mean and deviation"):
+        open_source(data)
