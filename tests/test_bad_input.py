@@ -34,11 +34,12 @@ SETTINGS = {
     "optimizer.rate=0": "optimizer.rate: expected a number above 0, got 0",
     "optimizer.decay=step": 'optimizer.milestones: decay = "step" needs at least one, such as',
     "optimizer.warmup=5": "optimizer.warmup: expected a length",
+    "run.seed=9223372036854775808": "run.seed: expected an integer of at least 0 and at most 9223372036854775807, got",
     "train.epochs=-1": "train.epochs: expected an integer of at least 0, got -1",
     "checkpoint.every=0 epochs": "checkpoint.every: expected a length above zero",
     'run.directory="a\\u0000b"': "run.directory: expected a string in UTF-8 without NUL, got 'a\\x00b'",
     "run.directory=runs/\udcff": "run.directory: expected a string in UTF-8 without NUL, got 'runs/\\udcff'",
-    "grid.replicas=2": "grid.replicas: 2 replicas x 1 stages x 1 shards need 2 ranks, 1 rank started",
+    "grid.replicas=2": "grid.replicas: 2 replicas x 1 stages x 1 shards need 2 ranks, not 1",
     "schedule.name=locl": "schedule.name: 'locl' is not one of",
     "run.dtype=float16": "run.dtype: 'float16' is not one of float32, float64",
     "run.transport=pigeon": "run.transport: 'pigeon' is not one of",
@@ -82,11 +83,15 @@ def test_several_mistakes_are_all_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ranks", "settings", "message"),
     [
-        (4, ("grid.replicas=3",), r"grid.replicas: 3 replicas .* need 3 ranks, 4 ranks started; replicas can be 4"),
-        (4, ("grid.stages=3",), r"grid.stages: .* need a multiple of 3 ranks, 4 ranks started"),
+        (
+            4,
+            ("grid.replicas=3",),
+            r"grid.replicas: 3 replicas .* 3 ranks, not 4; replicas can be 4 .*, or take 3$",
+        ),
+        (4, ("grid.stages=3",), r"grid.stages: .* need a multiple of 3 ranks, not 4"),
         (4, ("grid.stages=2",), r"grid.stages: the schedule serial keeps the whole depth on one rank, .* 1, got 2"),
         (4, ("grid.shards=4",), r"grid.shards: the model mlp is not a population, .* 1, got 4"),
-        (2, ("grid.replicas=1",), r"grid.replicas: 1 replicas .* need 1 ranks, 2 ranks started"),
+        (2, ("grid.replicas=1",), r"grid.replicas: 1 replicas .* need 1 rank, not 2"),
     ],
 )
 def test_a_grid(ranks: int, settings: tuple[str, ...], message: str) -> None:

@@ -16,6 +16,7 @@ from train_jobs import SMALL, contents, datasets, differences, here, records, su
 from mpinn.config import ORDER
 from mpinn.errors import InputError
 from mpinn.run.checks import Request, check
+from mpinn.run.resumption import given, told_changes
 from mpinn.schedules.serial import Serial
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
@@ -66,9 +67,23 @@ def test_another_setting_is_refused_with_the_keys_that_differ(finished: Path) ->
     told = "this run was started with other values: data.batch (200 -> 100), optimizer.momentum (0.9 -> 0.5); go back"
     assert job.stderr.startswith(f"mpinn: {finished}: {told}")
     assert "train.log" not in job.stderr
-    with pytest.raises(InputError, match=r"consensus.name \(averaging -> gradients\)"):
-        here(finished, *SMALL, "consensus.name=gradients")
+    with pytest.raises(InputError, match=r"other values: consensus.name \(averaging -> gossip\); go back"):
+        here(finished, *SMALL, "consensus.name=gossip")
     assert contents(finished.parent) == before
+
+
+def test_what_has_changed_is_told_by_the_name_of_a_table_and_without_words_of_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert here(run, *SMALL, stop_after=7) == STOPPED
+    capsys.readouterr()
+    assert here(run, *SMALL, "schedule.name=layerwise", stop_after=8) == STOPPED
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("schedule.")]
+    assert said == ["schedule.name was serial and is layerwise"]
+    old, new = ({"run": {"seed": 1, **more}, "model": {"name": "mlp"}} for more in ({}, {"device": "cpu"}))
+    assert told_changes(old, new) == [("run.device", None, "cpu")]
+    assert given(None) == "not set"
 
 
 def test_a_run_of_before_there_was_a_key_goes_on_with_its_default(finished: Path, tmp_path: Path) -> None:
@@ -206,8 +221,13 @@ def test_stopping_after_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"the same command goes on from {run / 'latest'}" in capsys.readouterr().out
     with Checkpoint(run / "latest") as checkpoint:
         assert (checkpoint.step, checkpoint.epoch) == (7, 1)
-    assert here(run, *SMALL, stop_after=7) == 0
-    assert "--stop-after 7 lies behind: the run is at step 7 and goes on to its end" in capsys.readouterr().out
+    before = contents(run)
+    for step in (1, 7):
+        with pytest.raises(InputError, match=f"^--stop-after: {step} lies behind: the run is at step 7$"):
+            here(run, *SMALL, stop_after=step)
+    assert contents(run) == before
+    assert here(run, *SMALL, stop_after=8) == STOPPED
+    assert here(run, *SMALL) == 0
     assert not (run / "requeue").exists()
     assert summary(run)["steps"] == 18
 

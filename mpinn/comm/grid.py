@@ -263,17 +263,16 @@ def shape_of(ranks: int, replicas: int, stages: int, shards: int) -> tuple[int, 
     if replicas * each == ranks:
         return replicas, stages, shards
     product = f"{replicas or 'any number of'} replicas x {stages} stages x {shards} shards"
-    started = f"{ranks} rank{'s' if ranks > 1 else ''} started"
     if ranks % each:
         key = "stages" if shards == 1 else "shards" if stages == 1 else "replicas"
         fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
         raise InputError(
-            f"grid.{key}", f"{product} need a multiple of {each} ranks, {started}; stages x shards can be {fitting}"
+            f"grid.{key}", f"{product} need a multiple of {each} ranks, not {ranks}; stages x shards can be {fitting}"
         )
     raise InputError(
         "grid.replicas",
-        f"{product} need {replicas * each} ranks, {started}; "
-        f"replicas can be {ranks // each} (or 0: as many as fit), or start {replicas * each} ranks",
+        f"{product} need {replicas * each} rank{'s' if replicas * each > 1 else ''}, not {ranks}; "
+        f"replicas can be {ranks // each} (or 0: as many as fit), or take {replicas * each}",
     )
 
 

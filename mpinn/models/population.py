@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
@@ -10,13 +10,14 @@ from mpinn.array.typing import Shape
 from mpinn.config import Natural, Positive
 from mpinn.errors import InputError
 from mpinn.length import Length
-from mpinn.models.blocks import ActivationName, Rate
+from mpinn.models.blocks import ActivationName
 from mpinn.models.model import Model
 from mpinn.models.sweep import Sweep, WholeSweep, Widths
 from mpinn.nn.network import Network
 from mpinn.nn.packed import LAYER, Member, Packed, packed, population_of
 
 MOST_MEMBERS = 10_000_000
+Share: TypeAlias = Annotated[float, Meta(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class Population:
     """Seeds of initial weights; without any they are those of ``repetitions``."""
     rungs: tuple[Length, ...] = ()
     """When the best ``survive`` of the members stay and the others leave (successive halving)."""
-    survive: Rate = 0.5
-    """The share of the members that stay at each of the ``rungs``, above 0 if there are any."""
+    survive: Share = 0.5
+    """The share of the members that stay at each of the ``rungs``."""
     patience: Natural = 0
     """Evaluations without a better validation, after which a member learns no more and goes back to its best weights;
     0 for never."""
@@ -57,8 +58,6 @@ class Population:
             raise InputError("model.widths", "expected at least one")
         if self.seeds.tables() and self.repetitions > 1:
             raise InputError("model.repetitions", "seeds say how often everything is repeated: give one of the two")
-        if self.rungs and not self.survive:
-            raise InputError("model.survive", "expected a share above 0")
 
     def members(self) -> tuple[Member, ...]:
         """All of them, by their numbers; InputError if they are too many."""

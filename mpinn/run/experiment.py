@@ -121,6 +121,8 @@ def build(
         if begin.flight is not None:
             schedule.resume(begin.flight, batches.batch)
     plan = plan_of(config, batches.steps_per_epoch, begin.step, stop_after)
+    if survival is None or not survival.prepared:
+        _check_stop(plan)
     moved = _take(world, start, survival)
     keeper = RunKeeper(
         RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
@@ -169,7 +171,7 @@ def build(
         trainer.keep(begin.step)
         survival.track(keeper, trainer.boundaries, cuts, lambda: trainer.agreement.step)
     fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
-    notes = (*begin.notes, *fitted, *_past(stop_after, plan), *([moved] if moved else []))
+    notes = (*begin.notes, *fitted, *([moved] if moved else []))
     return Experiment(config, grid, trainer, keeper, measure, transport, device, loaded.model, cuts, trace, notes)
 
 
@@ -350,7 +352,7 @@ def plan_of(config: Config, steps_per_epoch: int, start: int, stop_after: int) -
     )
 
 
-def _past(stop_after: int, plan: Plan) -> list[str]:
-    if not 0 < stop_after <= plan.start:
-        return []
-    return [f"--stop-after {stop_after} lies behind: the run is at step {plan.start} and goes on to its end"]
+def _check_stop(plan: Plan) -> None:
+    """A step after which a run is to stop must lie before it; raises InputError on all ranks."""
+    if 0 < plan.stop_after <= plan.start:
+        raise InputError("--stop-after", f"{plan.stop_after} lies behind: the run is at step {plan.start}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mpinn.config import MAY_CHANGE, Config, difference, load
+from mpinn.config import CHOSEN, MAY_CHANGE, Config, difference, load
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
@@ -22,8 +22,8 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
     with Checkpoint(path) as checkpoint:
         stored = stored_tables(checkpoint)
         check_network(str(path.parent), stored["schedule"], config.tables()["schedule"])
-        changes = difference(stored, config.tables())
-        forbidden = [f"{key} ({old} -> {new})" for key, old, new in changes if not may_change(key)]
+        changes = told_changes(stored, config.tables())
+        forbidden = [f"{key} ({given(old)} -> {given(new)})" for key, old, new in changes if not may_change(key)]
         if forbidden:
             hint = "go back to the old values, choose another run.directory, or start anew with --fresh"
             raise InputError(
@@ -36,10 +36,23 @@ def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, An
         layout = Layout(network.parameters(model.shape), np.dtype(config.run.dtype))
         checkpoint.check(layout, "model/network")
         met_once_more = extra_meeting(checkpoint, config)
-    said = [f"{key} was {old} and is {new}" for key, old, new in changes if key != "run.directory"]
+    said = [f"{key} was {given(old)} and is {given(new)}" for key, old, new in changes if key != "run.directory"]
     if any(key == "train.epochs" for key, _, _ in changes) and config.optimizer.decay == "cosine":
         said.append("with the length of the run the course of the cosine rate has changed")
     return said + met_once_more
+
+
+def told_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What differs between two configurations; of a table with another name that name alone, as its options differ."""
+    changes = difference(old, new)
+    named = {f"{table}.name" for table in CHOSEN} & {key for key, _, _ in changes}
+    others = tuple(name.removesuffix("name") for name in named)
+    return [change for change in changes if change[0] in named or not change[0].startswith(others)]
+
+
+def given(value: Any) -> str:
+    """A value of a configuration in a sentence."""
+    return "not set" if value is None else str(value)
 
 
 def stored_tables(checkpoint: Checkpoint) -> dict[str, Any]:

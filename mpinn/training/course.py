@@ -24,5 +24,9 @@ def check_course(config: Config, samples: int, replicas: int) -> None:
     places, total = [rung.steps(epoch) for rung in rungs], train.epochs * epoch
     if train.epochs and any(one >= other for one, other in pairwise([0, *places, total])):
         given = ", ".join(f'"{rung}"' for rung in rungs)
-        within = f"after the start and before the end of the {train.epochs} epochs of {epoch} steps"
+        within = f"after the start and before the end of the {_count(train.epochs, 'epoch')} of {_count(epoch, 'step')}"
         raise InputError("model.rungs", f"expected lengths that rise, {within}, got [{given}]")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number > 1 else ''}"
