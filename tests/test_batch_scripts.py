@@ -196,7 +196,7 @@ def test_what_is_wrong_is_said_before_anything_is_written_or_submitted(place: Pa
             "3",
             "--set",
             "grid.stages=2",
-        ): "grid.stages: any number of replicas x 2 stages x 1 shards need a multiple of 2 ranks, 3 ",
+        ): "grid.stages: any number of replicas x 2 stages x 1 shards need a multiple of 2 ranks, not 3; ",
         ("--time", "soon"): "--time: expected a time of Slurm's such as 30, 12:00:00 or 2-00, got 'soon'\n",
         ("--sbatch", "gpu"): "--sbatch: expected an option of sbatch such as --partition=gpu, got 'gpu'\n",
         ("--environment", "none"): "--environment: there is no file 'none'\n",
