@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from launch import alone
-from runs import SMALL, arguments, here
+from train_jobs import SMALL, arguments, here
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8:surrogateescape"}
 WRONG = " is no name in the encoding ascii of this locale (LC_ALL=C): set LC_ALL=C.UTF-8"

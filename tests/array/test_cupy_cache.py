@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, alone
-from runs import SMALL, arguments
+from train_jobs import SMALL, arguments
 
 FAKE = """
 import os
