@@ -99,3 +99,12 @@ def name_ranks(ranks: Sequence[int]) -> str:
             pieces.append([rank, rank])
     spans = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pieces)
     return f"rank{'s' if len(ranks) > 1 else ''} {spans}"
+
+
+def size_text(count: float) -> str:
+    """A number of bytes in the largest unit of which it is at least one: 512 B, 902 KiB, 1.04 MiB."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while count >= 1023.5 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    return f"{count:.0f} {units[0]}" if count >= 100 else f"{count:.3g} {units[0]}"

@@ -26,7 +26,7 @@ WALLS = {
 """Who may import what: the only folders for each library."""
 
 ORDER = [
-    {"errors", "signals", "trace", "words"},
+    {"errors", "evaluation", "screen", "signals", "trace", "words"},
     {"length"},
     {"tables"},
     {"config", "array"},
@@ -45,10 +45,10 @@ ORDER = [
 ]
 """Modules and folders from the lowest to the highest: each imports from lower ones, or from its own folder."""
 
-ANALYSIS = {"array", "config", "datasets", "errors", "models", "nn", "words"} | {
-    f"storage.{module}" for module in ("damage", "directory", "history", "index", "reader", "restore", "schema")
+ANALYSIS = {"array", "config", "datasets", "errors", "evaluation", "models", "nn", "screen", "words"} | {
+    f"storage.{module}" for module in ("damage", "directory", "history", "index", "lock", "reader", "restore", "schema")
 }
-"""What offline analysis imports; in ``storage`` only what reads."""
+"""What offline analysis imports; in ``storage`` only what reads, and ``lock``, which tells who trains."""
 
 FORBIDDEN = {"worker", "strategy", "manager", "helper", "helpers", "util", "utils", "base", "common"}
 

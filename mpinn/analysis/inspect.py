@@ -1,20 +1,20 @@
 """What is in a checkpoint or a run directory, as tables or as one JSON object. Needs neither MPI nor a GPU."""
 
 import json as json_module
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mpinn.analysis.members import describe_members
 from mpinn.analysis.moments import Moments
+from mpinn.analysis.network import model_options
 from mpinn.analysis.replicas import describe_replicas
+from mpinn.analysis.state import describe_state
 from mpinn.config import InputError
-from mpinn.storage.directory import RunDirectory
-from mpinn.storage.history import plain, read, read_summary
-from mpinn.storage.index import best_of, read_index
+from mpinn.storage.history import plain
 from mpinn.storage.reader import Checkpoint, Parameter
-from mpinn.storage.restore import check_digest, newest
+from mpinn.storage.restore import check_digest
 
 Description = dict[str, Any]
 
@@ -26,11 +26,7 @@ def inspect(path: Path, json: bool = False, units: bool = False, data: str = "")
     """
     description = describe(path)
     if units and (file := description["checkpoint"]) is not None:
-        from mpinn.analysis.saved import SavedModel
-        from mpinn.analysis.units import dead_units
-
-        with SavedModel(file["file"]) as model:
-            file["units"] = dead_units(model, data)
+        file["units"] = _units(file["file"], data)
     if json:
         print(json_module.dumps(plain(description), ensure_ascii=False, allow_nan=False))
         return
@@ -44,29 +40,8 @@ def describe(path: Path) -> Description:
     if not path.is_dir():
         check_digest(path)
         return {"checkpoint": describe_file(path)}
-    run, file = describe_run(path)
+    run, file = describe_state(path)
     return {"run": run, "checkpoint": None if file is None else describe_file(file)}
-
-
-def describe_run(path: Path) -> tuple[Description, Path | None]:
-    """The files of a run directory, what is wrong with them, and the checkpoint that the run would go on from."""
-    run, notes = RunDirectory(path), list[str]()
-    file = _newest(run, notes)
-    saved = _saved(run)
-    best, records = best_of(saved), read(run.metrics)
-    if not (run.config.exists() or saved or records or file):
-        raise InputError(str(path), "not a run directory: it has no configuration, checkpoint or metrics")
-    description = {
-        "directory": str(path),
-        "finished": _finished(run, notes),
-        "requeue": run.requeue.exists(),
-        "checkpoints": [{**asdict(entry), "best": entry is best} for entry in saved],
-        "newest": None if file is None else file.name,
-        "notes": notes,
-        "records": len(records),
-        "last": dict(records[-1]) if records else None,
-    }
-    return description, file
 
 
 def describe_file(path: Path) -> Description:
@@ -74,6 +49,8 @@ def describe_file(path: Path) -> Description:
     with Checkpoint(path) as file:
         arrays = {kind: _arrays(file, kind) for kind in file.kinds()}
         replicas, apart = describe_replicas(file)
+        model = file.configuration.get("model", {})
+        several = model.get("name") == "population"
         return {
             "file": str(path),
             "step": file.step,
@@ -89,32 +66,29 @@ def describe_file(path: Path) -> Description:
             "history": {name: _last(values) for name, values in file.history.items()},
             "parameters": {kind: [row for row, _ in rows] for kind, rows in arrays.items()},
             "totals": {kind: _total([moments for _, moments in rows]) for kind, rows in arrays.items()},
+            "population": describe_members(file, model_options(str(path), model)) if several else None,
             "replicas": replicas,
             "apart": apart,
         }
 
 
-def _newest(run: RunDirectory, notes: list[str]) -> Path | None:
-    try:
-        return newest(run.path, notes.append)
-    except InputError as error:
-        notes.append(str(error))
-        return None
+def _units(path: str, data: str) -> Description:
+    """The dead units; if the data set is not where it was in training, how to say where it is."""
+    from mpinn.analysis.saved import SavedModel
+    from mpinn.analysis.units import dead_units
 
-
-def _saved(run: RunDirectory) -> list[Any]:
-    try:
-        return read_index(run) or []
-    except InputError:  # `newest` has said so in the notes
-        return []
-
-
-def _finished(run: RunDirectory, notes: list[str]) -> bool:
-    try:
-        return read_summary(run.summary) is not None
-    except InputError as error:
-        notes.append(str(error))
-        return False
+    with SavedModel(path) as model:
+        try:
+            return dead_units(model, data)
+        except InputError as error:
+            if error.path != "data.path":
+                raise
+            said = str(error).removeprefix("data.path: ")
+            if data:
+                raise InputError("--data", said) from None
+            if not model.configuration["data"].get("path"):
+                raise
+            raise InputError("", f"{error}; where it is here, say with --data ...") from None
 
 
 def _arrays(file: Checkpoint, kind: str) -> list[tuple[Description, Moments]]:

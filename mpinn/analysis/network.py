@@ -42,7 +42,7 @@ def trained_network(checkpoint: Checkpoint) -> Trained:
     classes = int(data["classes"])
     outputs = classes or prod(lengths(data["target_shape"]) if "target_shape" in data else ())
     configuration = checkpoint.configuration
-    options = _options(place, configuration.get("model", {}))
+    options = model_options(place, configuration.get("model", {}))
     if isinstance(options, Population):
         take = "take one member of it first, with python -m mpinn extract"
         raise InputError(place, f"its model is a population: {take}")
@@ -79,7 +79,8 @@ def places(network: Any, path: tuple[int, ...] = (), name: str = "") -> Iterator
         yield path, name, network
 
 
-def _options(place: str, table: dict[str, Any]) -> Any:
+def model_options(place: str, table: dict[str, Any]) -> Any:
+    """The options of the model that a configuration's ``table`` describes; InputError names ``place``."""
     name, problems = table.get("name", ""), list[InputError]()
     if name not in MODELS:
         raise InputError(place, str(not_one_of("model.name", name, tuple(MODELS))))

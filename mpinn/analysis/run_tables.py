@@ -76,7 +76,7 @@ def run_table(series: Sequence[Series]) -> Table:
             memory = [rank["memory"] for rank in told.get("ranks", ()) if isfinite(rank.get("memory", nan))]
             rows.append([
                 one.label, run.name, run.seed, tables["model"]["name"], tables["data"]["name"],
-                tables["schedule"]["name"], tables["consensus"]["name"], *run.grid[:2], tables["train"]["epochs"],
+                tables["schedule"]["name"], _consensus(run), *run.grid[:2], tables["train"]["epochs"],
                 int(_last(run, "step") or 0), int(samples or 0), seconds,
                 speed,
                 test.get("accuracy"), test.get("loss"),
@@ -87,6 +87,12 @@ def run_table(series: Sequence[Series]) -> Table:
                 max(memory) / 1e6 if memory else None, networks, networks * speed if speed else None,
             ])  # fmt: skip
     return Table("Runs, one by one", columns, rows, "tables/runs.csv", long=True)
+
+
+def _consensus(run: Run) -> str:
+    """By its name; nothing for one replica of a population, which has nothing that a consensus would join."""
+    alone = run.tables["model"]["name"] == "population" and run.grid[0] in (0, 1)
+    return "" if alone else str(run.tables["consensus"]["name"])
 
 
 def time_to(run: Run, level: float) -> float | None:

@@ -98,8 +98,12 @@ def _ratio(program: str, own: Array, peer: Array | None) -> Spread | None:
 
 
 def print_rows(rows: list[Row | Errors]) -> None:
-    """Print a table."""
-    print(f"{'processor time, median (25-75 %)':34}  {'a call':>26}  {'PyTorch / this':>18}")
+    """Print a table, with PyTorch's times over these where there are any."""
+    compared = any(isinstance(row, Row) and row.ratio is not None for row in rows)
+    head = f"{'processor time, median (25-75 %)':34}  {'a call':>26}"
+    print(f"{head}  {'PyTorch / this':>18}" if compared else head)
+    if not compared:
+        print("PyTorch is not installed here: nothing is compared with it")
     work = ""
     for row in rows:
         if row.work != work:
@@ -108,8 +112,8 @@ def print_rows(rows: list[Row | Errors]) -> None:
         if isinstance(row, Errors):
             print(f"  {row.program:32}  {f'{row.error:.1e} from float64':>26}")
         else:
-            ratio = ratio_text(row.ratio) if row.ratio else ""
-            print(f"  {row.program:32}  {seconds_text(row.seconds):>26}  {ratio:>18}")
+            ratio = f"  {ratio_text(row.ratio):>18}" if row.ratio else ""
+            print(f"  {row.program:32}  {seconds_text(row.seconds):>26}{ratio}")
 
 
 def _kernels() -> dict[str, ModuleType]:

@@ -106,10 +106,13 @@ def submit(
     config: Annotated[str | None, typer.Argument(help="A TOML file; without one, every key has its default.")] = None,
     settings: Settings = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="One rank each.")] = 0,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=0, help="One rank each, unless --ranks-per-node says otherwise.")
+    ] = 0,
     ranks_per_node: Annotated[int, typer.Option(min=0, help="0: one for each GPU.")] = 0,
     time: Annotated[
-        str, typer.Option(help="As Slurm writes it; the job is requeued until the run is done.")
+        str,
+        typer.Option(help="As Slurm writes it, of at least 5 minutes; the job is requeued until the run is done."),
     ] = "1:00:00",
     more: Annotated[list[str] | None, typer.Option("--sbatch", help="An option more, as --partition=gpu.")] = None,
     environment: Annotated[Path | None, typer.Option(help="In place of jobs/environment.sh.")] = None,

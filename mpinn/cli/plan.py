@@ -24,7 +24,9 @@ def plan(
     stages: Annotated[int, typer.Option(min=0, help="Stages; 0: those of the configuration.")] = 0,
     replicas: Annotated[int, typer.Option(min=0, help="Replicas, which share the batch; 0: the configured ones.")] = 0,
     shards: Annotated[int, typer.Option(min=0, help="Shards of a population; 0: the configured ones.")] = 0,
-    schedule: Annotated[str, typer.Option(help="For which the stages are made even and have to fit.")] = "fdg",
+    schedule: Annotated[
+        str, typer.Option(help="For which the stages are made even and have to fit; else the configured one, or fdg.")
+    ] = "",
     micro_batches: Annotated[
         int, typer.Option(min=0, help="Micro-batches of gpipe and 1f1b; 0: those of the configuration.")
     ] = 0,
@@ -53,18 +55,20 @@ def plan(
 ) -> None:
     """Split a model into stages, and say what a training step will cost under every schedule; trains nothing.
 
+    A parareal network is another architecture, with stages of its own: --set schedule.name=parareal plans it as well.
     Of a population it says what each shard has to compute and to hold. With --ranks it predicts a step of every
     schedule and consensus on every grid of so many ranks, and recommends one; with --check it measures some of them.
 
     \b
     python -m mpinn plan jobs/cifar10.toml --stages 4
     python -m mpinn plan --set model.widths=[512,512,512] --stages 2 --replicas 2 --estimated
+    python -m mpinn plan jobs/cifar10.toml --stages 4 --set schedule.name=parareal
     python -m mpinn plan jobs/synchronous.toml --ranks 1-100000 --network h100-ndr -o scaling
     python -m mpinn plan --set model.name=resnet --check
     """
     single = {"--stages": stages, "--replicas": replicas, "--shards": shards, "--cut": cut, "--json": json,
               "--bandwidth": bandwidth is not None, "--latency": latency is not None,
-              "--schedule": schedule != "fdg", "--micro-batches": micro_batches}  # fmt: skip
+              "--schedule": schedule, "--micro-batches": micro_batches}  # fmt: skip
     if ranks or check:
         refuse(single, "does not go with --ranks or --check, which try all grids")
         _many(

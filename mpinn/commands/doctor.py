@@ -125,47 +125,37 @@ def _print(
     versions: Mapping[str, str],
     shared: Sequence[str],
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from mpinn.comm.launch import on_terminal, terminal_width
+    from mpinn.screen import Screen, facts, table
 
-    console = Console(force_terminal=on_terminal(), width=max(terminal_width(), 80), highlight=False)
-    people = Table(
-        "rank",
-        "host",
-        "local rank",
-        "cores",
-        "threads",
-        "devices",
-        title=f"{world.size} rank{'s' if world.size > 1 else ''}",
-    )
+    seen = on_terminal()
+    screen = Screen(seen, terminal_width() if seen else None)
+    screen.print(f"{world.size} rank{'s' if world.size > 1 else ''}")
+    people = table("rank", "host", "local rank", "cores", folded=True)
+    for name in ("threads", "devices"):
+        people.add_column(name, overflow="fold")
     for number, rank in enumerate(ranks):
         people.add_row(str(number), *(_cell(rank[key]) for key in ("host", "local", "cores", "threads", "devices")))
-    console.print(people)
+    screen.print(people)
     if any(rank["gpu"] for rank in ranks):
-        owners = Table("rank", "host", "GPU", "bus", title="GPUs")
-        for number, rank in enumerate(ranks):
-            owners.add_row(str(number), *(_cell(rank[key] or "none") for key in ("host", "gpu", "bus")))
-        console.print(owners)
-    facts = Table(show_header=False)
-    for name, value in [
-        ("mpinn", __version__),
-        ("Python", platform.python_version()),
-        *_installed(),
-        ("BLAS", "; ".join(filter(None, (blas_of_numpy(), asked_of_blas())))),
-        ("MPI", world.library),
-        ("launcher", world.launcher or "none"),
-        *versions.items(),
-        *speed,
-    ]:
-        if value:
-            facts.add_row(name, value)
-    console.print(facts)
-    told = [line.removeprefix(WARNING) for line in shared if line.startswith(WARNING)]
-    for line in [world.note, *warnings(ranks), *told]:
+        screen.print("GPUs")
+        names, keys = ("rank", "host", "GPU", "bus"), ("host", "gpu", "bus")
+        screen.rows(names, [[str(n), *(_cell(rank[key] or "none") for key in keys)] for n, rank in enumerate(ranks)])
+    told = {
+        "mpinn": __version__,
+        "Python": platform.python_version(),
+        **dict(_installed()),
+        "BLAS": "; ".join(filter(None, (blas_of_numpy(), asked_of_blas()))),
+        "MPI": world.library,
+        "launcher": world.launcher or "none",
+        **versions,
+        **dict(speed),
+    }
+    screen.print(facts({name: value for name, value in told.items() if value}))
+    crowded = [line.removeprefix(WARNING) for line in shared if line.startswith(WARNING)]
+    for line in [world.note, *warnings(ranks), *crowded]:
         if line:
-            console.print(f"{WARNING}{line}", soft_wrap=True)
+            print(f"{WARNING}{line}")
 
 
 def _installed() -> Iterator[tuple[str, str]]:

@@ -26,6 +26,9 @@ from mpinn.storage.restore import check_digest, checkpoint_of
 from mpinn.training.choices import CHOICES, DEFAULTS, at_home, build_model, outputs_of
 from mpinn.training.measure import EVALUATION_BATCH, quality, totals
 
+IDLE = ("grid", "optimizer", "consensus", "train", "checkpoint")
+"""Tables of the configuration that say how to train, and nothing of how a model is measured."""
+
 
 def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], want_best: bool) -> int:
     """Print loss and accuracy of a checkpoint, or of a run's newest or best one; the ranks share the samples."""
@@ -53,6 +56,7 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     check_digest(file)
     with reading(file), Checkpoint(file) as checkpoint:
         config = at_home(load(checkpoint.configuration, overrides, CHOICES, DEFAULTS))
+        _check_overrides(overrides)
         if config.names["model"] == "population":
             member = read_member(checkpoint, None).member.number
             notes.append(f"member {member}, the best of the population on the validation split")
@@ -65,6 +69,16 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
             checkpoint.check(part.state_layout, "state/network")
     found = {"file": str(file), "tables": config.tables(), "step": step, "classes": summary["classes"], "notes": notes}
     return json.dumps(found).encode()
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raise InputError for one that would change nothing."""
+    for key in (own.partition("=")[0].strip() for own in overrides):
+        table = key.partition(".")[0]
+        if table == "grid":
+            raise InputError(key, "every rank measures the whole model on its share of the samples: leave this out")
+        if table in IDLE:
+            raise InputError(key, f"[{table}] says how to train, and a model is only measured here: leave this out")
 
 
 def _network(file: Path, config: Config, model: Model) -> Whole:

@@ -26,15 +26,21 @@ from mpinn.partition.profile import ELEMENT, OPERATIONS, Cost
 from mpinn.partition.split import BANDWIDTH, LATENCY, Partition, parse
 from mpinn.run.target import kernels_of
 from mpinn.schedules.registry import options_of
+from mpinn.screen import Screen, table
 from mpinn.training.choices import build_model, outputs_of, read_config
+from mpinn.words import size_text
 
-WIDE = 160
-"""Columns for a file or a pipe."""
+USUAL = "fdg"
+"""For which stages are made even, if neither the question nor the configuration names a schedule with stages."""
+PARAREAL = "parareal"
+ABREAST = f"{PARAREAL} is a network of its own, which --set schedule.name={PARAREAL} plans"
 
 
 @dataclass(frozen=True)
 class Question:
     """What is to be planned; stages, replicas and micro-batches of 0 are the configured ones, memory in GiB, 0 for any.
+
+    ``schedule``: for which stages are made even; without one it is the configured one, if that has stages, or fdg.
 
     ``bandwidth`` in GB/s and ``latency`` in microseconds are those of messages between neighbours, None if not known.
     """
@@ -43,7 +49,7 @@ class Question:
     overrides: tuple[str, ...] = ()
     stages: int = 0
     replicas: int = 0
-    schedule: str = "fdg"
+    schedule: str = ""
     micro_batches: int = 0
     cuts: tuple[str, ...] = ()
     memory: float = 0.0
@@ -82,6 +88,8 @@ class Plan:
     data: str
     schedule: str
     """That which is configured."""
+    meant: str
+    """That for which the stages are made even; nothing where they were given."""
     batch: int
     """Samples of one replica in a step."""
     replicas: int
@@ -111,6 +119,7 @@ def answer(question: Question) -> Plan:
     """Build the model, learn what its units cost, cut it, and forecast; raises InputError."""
     _check(question)
     config = read_config(question.file, question.overrides)
+    meant = _meant(config, question.schedule)
     ops = kernels_of(config, measured=not question.estimated)
     summary = open_source(config.data).summary()
     model = build_model(config, tuple(summary["sample_shape"]), outputs_of(summary))
@@ -130,7 +139,7 @@ def answer(question: Question) -> Plan:
         LATENCY if question.latency is None else question.latency * 1e-6,
     )
     if chosen is None:
-        rule = demands(question.schedule, options_of(config, question.schedule), micro_batches)
+        rule = demands(meant, options_of(config, meant), micro_batches)
         chosen = divide(config, model, costs, stages, rule, link, question.memory * GIB or None)
     found = stages_of(joined(costs.units, frame), chosen)
     forecasts = [forecast(name, options_of(config, name), found, link, micro_batches) for name in SCHEDULES]
@@ -143,6 +152,7 @@ def answer(question: Question) -> Plan:
         model=config.names["model"],
         data=config.data.name,
         schedule=config.names["schedule"],
+        meant="" if question.cuts else meant,
         batch=batch,
         replicas=replicas,
         dtype=config.run.dtype,
@@ -159,6 +169,18 @@ def answer(question: Question) -> Plan:
         blocks=tuple(_size_of(entry) for entry in blocks),
         sweep=_sweep(config, model, chosen, replicas),
     )
+
+
+def _meant(config: Config, asked: str) -> str:
+    """For which schedule the stages are made even: what was asked for, or the configured one where it has stages."""
+    name = config.names["schedule"]
+    if name == PARAREAL and asked not in ("", PARAREAL):
+        raise InputError("--schedule", f"a parareal network is cut for parareal, not for {asked}: leave this out")
+    if name != PARAREAL and asked == PARAREAL:
+        raise InputError("--schedule", f"{ABREAST}; the others are {', '.join(SCHEDULES)}")
+    if asked not in ("", PARAREAL, *SCHEDULES):
+        raise not_one_of("--schedule", asked, SCHEDULES)
+    return asked or (name if config.schedule.staged else USUAL)
 
 
 def _micro_batches(config: Config) -> int:
@@ -246,8 +268,6 @@ def _check(question: Question) -> None:
         if not isfinite(value) or value < 0 or (name == "bandwidth" and value == 0):
             least = "above 0" if name == "bandwidth" else "of at least 0"
             raise InputError(f"--{name}", f"expected a number {least}, got {value:g}")
-    if question.schedule not in SCHEDULES:
-        raise not_one_of("--schedule", question.schedule, SCHEDULES)
     if question.estimated and question.profile is not None:
         raise InputError("--profile", "with --estimated nothing is measured, so there is nothing to keep")
 
@@ -272,20 +292,15 @@ def _stage(stage: Stage, vectors: int) -> dict[str, Any]:
 
 
 def _print(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDE
+    screen = Screen()
     for fact in _facts(plan):
-        console.print(Text(fact))
-    console.print(_stages(plan))
+        screen.print(fact)
+    screen.print(_stages(plan))
     if plan.blocks:
-        console.print(_parareal(plan))
-    console.print(_schedules(plan))
+        screen.print(_parareal(plan))
+    screen.print(_schedules(plan))
     for note in _notes(plan):
-        console.print(Text(note))
+        screen.print(note)
 
 
 def _facts(plan: Plan) -> list[str]:
@@ -312,20 +327,23 @@ def _notes(plan: Plan) -> list[str]:
         told.append("parareal: a network of its own; its speed-up is over one rank with the network that is cut")
         told += plan.sweep
         told.append(f"predictors and coarse networks add {added:,} parameters to the {fine:,} of the fine blocks")
+    else:
+        told.append(ABREAST)
     if plan.replicas > 1:
         told.append("what the replicas send each other is not in these numbers")
     if plan.starts:
-        told.append(f"this partition: {', '.join(plan.starts)}")
+        why = f", made even for {plan.meant}" if plan.meant else ""
+        told.append(f"this partition{why}: {', '.join(plan.starts)}")
     return told
 
 
 def _stages(plan: Plan) -> Any:
-    table = _table("stage", "forward", "backward", "share", "parameters", "resident", "sent back", "sent on")
-    table.add_column("layers")
+    found = table("stage", "forward", "backward", "share", "parameters", "resident", "sent back", "sent on")
+    found.add_column("layers")
     total = plan.forecasts[0].seconds
     for number, stage in enumerate(plan.stages, 1):
         names = [cost.name for cost in stage.costs]
-        table.add_row(
+        found.add_row(
             str(number),
             _time(stage.forward),
             _time(stage.backward),
@@ -333,41 +351,30 @@ def _stages(plan: Plan) -> Any:
             *map(_size, (stage.parameter_bytes, plan.vectors * stage.parameter_bytes, stage.before, stage.after)),
             names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}",
         )
-    return table
+    return found
 
 
 def _parareal(plan: Plan) -> Any:
-    table = _table("parareal block", "input", "output", "fine", "time", "predictor", "time", "coarse", "time")
+    found = table("parareal block", "input", "output", "fine", "time", "predictor", "time", "coarse", "time")
     for number, block in enumerate(plan.blocks, 1):
         cells = [f"{block.fine:,}", _time(block.seconds)]
         for side in (block.predictor, block.coarse):
             known = (f"{', '.join(side.layers)}: {side.parameters:,}", _time(side.seconds)) if side.layers else ("", "")
             cells += known
-        table.add_row(str(number), *(" x ".join(map(str, shape)) for shape in (block.inputs, block.outputs)), *cells)
-    return table
+        found.add_row(str(number), *(" x ".join(map(str, shape)) for shape in (block.inputs, block.outputs)), *cells)
+    return found
 
 
 def _schedules(plan: Plan) -> Any:
-    table = _table("schedule", "step", "speed-up", "lock-step", "messages", "in flight on stage 1")
+    found = table("schedule", "step", "speed-up", "lock-step", "messages", "in flight on stage 1")
     for number in range(2, len(plan.stages) + 1):
-        table.add_column(str(number), justify="right", no_wrap=True)
+        found.add_column(str(number), justify="right", no_wrap=True)
     serial = plan.forecasts[0].seconds
     for row in plan.forecasts:
         name = f"{row.schedule}, m = {plan.micro_batches}" if row.schedule in PIPELINES else row.schedule
         ratios = (f"{serial / seconds:.2f}" for seconds in (row.seconds, row.locked))
-        table.add_row(name, _time(row.seconds), *ratios, str(row.messages), *map(_size, row.in_flight))
-    return table
-
-
-def _table(first: str, *others: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+        found.add_row(name, _time(row.seconds), *ratios, str(row.messages), *map(_size, row.in_flight))
+    return found
 
 
 def _time(seconds: float) -> str:
@@ -375,4 +382,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(count: float) -> str:
-    return "" if not count else f"{count / 2**20:.3g} MiB" if count >= 2**20 else f"{count / 2**10:.3g} KiB"
+    return size_text(count) if count else ""

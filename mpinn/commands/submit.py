@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from mpinn.errors import FatalError, InputError
 from mpinn.run.checks import Request, check, set_aside
 from mpinn.storage.directory import RunDirectory, write_text
 
-TIME = re.compile(r"\d+(-\d+)?(:\d+){0,2}")
+TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(:\d+){0,2})")
 """As Slurm writes a time: minutes, hours:minutes:seconds, days-hours and what lies between."""
+SIGNAL = re.compile(r"--signal[= ].*@(\d+)")
+EARLY = 60
+"""Seconds that Slurm may send a signal before its time."""
 TEMPLATE, SCRIPT, SHARED, ENVIRONMENT = "train.sbatch", "job.sbatch", "start.sh", "environment.sh"
 
 
@@ -30,11 +34,27 @@ class Allocation:
     more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not TIME.fullmatch(self.time):
-            raise InputError("--time", f"expected a time of Slurm's such as 30, 12:00:00 or 2-00, got {self.time!r}")
+        seconds = seconds_of(self.time)
         for option in self.more:
             if not option.startswith("-") or "\n" in option:
                 raise InputError("--sbatch", f"expected an option of sbatch such as --partition=gpu, got {option!r}")
+        lead = _lead((*_kept(), *self.more))
+        # a limit of 0 is none
+        if 0 < seconds <= lead + EARLY:
+            least = (lead + EARLY) // 60 + 1
+            said = f"a job is told to save its state {lead} seconds before its end, and up to {EARLY} earlier"
+            raise InputError("--time", f"{said}: expected at least {least} minutes, got {self.time!r}")
+
+    def remarks(self, collectives: str) -> list[str]:
+        """What is odd about ranks and GPUs; InputError if they cannot have their ``collectives`` so."""
+        ranks, gpus = self.tasks_per_node, self.gpus_per_node
+        if not gpus or ranks == gpus:
+            return []
+        if ranks < gpus:
+            return [f"warning: {ranks} of the {gpus} GPUs of a node are used, one by each rank"]
+        if collectives == "nccl":
+            raise InputError("--ranks-per-node", f"NCCL wants a GPU for each rank, so at most {gpus}, got {ranks}")
+        return [f"warning: the {ranks} ranks of a node share {gpus} GPU{'s' * (gpus > 1)} and take turns on them"]
 
     @property
     def tasks_per_node(self) -> int:
@@ -52,19 +72,20 @@ class Allocation:
 def submit(request: Request, allocation: Allocation, environment: Path | None, dry_run: bool) -> list[str]:
     """Submit a run, or only show how; what is to be said. Raises InputError before anything is written."""
     start = check(request, allocation.nodes * allocation.tasks_per_node)
+    notes = [*start.notes, *allocation.remarks(start.config.run.collectives)]
     directory = RunDirectory(start.config.run.directory)
     if start.summary is not None:
-        return [*start.notes, f"{directory.path} is a finished run: nothing is submitted"]
+        return [*notes, f"{directory.path} is a finished run: nothing is submitted"]
     site = _site(environment)
     script = directory.path.absolute() / SCRIPT
     text = _script(directory, allocation)
     command = ["sbatch", "--parsable", str(script), str(directory.config.absolute())]
     if dry_run:
-        return [*start.notes, text.rstrip(), "", f"# {site} is copied beside it, and then:", shlex.join(command)]
+        return [*notes, text.rstrip(), "", f"# {site} is copied beside it, and then:", shlex.join(command)]
     if shutil.which(command[0]) is None:
         raise InputError("sbatch", "there is no such program here; --dry-run shows what would be submitted")
     said = [
-        *start.notes,
+        *notes,
         *_write(directory, start.config, start.fresh, {script.name: text, site.name: site.read_text()}),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
@@ -92,13 +113,8 @@ def _script(directory: RunDirectory, allocation: Allocation) -> str:
     """The script that comes with the program, for this run and this allocation."""
     place = directory.path.absolute()
     template = (_folder() / TEMPLATE).read_text()
-    kept = [
-        line
-        for line in re.findall(r"^#SBATCH (.*)$", template, re.M)
-        if line.startswith(("--signal", "--requeue", "--open"))
-    ]
     log = str(place / "job.log").replace("%", "%%")
-    options = [f"--job-name={place.name}", f"--chdir={Path.cwd()}", f"--output={log}", *kept, *allocation.options]
+    options = [f"--job-name={place.name}", f"--chdir={Path.cwd()}", f"--output={log}", *_kept(), *allocation.options]
     _, _, body = template.partition("\njobs=")
     return "\n".join(
         [
@@ -110,6 +126,28 @@ def _script(directory: RunDirectory, allocation: Allocation) -> str:
             body.partition("\n")[2],
         ]
     )
+
+
+def seconds_of(time: str) -> int:
+    """Of a time limit as Slurm reads it: a number alone is minutes, or hours after days; InputError if it is none."""
+    found = TIME.fullmatch(time)
+    if found is None:
+        raise InputError("--time", f"expected a time of Slurm's such as 30, 12:00:00 or 2-00, got {time!r}")
+    numbers = [int(number) for number in found["rest"].split(":")]
+    units = (3600, 60, 1) if found["days"] or len(numbers) == 3 else (60, 1)
+    return 86400 * int(found["days"] or 0) + sum(a * b for a, b in zip(numbers, units, strict=False))
+
+
+def _kept() -> list[str]:
+    """The options of the script that comes with the program with which a job is stopped in time and goes on."""
+    lines = re.findall(r"^#SBATCH (.*)$", (_folder() / TEMPLATE).read_text(), re.M)
+    return [line for line in lines if line.startswith(("--signal", "--requeue", "--open"))]
+
+
+def _lead(options: Sequence[str]) -> int:
+    """Seconds before the end of a job at which the last of its options with a signal has that sent."""
+    found = [int(match[1]) for match in map(SIGNAL.fullmatch, options) if match]
+    return found[-1] if found else 0
 
 
 def _quoted(option: str) -> str:

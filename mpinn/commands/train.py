@@ -21,7 +21,7 @@ from mpinn.population.standing import SHOWN, csv_text
 from mpinn.run.binding import binding
 from mpinn.run.checks import Request, Start, check
 from mpinn.run.experiment import Experiment, build, second_core
-from mpinn.run.summary import collect, lines
+from mpinn.run.summary import add_unsaved, collect, lines, may_meet
 from mpinn.run.survival import Death, Survival, survive
 from mpinn.run.timeline import common_zero, write_timeline
 from mpinn.run.watchdog import Watchdog
@@ -118,7 +118,7 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
         *shared,
         *_depth(world, experiment),
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
-        f"consensus {_consensus(config)}, {config.names['optimizer']}, {config.run.dtype}",
+        f"{_consensus(config, experiment.grid.replicas.size)}{config.names['optimizer']}, {config.run.dtype}",
         *_remarks(config, experiment.grid.replicas.size),
         *start.notes,
         *experiment.notes,
@@ -152,7 +152,11 @@ def _depth(world: World, experiment: Experiment) -> list[str]:
 def _remarks(config: Config, replicas: int) -> list[str]:
     """What follows from the choices and may surprise."""
     said = []
-    if replicas == 1 and config.names["consensus"] in ("averaging", "outer", "gossip"):
+    if (
+        replicas == 1
+        and may_meet(config.names["model"], replicas)
+        and config.names["consensus"] in ("averaging", "outer", "gossip")
+    ):
         said.append("one replica never meets: this is plain training of one model")
     graph = getattr(config.consensus, "graph", "")
     if graph == "torus" and sides(replicas)[0] == 1:
@@ -164,13 +168,15 @@ def _remarks(config: Config, replicas: int) -> list[str]:
     return said
 
 
-def _consensus(config: Config) -> str:
-    """The consensus with the choices that make it what it is."""
+def _consensus(config: Config, replicas: int) -> str:
+    """The consensus with the choices that make it what it is, and a comma; nothing where none can play a part."""
+    if not may_meet(config.names["model"], replicas):
+        return ""
     name, options = config.names["consensus"], config.consensus
     if name == "gossip":
-        return f"gossip on a {options.graph} graph, {options.form.replace('_', ' ')}"
+        return f"consensus gossip on a {options.graph} graph, {options.form.replace('_', ' ')}, "
     score = getattr(options, "score", None)
-    return name + (f" by {score}" if score else "")
+    return f"consensus {name}{f' by {score}' if score else ''}, "
 
 
 def _write_trace(experiment: Experiment) -> None:
@@ -198,6 +204,8 @@ def _stop(world: World, experiment: Experiment) -> int:
 def _finish(world: World, experiment: Experiment, outcome: Outcome, deaths: Sequence[Death]) -> int:
     summary = collect(experiment, outcome.value, deaths)
     experiment.keeper.close()
+    if world.rank == 0:
+        add_unsaved(summary, experiment.keeper.directory, experiment.keeper.records)
     directory, texts = experiment.keeper.directory, {}
     said = "\n".join(lines(summary))
     if summary["population"]:

@@ -11,11 +11,15 @@ import numpy as np
 
 from mpinn.array.typing import Array
 from mpinn.consensus.consensus import Quality
+from mpinn.errors import InputError
+from mpinn.evaluation import unsaved_best, unsaved_text
 from mpinn.population.selection import MemberMeasure
 from mpinn.population.standing import lines as ranked
 from mpinn.population.standing import standing
 from mpinn.run.experiment import Experiment
 from mpinn.run.survival import Death, outline
+from mpinn.storage.directory import RunDirectory
+from mpinn.storage.index import best_of, read_index
 from mpinn.training.tally import Times
 
 
@@ -28,12 +32,13 @@ def collect(experiment: Experiment, outcome: str, deaths: Sequence[Death] = ()) 
     sent = sum(size for operation, (_, size) in counts if operation != "receive")
     everyone = _gather(experiment, trainer.stopwatch.times, sent)
     ranks = [_rank(row) for row in everyone]
+    joined = may_meet(config.names["model"], experiment.grid.replicas.size)
     return {
         "outcome": outcome,
         "model": config.names["model"],
         "data": config.data.name,
-        "consensus": config.names["consensus"],
-        "score": getattr(config.consensus, "score", None),
+        "consensus": config.names["consensus"] if joined else None,
+        "score": getattr(config.consensus, "score", None) if joined else None,
         "grid": list(experiment.grid.shape),
         "epochs": config.train.epochs,
         "start": trainer.plan.start,
@@ -53,6 +58,23 @@ def collect(experiment: Experiment, outcome: str, deaths: Sequence[Death] = ()) 
         "population": _population(experiment),
         "deaths": [asdict(death) for death in deaths],
     }
+
+
+def may_meet(model: str, replicas: int) -> bool:
+    """Whether a consensus can play a part: one replica of a population has nothing that it could join."""
+    return model != "population" or replicas > 1
+
+
+def add_unsaved(summary: dict[str, Any], directory: RunDirectory, records: Sequence[Mapping[str, Any]]) -> None:
+    """Note in a summary, as ``unsaved``, the best evaluation if no checkpoint is as good; where all are saved.
+
+    Nothing is noted where the scores of checkpoints cannot be read.
+    """
+    try:
+        best = best_of(read_index(directory) or [])
+    except (InputError, OSError):
+        return
+    summary["unsaved"] = unsaved_best(records, None if best is None else best.score)
 
 
 def _population(experiment: Experiment) -> dict[str, Any] | None:
@@ -115,13 +137,15 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary as it is printed."""
     replicas, stages, shards = summary["grid"]
     score = f", score {summary['score']}" if summary["score"] else ""
+    joined = f"consensus {summary['consensus']}{score}, " if may_meet(summary["model"], replicas) else ""
     facts = {
         "run": f"{summary['model']} on {summary['data']}, "
         + (f"schedule {summary['schedule']}, " if stages > 1 else "")
-        + f"consensus {summary['consensus']}{score}, "
-        f"{replicas} x {stages} x {shards} ranks (replicas x stages x shards)",
+        + joined
+        + f"{replicas} x {stages} x {shards} ranks (replicas x stages x shards)",
         "test": _quality(summary["test"]),
         "validation": _quality(summary["validation"]),
+        **({"best seen": unsaved_text(unsaved)} if (unsaved := summary.get("unsaved")) else {}),
         "trained": f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['samples']:,} samples "
         f"in {summary['seconds']:.2f} s of training: {summary['samples_per_second']:,.0f} samples/s",
     }

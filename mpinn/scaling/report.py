@@ -12,6 +12,7 @@ from mpinn.scaling.advice import ENOUGH, Advice, chosen, grid_text
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Prediction, Samples, Scaling
 from mpinn.schedules.registry import SCHEDULES
+from mpinn.words import size_text
 
 COLUMNS = (
     "ranks", "replicas", "stages", "shards", "schedule", "consensus", "global_batch", "batch_of_a_replica",
@@ -162,12 +163,3 @@ def seconds_text(seconds: float) -> str:
     """Such as 12.3 ms."""
     scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "us"))
     return f"{seconds * scale:.3g} {unit}"
-
-
-def size_text(count: float) -> str:
-    """Such as 1.5 MiB."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1024
-        units.pop(0)
-    return f"{count:.3g} {units[0]}"

@@ -145,7 +145,7 @@ def test_json_is_one_strict_object(run, capsys):
 
 
 def test_tables_name_every_layer_and_fit_a_terminal(run, capsys, monkeypatch):
-    monkeypatch.setattr("mpinn.analysis.tables.WIDE", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     inspect(run)
     out = capsys.readouterr().out
     for text in (
@@ -163,7 +163,7 @@ def test_tables_name_every_layer_and_fit_a_terminal(run, capsys, monkeypatch):
 
 
 def test_written_layers_are_a_table_of_their_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mpinn.analysis.tables.WIDE", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     inner = {"kind": "conv", "name": "conv1", "outputs": 32, "kernel": [3, 1], "bias": False}
     layers = [
         {"kind": "residual", "name": "sum", "body": [inner], "projection": [{**inner, "name": "again"}]},

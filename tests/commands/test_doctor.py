@@ -37,7 +37,7 @@ def told() -> Callable[[int], str]:
 
 def rows(text: str) -> list[list[str]]:
     """The cells of all rows of all tables."""
-    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in text.splitlines() if line[:1] in "│┃"]
+    return [re.split(" {2,}", line.strip()) for line in text.splitlines() if re.search(r"\S {2,}\S", line)]
 
 
 def facts(text: str) -> Table:
@@ -96,7 +96,7 @@ def test_one_rank_has_nothing_to_measure(ranks: int, told: Callable[[int], str])
 @pytest.mark.parametrize("ranks", [0, 1, 4])
 def test_rank_0_alone_prints_and_once(ranks: int, told: Callable[[int], str]) -> None:
     text = told(ranks)
-    for once in ("rank ┃ host", "│ MPI ", "│ transport ", "│ HDF5 "):
+    for once in (" rank  host", "\nMPI ", "\ntransport ", "\nHDF5 "):
         assert text.count(once) == 1
     assert text.split()[:2] == [str(max(1, ranks)), "ranks" if ranks > 1 else "rank"]
 
