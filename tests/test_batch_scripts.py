@@ -12,7 +12,9 @@ import pytest
 from launch import ROOT, alone, finish
 from train_jobs import SMALL, arguments, contents, here, train, wait_for
 
+from mpinn.commands.submit import Allocation, seconds_of
 from mpinn.config import read_toml
+from mpinn.errors import InputError
 
 STOPPED = 75
 NOTES = 'echo "$(basename "$0") $*" >>"$PLACE/calls"\n'
@@ -208,6 +210,55 @@ def test_what_is_wrong_is_said_before_anything_is_written_or_submitted(place: Pa
     ended = submit(place, PATH=str(place / "bin"))
     assert (ended.returncode, ended.stderr.split(":")[1]) == (2, " sbatch")
     assert sorted(path.name for path in place.iterdir()) == ["bin", "jobs"]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        *(("30", 1800), ("00:01", 1), ("04:30", 270), ("1:00:00", 3600), ("12:30:05", 45005)),
+        *(("2-00", 172800), ("0-1:30", 5400), ("1-02:03:04", 93784)),
+    ],
+)
+def test_a_time_is_read_as_slurm_does(time: str, seconds: int) -> None:
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("time", "more", "least"),
+    [
+        *(("00:01", (), 5), ("3", (), 5), ("04:00", (), 5), ("0-0:4", (), 5), ("04:01", (), 0), ("5", (), 0)),
+        *(("0", (), 0), ("1-00", (), 0)),
+        *(("10", ("--signal=B:USR1@600",), 12), ("12", ("--signal=B:USR1@600",), 0)),
+        *(("2", ("--partition=gpu", "--signal=USR1@30"), 0), ("1", ("--signal=B:USR1@59",), 2)),
+    ],
+)
+def test_a_time_must_leave_some_before_the_signal(time: str, more: tuple[str, ...], least: int) -> None:
+    if not least:
+        assert f"--time={time}" in Allocation(1, 0, 1, time, more).options
+        return
+    with pytest.raises(InputError, match=rf"^--time: .* expected at least {least} minutes, got '{time}'$"):
+        Allocation(1, 0, 1, time, more)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "said"),
+    [
+        (2, 3, "warning: the 3 ranks of a node share 2 GPUs and take turns on them"),
+        (1, 2, "warning: the 2 ranks of a node share 1 GPU and take turns on them"),
+        (4, 3, "warning: 3 of the 4 GPUs of a node are used, one by each rank"),
+        *((2, 2, ""), (2, 0, ""), (0, 3, "")),
+    ],
+)
+def test_ranks_that_are_no_match_for_gpus_are_noted(gpus: int, ranks: int, said: str, place: Path) -> None:
+    told = submit(place, "--gpus-per-node", str(gpus), "--ranks-per-node", str(ranks), "--dry-run")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert [line for line in told.stdout.splitlines() if "warning" in line] == [said] * bool(said)
+
+
+def test_nccl_wants_a_gpu_for_each_rank() -> None:
+    with pytest.raises(InputError, match=r"^--ranks-per-node: NCCL wants a GPU for each rank, so at most 2, got 3$"):
+        Allocation(1, 2, 3, "30").remarks("nccl")
+    assert Allocation(1, 2, 2, "30").remarks("nccl") == []
 
 
 def test_a_dry_run_shows_the_script_and_does_nothing(place: Path) -> None:

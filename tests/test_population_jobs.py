@@ -10,6 +10,8 @@ from crew import Crews
 from train_jobs import SMALL, datasets, here, records, summary, world
 
 import mpinn
+from mpinn.analysis.run_tables import run_table
+from mpinn.analysis.runs import Run, series_of
 from mpinn.commands.extract import extract
 from mpinn.commands.train import train as train_here
 from mpinn.errors import InputError
@@ -69,6 +71,18 @@ def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], t
             left, stopped = file["scalars/member_left"][()], file["scalars/member_stopped"][()]
         assert [int((left == step).sum()) for step in (6, 14, 0)] == [24, 12, 12]
         assert 0 < (stopped > 0).sum() < 48
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_nothing_is_told_that_plays_no_part(ranks: int, tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(ranks, tmp_path / "run", *POPULATION, "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    for word in ("averag", "consensus", "replica never meets", "score"):
+        assert word not in done.stdout
+    told = summary(tmp_path / "run")
+    assert (told["consensus"], told["score"]) == (None, None)
+    table = run_table(series_of([Run(tmp_path / "run")]))
+    assert dict(zip(table.columns, table.rows[0], strict=True))["consensus"] == ""
 
 
 def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path, crews: Crews) -> None:

@@ -45,3 +45,18 @@ def test_measures_every_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(1e-9 < error < 1e-5 for error in errors)
     mlp.print_rows(rows)
     assert capsys.readouterr().out.count("mpinn, plain NumPy") == 4
+
+
+def test_without_a_peer_there_is_no_column_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds, ratio = Spread(0.25, 0.25, 0.25), Spread(2.0, 2.0, 2.0)
+    rows = [mlp.Row("work", "mpinn", seconds, None), mlp.Errors("work: gradient", "mpinn", 1e-7)]
+    mlp.print_rows(rows)
+    told = capsys.readouterr().out
+    assert "PyTorch / this" not in told
+    assert told.count("PyTorch is not installed here: nothing is compared with it") == 1
+    mlp.print_rows([mlp.Row("work", "mpinn", seconds, ratio), *rows])
+    told = capsys.readouterr().out
+    assert "PyTorch / this" in told
+    assert "2.00 (2.00-2.00)" in told
+    assert "not installed" not in told
+    assert not [line for line in told.splitlines() if line.endswith(" ")]

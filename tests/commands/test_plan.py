@@ -118,6 +118,41 @@ def test_forecasts_follow_the_options_of_the_configured_schedule():
     }
 
 
+@pytest.mark.parametrize(
+    ("configured", "asked", "meant"),
+    [
+        ("serial", "", "fdg"),
+        ("layerwise", "", "layerwise"),
+        ("layerwise", "fdg", "fdg"),
+        ("1f1b", "", "1f1b"),
+        ("parareal", "", "parareal"),
+        ("parareal", "parareal", "parareal"),
+    ],
+)
+def test_stages_are_even_for_the_configured_schedule_unless_another_is_asked_for(configured, asked, meant, capsys):
+    plan = estimated(*DEEP, f"schedule.name={configured}", stages=3, schedule=asked)
+    assert plan.meant == meant
+    if meant != "parareal":
+        assert plan.partition == estimated(*DEEP, stages=3, schedule=meant).partition
+    show(plan, as_json=False)
+    printed = capsys.readouterr().out
+    assert f"this partition, made even for {meant}: {', '.join(plan.starts)}" in printed
+    elsewhere = "parareal is a network of its own, which --set schedule.name=parareal plans"
+    assert (elsewhere in printed) == (meant != "parareal")
+
+
+def test_the_help_says_how_a_parareal_network_is_planned():
+    told = alone("-m", "mpinn", "plan", "--help").stdout
+    assert "--set schedule.name=parareal" in told
+
+
+def test_a_job_is_cut_for_its_schedule():
+    job = str(ROOT / "jobs/layerwise.toml")
+    alone_, named = (answer(Question(job, schedule=name, estimated=True)) for name in ("", "layerwise"))
+    assert alone_ == named
+    assert alone_.meant == "layerwise"
+
+
 @pytest.mark.parametrize("schedule", ["layerwise", "fdg"])
 def test_a_plan_has_the_cuts_and_the_room_of_the_run(schedule: str):
     settings = (f"schedule.name={schedule}", "schedule.recompute=true", "schedule.versions=mixed", "grid.stages=3")
@@ -201,6 +236,11 @@ def test_ranks_of_a_job_say_it_once():
         ({"cuts": ("hiden2",)}, r"^--cut: no stage can begin at 'hiden2' \(did you mean hidden2\?\)"),
         ({"cuts": ("hidden2",), "stages": 3}, "^--cut: the cuts make 2 stages, not 3"),
         ({"schedule": "gpip"}, r"^--schedule: 'gpip' is not one of .* \(did you mean gpipe\?\)"),
+        ({"schedule": "parareal"}, "^--schedule: parareal is a network of its own, which --set schedule.name=parareal"),
+        (
+            {"schedule": "fdg", "overrides": ("schedule.name=parareal",)},
+            "^--schedule: a parareal network is cut for parareal, not for fdg",
+        ),
         ({"memory": 1e-6, "stages": 2}, r"^grid\.stages: no partition into 2 stages fits"),
         ({"memory": -1.0}, "^--memory: expected a number of at least 0, got -1"),
         ({"bandwidth": 0.0}, "^--bandwidth: expected a number above 0, got 0"),

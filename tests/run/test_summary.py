@@ -66,3 +66,11 @@ def test_a_regression_without_meetings() -> None:
 )
 def test_a_number_of_bytes(count: float, text: str) -> None:
     assert bytes_text(count) == text
+
+
+def test_of_one_replica_of_a_population_no_consensus_is_told() -> None:
+    members = {"members": 2, "there": 2, "best": 1, "ranking": []}
+    alone = {**SUMMARY, "model": "population", "population": members, "grid": [1, 1, 2], "weights": None}
+    assert lines(alone)[1] == "run           population on digits, 1 x 1 x 2 ranks (replicas x stages x shards)"
+    shared = {**alone, "grid": [2, 1, 1], "consensus": "gradients", "score": None}
+    assert lines(shared)[1].startswith("run           population on digits, consensus gradients, 2 x 1 x 1 ranks")

@@ -1,0 +1,41 @@
+"""``evaluate``: what it takes of the configuration, and what it refuses because it would change nothing."""
+
+import pytest
+from runs import SMALL, here, world
+
+from mpinn.commands.evaluate import evaluate
+from mpinn.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("evaluated") / "run"
+    assert here(place, *SMALL) == 0
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("grid.stages", "7", "every rank measures the whole model on its share of the samples"),
+        ("grid.replicas", "1", "every rank measures the whole model on its share of the samples"),
+        ("train.epochs", "9", r"\[train\] says how to train, and a model is only measured here"),
+        ("optimizer.rate", "9.0", r"\[optimizer\] says how to train, and a model is only measured here"),
+        ("consensus.score", "best", r"\[consensus\] says how to train, and a model is only measured here"),
+        ("checkpoint.keep", "9", r"\[checkpoint\] says how to train, and a model is only measured here"),
+    ],
+)
+def test_what_changes_nothing_is_refused(key: str, value: str, why: str, run: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key}: {why}: leave this out$"):
+        evaluate(world(), run, "test", ("run.device=cpu", f"{key}={value}"), False)
+
+
+def test_a_key_that_is_unknown_is_named_as_such(run: str) -> None:
+    with pytest.raises(InputError, match=r"^grid\.stage: unknown key"):
+        evaluate(world(), run, "test", ("grid.stage=7",), False)
+
+
+def test_what_says_how_to_measure_is_taken(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert evaluate(world(), run, "validation", ("run.device=cpu", "run.kernels=plain", "data.memory=1.0"), False) == 0
+    assert "digits validation, 300 samples: accuracy 0." in capsys.readouterr().out
