@@ -1,0 +1,83 @@
+"""What the README shows is what is printed, where that does not depend on the machine; and what it names exists."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import ROOT, mpirun
+from runs import here, records
+
+from mpinn.scaling.answer import Inquiry, outlook
+from mpinn.words import size_text
+
+README = (ROOT / "README.md").read_text()
+FOLDERS = ("mpinn/", "tests/", "jobs/", "data/")
+
+
+def after(line: str) -> list[str]:
+    """The indented lines from the first that contains ``line`` on, without what a prompt says."""
+    rest = README[README.index(line) :]
+    return [text.removeprefix("    ") for text in re.split(r"\n(?!    |\n    )", rest)[0].splitlines()]
+
+
+def test_paths_that_it_names_exist() -> None:
+    named = {word.strip("`'\".,:;()[]") for word in re.split(r"[\s()\]\[]+", README)}
+    paths = {re.sub(r"#.*", "", word) for word in named if word.startswith(FOLDERS)}
+    assert {"mpinn/scaling/clusters", "mpinn/nn/layer.py", "jobs/cifar10.toml"} <= paths
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if not list(ROOT.glob(path))] == []
+
+
+def test_the_message_about_mistakes_is_what_is_printed(tmp_path: Path) -> None:
+    command, *told = after("$ mpirun -n 4 python -m mpinn --set optimizer.decay=cosin")
+    line = command.split("python ")[1].split()
+    job = mpirun(4, *line, cwd=tmp_path)
+    assert job.returncode == 2
+    assert job.stderr.splitlines()[: len(told)] == told
+    assert len(told) == 3
+
+
+def test_what_the_first_command_ends_with_is_what_is_printed(tmp_path: Path) -> None:
+    job = mpirun(4, "-m", "mpinn", cwd=tmp_path)
+    assert job.returncode == 0, job.stderr
+    shown = after("run           mlp on digits")
+    printed = job.stdout[job.stdout.index("run           mlp on digits") :].splitlines()
+    assert len(printed) == len(shown)
+    for one, other in zip(printed, shown, strict=True):
+        assert _untimed(one) == _untimed(other)
+
+
+def _untimed(line: str) -> str:
+    """A line without what depends on the machine: seconds, samples a second, and shares of the time."""
+    line = re.sub(r"in [\d.]+ s of training: [\d,]+ samples/s", "in time", line)
+    return re.sub(r" +[\d.]+%", " share", line)
+
+
+def test_what_it_shows_of_a_plan_is_what_is_predicted(tmp_path: Path) -> None:
+    """Of the grid without stages, whose memory does not depend on where times have cut the depth."""
+    command = next(line for line in README.splitlines() if "--ranks 1-100000 -o scaling" in line)
+    settings = tuple(re.findall(r"--set (\S+)", command))
+    assert settings == ("model.name=resnet", "data.batch=1024")
+    found = outlook(Inquiry(overrides=settings, ranks="8", profile=tmp_path / "profile.json"))
+    (one,) = (
+        one
+        for one in found.predictions
+        if (one.replicas, one.stages, one.schedule, one.consensus) == (8, 1, "serial", "gradients")
+    )
+    row = next(line for line in README.splitlines() if re.match(r" +8 +8 x 1  gradients", line))
+    assert re.findall(r"[\d.]+ [KM]iB", row) == [size_text(one.memory), size_text(one.sent)]
+
+
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/digits")
+    assert here(run, "train.epochs=2") == 0
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        known = {"images": np.zeros((5, 8, 8, 1))}
+        exec(block, known)
+        assert known["weight"].shape == (64, 128)  # type: ignore[attr-defined]
+        assert known["loss"].shape == (len(records(run)),)
+        assert known["classes"].shape == (5,)
