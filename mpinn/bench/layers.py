@@ -15,7 +15,7 @@ from mpinn.array import ops as plain
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Array, Shape
 from mpinn.bench.peer import LAYOUTS, array, images, import_torch, stored, translate
-from mpinn.bench.timing import Operation, Spread, alternate, ratio_text, seconds_text
+from mpinn.bench.timing import NO_PEER, Operation, Spread, alternate, ratio_text, seconds_text
 from mpinn.nn.conv import Conv2d
 from mpinn.nn.layer import Layer, Pass
 from mpinn.nn.network import Network
@@ -75,16 +75,20 @@ def run(works: tuple[Work, ...] = WORKS, batch: int = BATCH, rounds: int = ROUND
 def print_rows(rows: list[Row]) -> None:
     """Print a table."""
     head = "processor time, median (25-75 %)"
-    print(f"{head:34}  {'forward and backward':>26}  {'buffers':>8}  PyTorch's / this: {', '.join(LAYOUTS)}; errors")
+    compared = any(row.ratios for row in rows)
+    others = f"PyTorch's / this: {', '.join(LAYOUTS)}; errors" if compared else f"errors\n{NO_PEER}"
+    print(f"{head:34}  {'forward and backward':>26}  {'buffers':>8}  {others}")
     work = ""
     for row in rows:
         if row.work != work:
             work = row.work
             print(work)
         buffers = "" if row.pool is None else f"{row.pool / 2**20:.0f} MiB"
-        ratios = "   ".join(ratio_text(ratio) for ratio in row.ratios)
+        ratios = f"{'   '.join(ratio_text(ratio) for ratio in row.ratios):38}  " * compared
         errors = "  ".join(f"{name} {error:.1e}" for name, error in row.errors.items())
-        print(f"  {row.program:32}  {seconds_text(row.seconds):>26}  {buffers:>8}  {ratios:38}  {errors}")
+        print(
+            f"  {row.program:32}  {seconds_text(row.seconds):>26}  {buffers:>8}  {f'{ratios:38}  ' * compared}{errors}"
+        )
 
 
 def _measured(work: Work, batch: int, torch: Any, rounds: int, sample: float) -> list[Row]:

@@ -14,7 +14,7 @@ import numpy as np
 from mpinn.array import ops as plain
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Array
-from mpinn.bench.timing import ROUNDS, SAMPLE, Operation, Spread, alternate, ratio_text, seconds_text
+from mpinn.bench.timing import NO_PEER, ROUNDS, SAMPLE, Operation, Spread, alternate, ratio_text, seconds_text
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -103,7 +103,7 @@ def print_rows(rows: list[Row | Errors]) -> None:
     head = f"{'processor time, median (25-75 %)':34}  {'a call':>26}"
     print(f"{head}  {'PyTorch / this':>18}" if compared else head)
     if not compared:
-        print("PyTorch is not installed here: nothing is compared with it")
+        print(NO_PEER)
     work = ""
     for row in rows:
         if row.work != work:

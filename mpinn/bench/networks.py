@@ -17,7 +17,7 @@ from mpinn.array import ops as plain
 from mpinn.array.device import choose_kernels
 from mpinn.array.typing import Array
 from mpinn.bench.peer import LAYOUTS, gradient, images, import_torch, stored, translate
-from mpinn.bench.timing import Operation, Spread, alternate, error_text, ratio_text, seconds_text
+from mpinn.bench.timing import NO_PEER, Operation, Spread, alternate, error_text, ratio_text, seconds_text
 from mpinn.comm.channel import NullChannel
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -77,8 +77,9 @@ def run(
 def print_rows(rows: list[Row]) -> None:
     """Print a table."""
     head = "processor time, median (25-75 %)"
-    peers = f"PyTorch's / this: {', '.join(LAYOUTS)}"
-    print(f"{head:34}  {'a step':>26}  {'error of the gradient':>26}  {'buffers':>8}  {peers}")
+    compared = any(row.ratios for row in rows)
+    peers = f"  PyTorch's / this: {', '.join(LAYOUTS)}" if compared else f"\n{NO_PEER}"
+    print(f"{head:34}  {'a step':>26}  {'error of the gradient':>26}  {'buffers':>8}{peers}")
     work = ""
     for row in rows:
         if row.work != work:
@@ -86,9 +87,8 @@ def print_rows(rows: list[Row]) -> None:
             print(work)
         buffers = "" if row.pool is None else f"{row.pool / 2**20:.0f} MiB"
         ratios = "   ".join(ratio_text(ratio) for ratio in row.ratios)
-        print(
-            f"  {row.program:32}  {seconds_text(row.seconds):>26}  {error_text(row.error):>26}  {buffers:>8}  {ratios}"
-        )
+        told = f"{seconds_text(row.seconds):>26}  {error_text(row.error):>26}  {buffers:>8}  {ratios}"
+        print(f"  {row.program:32}  {told}".rstrip())
 
 
 def _data(model: Model, samples: int, seed: int) -> Batch:

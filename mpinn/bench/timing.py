@@ -16,6 +16,7 @@ UNITS = (("s", 1.0, 1.0), ("ms", 1e3, 1e-3), ("us", 1e6, 0.0))
 
 Operation = Callable[[], object]
 Clock = Callable[[], float]
+NO_PEER = "PyTorch is not installed here: nothing is compared with it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 import pytest
 
 from mpinn.bench import layers, networks
+from mpinn.bench.timing import NO_PEER
 from mpinn.models.resnet import ResNet
 
 
@@ -13,7 +14,10 @@ def test_measures_networks(capsys: pytest.CaptureFixture[str]) -> None:
     assert ours.pool
     assert all(1e-8 < row.error.low <= row.error.high < 1e-3 for row in rows)
     networks.print_rows(rows)
-    assert "mpinn" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "mpinn" in told
+    compared = any(row.ratios for row in rows)
+    assert (NO_PEER in told, "PyTorch's / this" in told) == (not compared, compared)
 
 
 @pytest.mark.parametrize("work", [layers.WORKS[4], *layers.WORKS[-3:]], ids=lambda work: work.name)
@@ -23,4 +27,7 @@ def test_measures_layers(work: layers.Work, capsys: pytest.CaptureFixture[str]) 
     assert all(set(row.errors) >= {"y", "dx"} for row in rows)
     assert all(error < 1e-5 for row in rows for error in row.errors.values())
     layers.print_rows(rows)
-    assert work.name in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert work.name in told
+    compared = any(row.ratios for row in rows)
+    assert (NO_PEER in told, "PyTorch's / this" in told) == (not compared, compared)
