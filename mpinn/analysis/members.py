@@ -29,8 +29,8 @@ def describe_members(file: Checkpoint, options: Any) -> dict[str, Any] | None:
     if len(members) != len(loss):
         raise InputError(str(file.path), f"it has {len(loss)} members, but its configuration makes {len(members)}")
     there = np.flatnonzero(left == 0)
-    known = np.isfinite(loss)
-    score = np.where(known, accuracy if int(file.data.get("classes", 0)) else -loss, -np.inf)[there]
+    known, classes = np.isfinite(loss), int(file.data.get("classes", 0))
+    score = np.where(known, accuracy if classes else -loss, -np.inf)[there]
     order = there[np.lexsort((there, np.where(known, loss, np.inf)[there], -score))]
     optimizer = file.configuration["optimizer"]
     counts = np.unique(panel[panel >= 0], return_counts=True)[1]
@@ -39,11 +39,14 @@ def describe_members(file: Checkpoint, options: Any) -> dict[str, Any] | None:
         "there": len(there),
         "panels": len(counts),
         "panel_members": [int(counts.min()), int(counts.max())] if len(counts) else [],
-        "best": [_row(members[n], float(loss[n]), float(accuracy[n]), optimizer) for n in order[:SHOWN].tolist()],
+        "best": [
+            _row(members[n], float(loss[n]), float(accuracy[n]) if classes else None, optimizer)
+            for n in order[:SHOWN].tolist()
+        ],
     }
 
 
-def _row(member: Any, loss: float, accuracy: float, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+def _row(member: Any, loss: float, accuracy: float | None, optimizer: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "member": member.number,
         "validation_accuracy": accuracy,

@@ -142,7 +142,8 @@ def _members(screen: Screen, found: Row) -> None:
     screen.print(facts({"members": told}))
     cells = []
     for row in found["best"]:
-        measured = row["validation_accuracy"] if np.isfinite(row["validation_accuracy"]) else row["validation_loss"]
+        accuracy = row["validation_accuracy"]
+        measured = row["validation_loss"] if accuracy is None else accuracy
         hidden = f"{row['layers']} x {row['width']}"
         others = (row["activation"], f"{row['rate']:.3g}", f"{row['weight_decay']:.3g}", str(row["seed"]))
         cells.append([str(row["member"]), f"{measured:.4f}", hidden, *others])

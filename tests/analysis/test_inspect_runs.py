@@ -153,7 +153,11 @@ def test_a_population_is_shown_by_its_members(population: Path, capsys: pytest.C
         "members  96, of which 48 are there, in"
     )
     start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["best", "members"])
-    assert [line.split()[0] for line in lines[start + 2 : start + 12]] == [row["member"] for row in ranking[:10]]
+    measure = "validation_loss" if found["best"][0]["validation_accuracy"] is None else "validation_accuracy"
+    assert [line.split()[:2] for line in lines[start + 2 : start + 12]] == [
+        [row["member"], f"{float(row[measure]):.4f}"] for row in ranking[:10]
+    ]
+    assert len({row[measure] for row in ranking[:10]}) > 3
     told = "\n".join(lines)
     for word in ("population/panel", "member_", "consensus", "averaging"):
         assert word not in told

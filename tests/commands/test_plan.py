@@ -143,7 +143,7 @@ def test_stages_are_even_for_the_configured_schedule_unless_another_is_asked_for
 
 def test_the_help_says_how_a_parareal_network_is_planned():
     told = alone("-m", "mpinn", "plan", "--help").stdout
-    assert "--set schedule.name=parareal" in told
+    assert "with stages of its own: --set schedule.name=parareal plans it as well" in " ".join(told.split())
 
 
 def test_a_job_is_cut_for_its_schedule():
