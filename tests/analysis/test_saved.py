@@ -173,4 +173,4 @@ def test_the_command_shows_dead_units_where_they_are_asked_for(tmp_path):
     assert "dead on" not in alone("-m", "mpinn", "inspect", str(run)).stdout
     missing = alone("-m", "mpinn", "inspect", str(run), "--units", "--data", "elsewhere.h5")
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert "mpinn: data.path: the digits come with the program" in missing.stderr
+    assert "mpinn: --data: the digits come with the program" in missing.stderr
