@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import SMALL, here, records, summary
+from train_jobs import SMALL, here, records, summary
 
 from mpinn.analysis.inspect import describe, inspect
 from mpinn.evaluation import best_seen, unsaved_best, unsaved_text

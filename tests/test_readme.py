@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import ROOT, mpirun
-from runs import here, records
+from train_jobs import here, records
 
 from mpinn.scaling.answer import Inquiry, outlook
 from mpinn.words import size_text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoint_files import values, write_file
 from launch import alone
-from runs import SMALL, here
+from train_jobs import SMALL, here
 
 from mpinn.analysis.inspect import describe, inspect
 from mpinn.analysis.values import short

@@ -1,7 +1,7 @@
 """``evaluate``: what it takes of the configuration, and what it refuses because it would change nothing."""
 
 import pytest
-from runs import SMALL, here, world
+from train_jobs import SMALL, here, world
 
 from mpinn.commands.evaluate import evaluate
 from mpinn.errors import InputError
