@@ -81,7 +81,9 @@ def _lost(run: RunDirectory, summary: dict[str, Any], file: Path | None, wrong: 
 
     Such as "missing: checkpoint-00000600.h5".
     """
-    last = run.checkpoint(summary["steps"])
+    if not isinstance(steps := summary.get("steps"), int):
+        return None
+    last = run.checkpoint(steps)
     if file is not None and file.name == last.name:
         return None
     return f"{wrong.get(last.name) or ('damaged' if last.exists() else 'missing')}: {last.name}"
