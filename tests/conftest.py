@@ -19,6 +19,8 @@ LONGEST = ("test_under_mpirun.py", "test_on_emulated_device.py", "test_messages_
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # that of the terminal in which the tests run
+    os.environ.pop("COLUMNS", None)
     config.stash[PASSED] = {}
     config.stash[LEFT_OUT] = 0
     config.addinivalue_line("markers", "ulfm: runs under an Open MPI that lets ranks survive, version 5 or later")
