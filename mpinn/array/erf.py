@@ -16,7 +16,11 @@ def erf_function(library: str) -> Any:
         return erf
     from numba import vectorize
 
-    return vectorize(["float32(float32)", "float64(float64)"], cache=True)(_erf)
+    types = ["float32(float32)", "float64(float64)"]
+    try:
+        return vectorize(types, cache=True)(_erf)
+    except RuntimeError:  # nowhere to keep it, as in `mpinn.array.jit`, which is not imported where nothing is compiled
+        return vectorize(types)(_erf)
 
 
 def _erf(x: float) -> float:

@@ -32,3 +32,25 @@ def test_a_change_of_a_file_that_a_kernel_calls_compiles_it_again(tmp_path: Path
     called = tmp_path / "mpinn" / "array" / "cpu_math.py"
     called.write_text(called.read_text() + "\n# changed\n")
     assert hits_and_misses(tmp_path) == "0 1"
+
+
+WITHOUT = """
+import numpy as np
+from mpinn.array.cpu_losses import softmax_cross_entropy
+from mpinn.array.erf import erf
+x = np.zeros(3)
+erf(np.ones(3), out=x)
+print(x[0].round(3), type(softmax_cross_entropy._cache).__name__)
+"""
+
+
+def test_where_nothing_can_be_kept_each_process_compiles(tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(Path(mpinn.__file__).parent, tmp_path / "mpinn", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "mpinn/array/__pycache__").touch()
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "mpinn/array/__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "0.843 NullCache\n"
