@@ -246,7 +246,7 @@ def test_a_run_that_goes_on_may_be_cut_before_a_rung(tmp_path: Path) -> None:
     [
         (("grid.replicas=1", "grid.shards=0"), "the 1 members make 1 panels, which are never cut, so this can"),
         ((), "consensus.name: the 2 replicas of a population share a gradient: use gradients, not averaging"),
-        (("grid.shards=3",), "grid.shards: any number of replicas x 1 stages x 3 shards need a multiple of 3 ranks, not 2"),
+        (("grid.shards=3",), "grid.shards: any number of replicas x 1 stages x 3 shards need a multiple of 3"),
     ],
 )  # fmt: skip
 def test_grids_that_a_population_cannot_use_are_refused(settings: tuple[str, ...], said: str) -> None:
