@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,14 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def gone(processes: Iterable[int]) -> bool:
+    """Whether all processes end, which somebody has just killed: that takes a moment on a busy machine."""
+    left, deadline = list(processes), time.monotonic() + 10
+    while (left := list(filter(alive, left))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not left
 
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:

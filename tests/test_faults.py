@@ -9,7 +9,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from launch import alive, alone, finish, mpirun, ranks_of, start, start_alone
+from launch import alone, finish, gone, mpirun, ranks_of, start, start_alone
 from train_jobs import SMALL, arguments, datasets, differences, here, records, series, train, wait_for
 
 from mpinn.config import Data
@@ -54,7 +54,7 @@ def test_a_killed_rank_ends_the_job_which_goes_on_from_its_last_checkpoint(
     ended = finish(job, timeout=30)
     assert time.monotonic() - killed < 15
     assert ended.returncode not in (0, 2, STOPPED)
-    assert not [rank for rank in ranks.values() if alive(rank)]
+    assert gone(ranks.values())
     assert not (run / "requeue").exists()
     step = step_of(run)
     assert step >= 45

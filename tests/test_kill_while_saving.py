@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch import alive, finish, kill, ranks_of, start
+from launch import finish, gone, kill, ranks_of, start
 from train_jobs import arguments, differences, series
 
 from mpinn.storage.directory import RunDirectory, step_of
@@ -97,7 +97,7 @@ def test_the_checkpoint_before_it_stays_in_use(tmp_path: Path) -> None:
         assert time.monotonic() - since < 10
         assert ended.returncode not in (0, 2, 75)
         assert resumed in ended.stdout
-        assert not [process for process in ranks.values() if alive(process)]
+        assert gone(ranks.values())
         assert not (run / "requeue").exists()
         assert before.read_bytes() == held
         step = step_in_use(run)

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from launch import alive, alone, descendants, finish, mpirun, ranks_of, start
+from launch import alone, descendants, finish, gone, mpirun, ranks_of, start
 
 CONNECT = """
 import os, signal, sys, threading, time
@@ -85,7 +85,7 @@ def test_a_killed_rank_ends_the_job() -> None:
     ended = finish(job, timeout=30)
     assert time.monotonic() - killed < 15
     assert ended.returncode not in (0, 75)
-    assert not [rank for rank in ranks.values() if alive(rank)]
+    assert gone(ranks.values())
 
 
 def test_a_rank_that_leaves_alone_ends_the_job() -> None:
@@ -127,4 +127,4 @@ def test_a_job_that_hangs_is_killed_whole() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         finish(job, timeout=0.5)
     time.sleep(0.2)
-    assert not [rank for rank in ranks if alive(rank)]
+    assert gone(ranks)

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launch import ROOT, alive
+from launch import ROOT, gone
 
 from gpu.cases import BASE, CASES, EXACT, SMALL, settings_of
 from gpu.run import Stage, run
@@ -58,7 +58,7 @@ def test_a_stage_ends_at_its_limit_with_all_below_it(tmp_path: Path, capsys: pyt
     ended = run(Stage("slow one", ("-c", code.format(f"[sys.executable, '-c', {sleep!r}]", sleep)), 6), tmp_path, {})
     assert ended.code is None
     assert ended.seconds < 20
-    assert not alive(int((tmp_path / "slow-one.log").read_text()))
+    assert gone([int((tmp_path / "slow-one.log").read_text())])
     assert "not done after 6 s" in capsys.readouterr().out
     assert run(Stage("wrong", ("-c", "raise SystemExit(3)"), 9), tmp_path, {}).verdict == "FAILED (3)"
 

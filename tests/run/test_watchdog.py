@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import alive, finish, open_mpi, open_mpi_library, ranks_of, start
+from launch import finish, gone, open_mpi, open_mpi_library, ranks_of, start
 from train_jobs import arguments, here, records, train, wait_for, world
 
 from mpinn.run.watchdog import Watchdog
@@ -40,21 +40,13 @@ main(sys.argv[1:])
 """
 
 
-def gone(ranks: dict[int, int]) -> bool:
-    """Whether all processes end, which a launcher has just killed."""
-    deadline = time.monotonic() + 10
-    while any(map(alive, ranks.values())) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not any(map(alive, ranks.values()))
-
-
 def ended(job: subprocess.Popen[str], ranks: dict[int, int]) -> str:
     """What a job says that the watchdog ends; no process of it is left."""
     begun = time.monotonic()
     done = finish(job, timeout=60)
     assert time.monotonic() - begun < 10 * PATIENCE
     assert done.returncode not in (0, 2, STOPPED)
-    assert gone(ranks)
+    assert gone(ranks.values())
     report = re.search(rf"^no progress for {PATIENCE} s: the job is ended$(.*)", done.stderr, re.M | re.S)
     assert report, done.stderr
     assert done.stderr.count("no progress") == 1
@@ -118,7 +110,7 @@ def stick(run: Path, ranks: int, which: int, hang: str, *settings: str) -> subpr
     processes = ranks_of(job)
     done = finish(job, timeout=60)
     assert done.returncode not in (0, 2, STOPPED)
-    assert gone(processes)
+    assert gone(processes.values())
     return done
 
 
