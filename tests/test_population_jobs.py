@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from crew import Crews
-from train_jobs import SMALL, datasets, here, records, summary, world
+from train_jobs import SMALL, datasets, differences, here, records, summary, world
 
 import mpinn
 from mpinn.analysis.run_tables import run_table
@@ -15,7 +15,10 @@ from mpinn.analysis.runs import Run, series_of
 from mpinn.commands.extract import extract
 from mpinn.commands.train import train as train_here
 from mpinn.errors import InputError
+from mpinn.population.ranking import population_in
 from mpinn.run.checks import Request, check
+from mpinn.storage.reader import Checkpoint
+from mpinn.training.choices import read_config
 
 POPULATION = (
     *SMALL[1:],
@@ -96,6 +99,80 @@ def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path, crews: Crews) ->
     assert one.keys() == four.keys()
     for name, array in one.items():
         np.testing.assert_allclose(four[name], array, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+AVERAGED = (
+    *(setting for setting in POPULATION if not setting.startswith("grid.")),
+    *CHOOSY,
+    "grid.replicas=2",
+    "consensus.name=averaging",
+    "consensus.period=4 steps",
+    "run.dtype=float64",
+)
+"""Most evaluations, one of the rungs, and the step 10 are between meetings, and members leave shards and stop."""
+
+
+def test_members_of_replicas_meet_each_for_itself_on_any_number_of_shards(tmp_path: Path, crews: Crews) -> None:
+    for ranks, shards in ((2, 1), (4, 2)):
+        done = crews.train(ranks, tmp_path / str(shards), *AVERAGED, f"grid.shards={shards}")
+        assert done.returncode == 0, done.stderr
+        assert "consensus averaging, score accuracy" in done.stdout
+    same(tmp_path / "1", tmp_path / "2")
+    one, two = (summary(tmp_path / name) for name in ("1", "2"))
+    assert one["test"] == two["test"]
+    assert one["weights"] == pytest.approx(two["weights"], rel=1e-12)
+    assert [r for r in records(tmp_path / "1") if "validation_loss" in r] == [
+        r for r in records(tmp_path / "2") if "validation_loss" in r
+    ]
+    assert [r["step"] for r in records(tmp_path / "1") if "meeting_weights" in r] == [4, 8, 12, 16, 18]
+    assert two["weights"] != [0.5, 0.5]
+
+
+def test_a_file_between_meetings_has_each_member_merged_by_its_own_weights(tmp_path: Path, crews: Crews) -> None:
+    stopped = crews.train(2, tmp_path / "run", *AVERAGED, "--stop-after", "9")
+    assert stopped.returncode == 75, stopped.stderr
+    path = newest(tmp_path / "run")
+    found = datasets(path)
+    merge, place = found["consensus/averaging/merge"], 0
+    with Checkpoint(path) as checkpoint:
+        config = read_config(checkpoint.configuration, ())
+        several = population_in(checkpoint.scalars, config.model.members(), 10)
+    assert merge.shape == (2, len(several.members)) == (2, 24)
+    assert (merge != merge[:, :1]).any()
+    for name, panel in several.panels:
+        at = f"model/network/population/{name}/output/bias"
+        own = merge[:, place : place + len(panel.members), None]
+        apart = np.array([found[f"replica/{replica}/{at}"] for replica in range(2)])
+        assert (apart[0] != apart[1]).any()
+        np.testing.assert_allclose(found[at], (own * apart).sum(axis=0), rtol=1e-14, atol=1e-16)
+        place += len(panel.members)
+    # and that is what the run has measured
+    last = [record for record in records(tmp_path / "run") if "validation_loss" in record][-1]
+    told = crews.run(0, "-m", "mpinn", "evaluate", str(tmp_path / "run"), "--split", "validation").stdout
+    assert last["step"] == 9
+    assert f"accuracy {last['validation_accuracy']:.4f}, loss {last['validation_loss']:.4f}" in told
+
+
+def test_replicas_that_meet_go_on_with_the_same_bits(tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(4, tmp_path / "whole", *AVERAGED, "grid.shards=2")
+    assert done.returncode == 0, done.stderr
+    for stop in ("7", "10"):
+        stopped = crews.train(4, tmp_path / "parts", *AVERAGED, "grid.shards=2", "--stop-after", stop)
+        assert stopped.returncode == 75, stopped.stderr
+    done = crews.train(4, tmp_path / "parts", *AVERAGED, "grid.shards=2")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    # the configuration names the directory
+    assert differences(newest(tmp_path / "whole"), newest(tmp_path / "parts")) == ["configuration"]
+
+
+def test_replicas_that_met_go_on_as_one(tmp_path: Path, crews: Crews) -> None:
+    stopped = crews.train(2, tmp_path / "run", *AVERAGED, "--stop-after", "10")
+    assert stopped.returncode == 75, stopped.stderr
+    done = crews.train(0, tmp_path / "run", *AVERAGED, "grid.replicas=1", "train.epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert "model/network: the 2 replicas of step 10 differ; each of the 1 takes their mean" in done.stdout
+    assert summary(tmp_path / "run")["population"]["there"] == 12
 
 
 @pytest.mark.parametrize("later", [3, 1])
@@ -245,7 +322,15 @@ def test_a_run_that_goes_on_may_be_cut_before_a_rung(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         (("grid.replicas=1", "grid.shards=0"), "the 1 members make 1 panels, which are never cut, so this can"),
-        ((), "consensus.name: the 2 replicas of a population share a gradient: use gradients, not averaging"),
+        (
+            ("consensus.name=gossip",),
+            "consensus.name: the 2 replicas of a population share a gradient, or meet member by member: use gradients "
+            "or averaging, not gossip; or deal the members to all ranks: grid.replicas = 1, grid.shards = 0",
+        ),
+        (
+            ("consensus.name=averaging", "consensus.score=fisher"),
+            "consensus.score: fisher is not measured for the members of a population; use uniform, accuracy, ",
+        ),
         (("grid.shards=3",), "grid.shards: any number of replicas x 1 stages x 3 shards need a multiple of 3"),
     ],
 )  # fmt: skip

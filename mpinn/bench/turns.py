@@ -10,7 +10,7 @@ from mpinn.array.typing import Array, Dtype, Shape
 from mpinn.bench.timing import Operation
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
-from mpinn.consensus.consensus import Consensus, Quality
+from mpinn.consensus.consensus import Consensus, Qualities
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
 from mpinn.nn.optimizer import Optimizer
@@ -34,11 +34,11 @@ class Unscored:
 
     schedule: Schedule
 
-    def validation(self) -> Quality:
+    def validation(self) -> Qualities:
         """Raises NotImplementedError."""
         raise NotImplementedError
 
-    def shard(self) -> Quality:
+    def shard(self) -> Qualities:
         """Raises NotImplementedError."""
         raise NotImplementedError
 

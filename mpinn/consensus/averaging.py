@@ -3,20 +3,23 @@
 Ramroach & Joshi 2021, "Weighted-averaging reparameterisation". Between meetings nothing is sent. At a meeting each
 replica scores its own model, the scores are gathered (one scalar all-gather), and the weighted mean of everything that
 is averaged is formed by one all-reduce of one vector; every replica goes on from the mean.
+
+Each member of a population is averaged as the network that it is: its scores and weights are its own, so that one which
+did well on a replica weighs much there, whatever the others did. All scores travel together, and so do all weights.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from msgspec import Meta
 
-from mpinn.array.typing import Array
+from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel
 from mpinn.config import Deal, Period
 from mpinn.consensus.consensus import Measure, Meeting
+from mpinn.consensus.groups import Groups, MemberGroups, groups_of
 from mpinn.consensus.packing import Packing
 from mpinn.consensus.scores import SCORES, Local, ScoreName, mean_weights
 from mpinn.datasets.batches import Batch
@@ -25,8 +28,8 @@ from mpinn.nn.part import Part
 
 FISHER_FLOOR = 1e-6
 """The smallest Fisher information that an element is given, so that no denominator is zero."""
-MEMORY = {"samples": (1,), "squares": (1,), "steps": (1,), "agreed": (1,)}
-"""Counted since the last meeting: samples, squared norms of mean gradients, how many of those; and `agreed`."""
+COUNTED = ("samples", "squares", "steps")
+"""Since the last meeting: samples, squared norms of the mean gradient of each group, how many of those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +88,21 @@ class Averaging:
         self._score = SCORES[options.score]
         self._packings: dict[str, Packing] = {}
         self._information: dict[str, Array] = {}
-        self._numbers = np.empty((channel.size, 1))
-        layout = Layout({"merge": (channel.size,), **MEMORY}, np.float64)
+        self._parts: Mapping[str, Part] = {}
+        self._groups: dict[str, Groups] = {}
+        self._remember((channel.size,), 1)
+
+    def _remember(self, merge: Shape, groups: int) -> None:
+        """Make room for what is known of so many groups, of which nothing is known yet."""
+        layout = Layout(
+            {"merge": merge, "samples": (1,), "squares": (groups,), "steps": (1,), "agreed": (1,)}, np.float64
+        )
         vector = np.zeros(layout.size)
         self.memory: Mapping[str, tuple[Layout, Array]] = {"averaging": (layout, vector)}
         views = layout.views(vector)
         self.merge: Array = views["merge"]
-        self._samples, self._squares, self._steps, self._agreed = (views[name] for name in MEMORY)
-        self.merge.fill(1 / channel.size)
+        self._samples, self._squares, self._steps, self._agreed = (views[name] for name in (*COUNTED, "agreed"))
+        self.merge.fill(1 / self._channel.size)
         self._agreed.fill(1)
 
     @property
@@ -101,7 +111,22 @@ class Averaging:
         return bool(self._agreed[0])
 
     def prepare(self, parts: Mapping[str, Part]) -> None:
-        """Nothing is kept of a part before it is used."""
+        """Nothing is kept of a network before it is used; of a population, something of each member."""
+        if parts == self._parts:
+            return
+        self._parts = dict(parts)
+        self._packings.clear()
+        self._groups.clear()
+        for groups in map(self._grouped, parts.values()):
+            if isinstance(groups, MemberGroups):
+                agreed = self.agreed
+                self._remember((self._channel.size, groups.count), groups.count)
+                self._agreed.fill(agreed)
+
+    def _grouped(self, part: Part) -> Groups:
+        if part.name not in self._groups:
+            self._groups[part.name] = groups_of(part)
+        return self._groups[part.name]
 
     def ready(self, part: Part, span: slice) -> None:
         """Gradients stay at home."""
@@ -111,7 +136,7 @@ class Averaging:
         if batch.count and not part.auxiliary:
             self._samples += batch.count
             if self._options.score == "inverse_gradient_norm":
-                self._squares += float(part.ops.sum_of_squares(part.grads)) / batch.count**2
+                self._squares += self._grouped(part).squares(part.grads) / batch.count**2
                 self._steps += 1
         self._agreed.fill(self._channel.size == 1)
         return batch.count
@@ -135,43 +160,67 @@ class Averaging:
             return None
         for name, part in parts.items():
             if name not in self._packings:
-                self._packings[name] = Packing(part, self._options.slots == "average")
+                self._packings[name] = Packing(part, self._options.slots == "average", self._grouped(part))
         numbers = self._gather(measure)
         weights = mean_weights(self._score, numbers, self._options.sharpness, self._options.epsilon)
+        if weights is None and self.merge.ndim == 1:
+            return Meeting(numbers[:, 0], None)
         if weights is None:
-            return Meeting(numbers, None)
-        masked = not np.isfinite(numbers[self._channel.rank])
+            # nobody of this shard can be saved, but members of others can
+            weights = np.full(numbers.shape, 1 / len(numbers))
+        masked = ~np.isfinite(numbers[self._channel.rank])
         for name, part in parts.items():
-            self._average(part, self._packings[name], weights, measure)
-            self._packings[name].move(1.0 if masked else self._options.mix)
-            if self._options.slots == "reset" or (masked and self._options.slots == "keep"):
+            packing = self._packings[name]
+            self._average(part, packing, weights, measure)
+            packing.move(self._options.mix, masked)
+            if self._options.slots == "reset":
                 part.reset_slots()
-        self.merge[...] = weights
+            elif self._options.slots == "keep" and masked.any():
+                packing.forget(part, masked)
+        self.merge[...] = weights.reshape(self.merge.shape)
         for count in (self._samples, self._squares, self._steps):
             count.fill(0)
         self._agreed.fill(self._options.mix == 1)
-        return Meeting(numbers, weights, tuple(int(r) for r in np.flatnonzero(~np.isfinite(numbers))))
+        return self._meeting(numbers, weights, measure)
+
+    def _meeting(self, numbers: Array, weights: Array, measure: Measure) -> Meeting:
+        bad = ~np.isfinite(numbers)
+        if self.merge.ndim == 1:
+            return Meeting(numbers[:, 0], weights[:, 0], tuple(np.flatnonzero(bad).tolist()))
+        own = np.array([np.where(bad, 0, numbers).sum(axis=1), weights.sum(axis=1), bad.sum(axis=1)])
+        scores, shares, masked = measure.across(own)
+        members = shares.sum()
+        good = members - masked
+        scores = np.divide(scores, good, out=np.full_like(scores, np.nan), where=good > 0.5)
+        return Meeting(scores, shares / members, members=int(masked.sum()))
 
     def close(self) -> None:
         """Nothing is under way."""
 
     def _gather(self, measure: Measure) -> Array:
-        own = np.full(1, np.nan)
-        bad = np.array([sum(not packing.finite() for packing in self._packings.values())], np.float64)
-        if not measure.across(bad)[0]:
-            own[0] = self._score.ask(measure, self._local(measure))
-        self._channel.all_gather(own, self._numbers).wait()
-        return self._numbers[:, 0].copy()
+        """What each replica brings to the score, (R, G), NaN for a group that it has not got as it should be."""
+        groups = next(iter(self._packings.values())).groups
+        bad = np.zeros(groups.count)
+        for packing in self._packings.values():
+            bad += ~packing.finite()
+        bad = groups.across(measure, bad)
+        own = np.full(groups.count, np.nan)
+        if groups.count > 1 or not bad.any():
+            own[:] = self._score.ask(measure, self._local(groups, measure))
+            own[bad > 0] = np.nan
+        numbers = np.empty((self._channel.size, groups.count))
+        self._channel.all_gather(own, numbers).wait()
+        return numbers
 
-    def _local(self, measure: Measure) -> Local:
+    def _local(self, groups: Groups, measure: Measure) -> Local:
         """Of the whole replica, whose stages need not be equally far: squared norms add up, the others are means."""
-        own = np.concatenate([self._squares, self._samples, self._steps, np.ones(1)])
-        squares, samples, steps, stages = measure.across(own).tolist()
-        return Local(sqrt(squares / max(1.0, steps / stages)), samples / stages)
+        own = np.concatenate([self._samples, self._steps, np.ones(1), self._squares])
+        samples, steps, stages, *squares = groups.across(measure, own).tolist()
+        return Local(np.sqrt(np.array(squares) / max(1.0, steps / stages)), samples / stages)
 
     def _average(self, part: Part, packing: Packing, weights: Array, measure: Measure) -> None:
-        own = float(weights[self._channel.rank])
-        if weights.max() == 1:
+        own = weights[self._channel.rank]
+        if weights.shape[1] == 1 and weights.max() == 1:
             # the best replica is copied, not summed: it stays what it is to the last bit
             packing.copy()
             self._channel.broadcast(packing.buffer, int(weights.argmax())).wait()
@@ -182,16 +231,16 @@ class Averaging:
             self._channel.all_sum(packing.buffer).wait()
             packing.merged()
 
-    def _fisher(self, part: Part, packing: Packing, own: float, measure: Measure) -> None:
+    def _fisher(self, part: Part, packing: Packing, own: Array, measure: Measure) -> None:
         # sum_p w_p F_p theta_p / sum_p w_p F_p, elementwise (Matena & Raffel 2021)
         if part.name not in self._information:
             self._information[part.name] = np.zeros_like(part.weights)
         information = self._information[part.name]
         packing.share(own)
-        if own:
+        if own[0]:
             self._inform(part, information, measure)
             np.multiply(packing.weights, information, out=packing.weights)
-            np.multiply(information, own, out=information)
+            np.multiply(information, float(own[0]), out=information)
         else:
             information.fill(0)
         for vector in (packing.buffer, information):

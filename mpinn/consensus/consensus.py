@@ -18,14 +18,22 @@ class Quality:
     accuracy: float
 
 
+@dataclass(frozen=True, slots=True)
+class Qualities:
+    """That of each group of a replica, (G,): of a network, which is one, or of the members of a population."""
+
+    loss: Array
+    accuracy: Array
+
+
 class Measure(Protocol):
     """What a score may ask about this replica, as it is after its local steps. Nothing is measured unless asked for."""
 
-    def validation(self) -> Quality:
+    def validation(self) -> Qualities:
         """On the validation split, which all replicas share."""
         ...
 
-    def shard(self) -> Quality:
+    def shard(self) -> Qualities:
         """On the replica's own training samples."""
         ...
 
@@ -42,12 +50,14 @@ class Measure(Protocol):
 class Meeting:
     """What happened when the replicas met: scores and weights, both (R,), and the replicas that were re-seeded.
 
-    ``weights`` is None when no replica was finite, so that there was nothing to combine.
+    ``weights`` is None when no replica was finite, so that there was nothing to combine. Of a population both are means
+    over the members, and ``members`` counts those that were re-seeded, once for each replica on which they were.
     """
 
     scores: Array
     weights: Array | None
     reseeded: tuple[int, ...] = ()
+    members: int = 0
 
 
 class Consensus(Protocol):
@@ -66,7 +76,10 @@ class Consensus(Protocol):
 
     @property
     def merge(self) -> Array:
-        """The weights, (R,) and adding up to 1, with which replicas that differ are merged to one model."""
+        """The weights, (R,) and adding up to 1, with which replicas that differ are merged to one model.
+
+        (R, M), if each member of this rank's part of a population has weights of its own.
+        """
         ...
 
     @property
@@ -75,7 +88,10 @@ class Consensus(Protocol):
         ...
 
     def prepare(self, parts: Mapping[str, Part]) -> None:
-        """Make room for what is kept of ``parts``; before training, and before ``memory`` is saved or restored."""
+        """Make room for what is kept of ``parts``; before training, and before ``memory`` is saved or restored.
+
+        Once more when a population has lost members: what was remembered of each of them is forgotten.
+        """
         ...
 
     def ready(self, part: Part, span: slice) -> None:

@@ -66,7 +66,6 @@ class Outer:
         self._options = options
         self._alone = channel.size == 1
         self.masks = self._averaging.masks
-        self.merge = self._averaging.merge
         self.memory: Mapping[str, tuple[Layout, Array]] = self._averaging.memory
         self._begun: set[str] = set()
 
@@ -75,8 +74,14 @@ class Outer:
         """Whether no replica has moved since all went on from the same weights."""
         return self._averaging.agreed
 
+    @property
+    def merge(self) -> Array:
+        """The weights of the last meeting."""
+        return self._averaging.merge
+
     def prepare(self, parts: Mapping[str, Part]) -> None:
         """Make room for the start, which is NaN until the first update begins from it, and for the momentum."""
+        self._averaging.prepare(parts)
         memory = dict(self._averaging.memory)
         for name, part in {} if self._alone else parts.items():
             memory[f"outer/start/{name}"] = part.layout, np.full_like(part.weights, np.nan)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import fsum, isfinite, nan
+from math import fsum
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from mpinn.array.typing import Array
-from mpinn.consensus.consensus import Measure, Quality
+from mpinn.consensus.consensus import Measure, Qualities
 
 ScoreName: TypeAlias = Literal[
     "uniform",
@@ -28,20 +28,25 @@ ScoreName: TypeAlias = Literal[
 class Local:
     """What a replica knows without measuring: the root mean square of the norms of its gradients, and its samples.
 
-    Both since the last meeting; one batch's norm would be too noisy to rank replicas, and an empty batch has none.
+    Both since the last meeting; one batch's norm would be too noisy to rank replicas, and an empty batch has none. The
+    norm is that of each group, (G,).
     """
 
-    gradient_norm: float
+    gradient_norm: Array
     samples: float
 
 
-Ask: TypeAlias = Callable[[Measure, Local], float]
+Ask: TypeAlias = Callable[[Measure, Local], Array | float]
 Rule: TypeAlias = Callable[[Array, float, float], Array]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """``ask`` gives one replica's number; ``rule(numbers, sharpness, epsilon)`` the weights, up to a factor."""
+    """``ask`` gives one replica's number for each group, (G,), or one for all.
+
+    ``rule(numbers, sharpness, epsilon)`` makes weights of numbers, both (R, G), up to a factor for each group. NaN, of
+    a replica that is left out, need not stay NaN; each group has a number on some replica.
+    """
 
     ask: Ask
     rule: Rule
@@ -58,8 +63,8 @@ def _inverse(numbers: Array, sharpness: float, epsilon: float) -> Array:
 
 def _boltzmann(losses: Array, sharpness: float, epsilon: float) -> Array:
     # shifting all exponents alike changes no weight and avoids underflow of all of them
-    exponents = -sharpness * losses / (losses.sum() + epsilon)
-    weights: Array = np.exp(exponents - exponents.max())
+    exponents = -sharpness * losses / (np.nansum(losses, axis=0) + epsilon)
+    weights: Array = np.exp(exponents - np.nanmax(exponents, axis=0))
     return weights
 
 
@@ -73,7 +78,7 @@ def _inverse_norm(norms: Array, sharpness: float, epsilon: float) -> Array:
 
 
 def _best(numbers: Array, sharpness: float, epsilon: float) -> Array:
-    weights: Array = np.eye(1, len(numbers), int(numbers.argmax()))[0]
+    weights: Array = np.arange(len(numbers))[:, None] == np.nanargmax(numbers, axis=0)
     return weights
 
 
@@ -81,24 +86,24 @@ def _one(measure: Measure, local: Local) -> float:
     return 1.0
 
 
-def _trusted(quality: Quality) -> float:
+def _trusted(quality: Qualities) -> Array:
     # finite weights can be so large that outputs are not; what is then counted as right is chance
-    return quality.accuracy if isfinite(quality.loss) else nan
+    return np.where(np.isfinite(quality.loss), quality.accuracy, np.nan)
 
 
-def _accuracy(measure: Measure, local: Local) -> float:
+def _accuracy(measure: Measure, local: Local) -> Array:
     return _trusted(measure.validation())
 
 
-def _accuracy_shard(measure: Measure, local: Local) -> float:
+def _accuracy_shard(measure: Measure, local: Local) -> Array:
     return _trusted(measure.shard())
 
 
-def _loss(measure: Measure, local: Local) -> float:
+def _loss(measure: Measure, local: Local) -> Array:
     return measure.validation().loss
 
 
-def _gradient_norm(measure: Measure, local: Local) -> float:
+def _gradient_norm(measure: Measure, local: Local) -> Array:
     return local.gradient_norm
 
 
@@ -121,15 +126,20 @@ SCORES: Mapping[str, Score] = {
 
 
 def mean_weights(score: Score, numbers: Array, sharpness: float, epsilon: float) -> Array | None:
-    """Weights (R,) that add up to 1, from the replicas' numbers, (R,), NaN for a replica that is to be left out.
+    """Weights (R, G) that add up to 1 for each group, from the replicas' numbers, NaN where one is to be left out.
 
-    Numbers that are all zero give equal weights. None when every replica is left out.
+    Numbers that are all zero give equal weights, and so does a group that all replicas leave out. None when every
+    replica is left out of every group.
     """
     finite = np.isfinite(numbers)
     if not finite.any():
         return None
-    weights = np.zeros(len(numbers))
-    shares = score.rule(numbers[finite].astype(np.float64), sharpness, epsilon)
-    total = fsum(shares)
-    weights[finite] = shares / total if total > 0 else 1 / finite.sum()
+    known = finite.any(axis=0)
+    numbers = np.where(finite, numbers, np.nan)[:, known].astype(np.float64)
+    shares = np.where(finite[:, known], score.rule(numbers, sharpness, epsilon), 0)
+    totals = np.array([fsum(column) for column in shares.T])
+    none = totals <= 0
+    shares[:, none], totals[none] = finite[:, known][:, none], finite[:, known][:, none].sum(axis=0)
+    weights = np.full(finite.shape, 1 / len(finite))
+    weights[:, known] = shares / totals
     return weights

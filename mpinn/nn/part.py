@@ -20,6 +20,8 @@ WEIGHT_STREAM = 0x57454947
 """Sets the numbers of initial weights apart from every other use of the seed."""
 
 COUNTERS = Layout({"updates": (1,)}, np.int64)
+BEST = "best"
+"""The slot with the best weights of members that have patience, of which no optimizer knows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,9 +80,14 @@ class Part:
         self.counters[0] += 1
         return int(self.counters[0])
 
+    @property
+    def remembered(self) -> dict[str, Array]:
+        """The slots that are the optimizer's."""
+        return {name: slot for name, slot in self.slots.items() if name != BEST}
+
     def reset_slots(self) -> None:
         """Forget what the optimizer remembers."""
-        for slot in self.slots.values():
+        for slot in self.remembered.values():
             slot.fill(0)
         self.counters.fill(0)
 

@@ -20,3 +20,13 @@ def pieces(population: Packed, layout: Layout) -> Array:
             found.append(np.stack([bounds[:-1], bounds[1:], places]))
         place += len(panel.members)
     return np.concatenate(found, axis=1)
+
+
+def inside(pieces: Array, chosen: Array, size: int) -> Array:
+    """Which elements of a vector of this ``size`` belong to members that are ``chosen``, (M,) by place."""
+    starts, stops, owners = pieces
+    # +1 where a piece of such a member begins, -1 where it ends: their sum is 1 inside
+    edges = np.zeros(size + 1, np.int8)
+    edges[starts[chosen[owners]]] += 1
+    edges[stops[chosen[owners]]] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int8).astype(bool)

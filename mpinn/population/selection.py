@@ -1,4 +1,4 @@
-"""Which members of a population stay: measuring them on all ranks, freezing them, and moving those that survive."""
+"""Which members of a population stay: freezing them, and moving those that survive."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,70 +7,16 @@ import numpy as np
 
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel
-from mpinn.consensus.consensus import Consensus, Quality
-from mpinn.datasets.batches import Batches
 from mpinn.nn.layer import EMPTY
+from mpinn.nn.layout import Layout
 from mpinn.nn.network import Network
 from mpinn.nn.packed import LAYER, Packed
-from mpinn.nn.part import Part, build_part
-from mpinn.nn.pieces import pieces
-from mpinn.population.ranking import Ranking
-from mpinn.schedules.members import Members, population_of_part
-from mpinn.training.measure import EVALUATION_BATCH, RunMeasure
+from mpinn.nn.part import BEST, Part, build_part
+from mpinn.nn.pieces import inside, pieces
+from mpinn.population.measure import MemberMeasure
+from mpinn.schedules.members import population_of_part
 
-BEST = "best"
-"""The slot with the best weights of members that have patience."""
 TAG = 7
-
-
-class MemberMeasure(RunMeasure):
-    """Every member on the validation split, and the best of them on the test split."""
-
-    def __init__(
-        self,
-        schedule: Members,
-        batches: Batches,
-        control: Channel,
-        consensus: Consensus,
-        column: Channel,
-        ranking: Ranking,
-    ):
-        super().__init__(schedule, schedule.loss, batches, control, consensus, column)
-        self.members = schedule
-        self.ranking = ranking
-        self.improved: Array = np.zeros(0, np.int64)
-        self.ended: Array = np.zeros(0, np.int64)
-
-    def quality(self, split: str, step: int = 0) -> Quality:
-        """Of the best member; called by all ranks. Only ``validation`` measures all of them and decides which is best.
-
-        Members that had patience are measured elsewhere with the best weights that they ever had.
-        """
-        if split == "validation":
-            self.improved, self.ended = self.ranking.take(self._sums(split, None), step)
-            return self.ranking.quality(self.ranking.best())
-        number = self.ranking.best()
-        loss, right, samples = self._sums(split, number)[number].tolist()
-        return Quality(loss / samples, right / samples) if samples else Quality(np.nan, np.nan)
-
-    def _best(self) -> Array:
-        part = self.members.part
-        return part.slots.get(BEST, part.weights)
-
-    def _sums(self, split: str, only: int | None) -> Array:
-        """(M, 3) for all members of the population, by number."""
-        rank, size = self._column.rank, self._column.size
-        batches = self._batches.evaluation(split, EVALUATION_BATCH * size, rank, size)
-        population = self.members.population
-        numbers = np.array([member.number for member in population.members], np.int64)
-        everyone = np.zeros((len(self.ranking.loss), 3))
-        if only is None:
-            everyone[numbers] = self.members.measure(batches)
-        elif only in numbers:
-            panels = [name for name, panel in population.panels if only in {m.number for m in panel.members}]
-            everyone[numbers] = self.members.measure(batches, panels, self._best())
-        self._control.all_sum(everyone).wait()
-        return everyone
 
 
 @dataclass(eq=False)
@@ -107,6 +53,22 @@ class Selection:
             panels[numbers], places[numbers] = numbers[0], np.arange(len(numbers))
         return {**self.measure.ranking.arrays(), "member_panel": panels, "member_place": places}
 
+    def shares(self, merge: Array) -> Callable[[str], Array | None]:
+        """From weights of each member, (R, M) by number, those of the elements of a parameter, (R, size)."""
+        panels = {
+            "/".join((LAYER, name, *entry.path)): (panel, panel.bounds(entry.path[0], entry.path[1], entry.shape))
+            for name, panel in self.everyone.panels
+            for entry in Layout(panel.parameters(self.shape), np.float32)
+        }
+
+        def of(name: str) -> Array | None:
+            if name not in panels:
+                return None
+            panel, bounds = panels[name]
+            return np.repeat(merge[:, [member.number for member in panel.members]], np.diff(bounds), axis=1)
+
+        return of
+
     def _freeze(self) -> None:
         """Members that learn no more keep their weights; panels of nothing else need not be computed."""
         stopped = frozenset(np.flatnonzero(self.measure.ranking.stopped).tolist())
@@ -135,13 +97,8 @@ class Selection:
             return
         population = self.schedule.population
         better = np.isin([member.number for member in population.members], improved)
-        starts, stops, owners = pieces(population, part.layout)
-        # +1 where a piece of such a member begins, -1 where it ends: their sum is 1 inside
-        edges = np.zeros(part.layout.size + 1, np.int8)
-        edges[starts[better[owners]]] += 1
-        edges[stops[better[owners]]] -= 1
-        inside = np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
-        np.copyto(part.slots[BEST], part.weights, where=part.ops.on_device(inside))
+        own = inside(pieces(population, part.layout), better, part.layout.size)
+        np.copyto(part.slots[BEST], self.measure.measured, where=part.ops.on_device(own))
 
     def _repack(self, alive: Array) -> None:
         """Put the survivors into new panels, deal these to the shards, and send members to where they belong."""

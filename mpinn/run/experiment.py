@@ -1,7 +1,7 @@
 """The composition root: from a configuration to the objects that train it. The only file that knows them all."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +23,11 @@ from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.models.population import shard_of
 from mpinn.nn.packed import population_of
-from mpinn.nn.part import Part, build_part, in_memory
+from mpinn.nn.part import BEST, Part, build_part, in_memory
 from mpinn.partition.cuts import Cuts, cut, size_of, trained
+from mpinn.population.measure import MemberMeasure, MemberReplicaMeasure
 from mpinn.population.ranking import Ranking
-from mpinn.population.selection import BEST, MemberMeasure, Selection
+from mpinn.population.selection import Selection
 from mpinn.population.update import MemberUpdate
 from mpinn.run.binding import choose_nccl, numbers
 from mpinn.run.checks import Start, prepare
@@ -39,7 +40,6 @@ from mpinn.schedules.schedule import Schedule
 from mpinn.schedules.stage import Place
 from mpinn.signals import Signals
 from mpinn.storage.directory import RunDirectory, step_of
-from mpinn.storage.schema import VectorSpec
 from mpinn.trace import Trace
 from mpinn.training.agreement import Agreement
 from mpinn.training.boundary import Boundaries, Standing
@@ -140,9 +140,9 @@ def build(
         ranking = Ranking(len(config.model.members()), loaded.classes, config.model.patience)
         measure = MemberMeasure(schedule, batches, grid.control, consensus, column, ranking)
         selection = _selection(config, loaded, measure, grid, plan)
-        selection.changes = _changes(consensus, update, keeper, grid, grid_kinds)
+        selection.changes = _changes(consensus, update, keeper, grid, tally)
         selection.resume(begin.scalars)
-        keeper.facts = selection.facts
+        keeper.facts, keeper.shares = selection.facts, selection.shares
     trainer = Trainer(
         plan=plan,
         control=grid.control,
@@ -152,7 +152,7 @@ def build(
         rate=rate,
         batches=batches,
         measure=measure,
-        replica_measure=lambda after: ReplicaMeasure(schedule, config.loss, batches, after, run.seed, grid.replica),
+        replica_measure=_replica_measure(config, schedule, batches, grid),
         agreement=Agreement(world.channel("agreement"), begin.step),
         signals=signals,
         tally=tally,
@@ -221,6 +221,16 @@ def _schedule(config: Config, loaded: "_Loaded", place: Place, grid: Grid) -> Sc
     return Members(loaded.part, config.loss, config.run.seed, share, place.trace)
 
 
+def _replica_measure(
+    config: Config, schedule: Schedule, batches: Batches, grid: Grid
+) -> Callable[[int], ReplicaMeasure]:
+    """What a score may ask after so many steps."""
+    seed = config.run.seed
+    if isinstance(schedule, Members):
+        return lambda step: MemberReplicaMeasure(schedule, batches, step, seed, grid.replica, grid.shards)
+    return lambda step: ReplicaMeasure(schedule, config.loss, batches, step, seed, grid.replica)
+
+
 def _selection(config: Config, loaded: "_Loaded", measure: MemberMeasure, grid: Grid, plan: Plan) -> Selection:
     population = population_of(loaded.model.network)
     if population is None:
@@ -229,7 +239,7 @@ def _selection(config: Config, loaded: "_Loaded", measure: MemberMeasure, grid: 
 
 
 def _changes(
-    consensus: Consensus, update: MemberUpdate, keeper: RunKeeper, grid: Grid, grid_kinds: Sequence[VectorSpec]
+    consensus: Consensus, update: MemberUpdate, keeper: RunKeeper, grid: Grid, tally: Tally
 ) -> Callable[[Part, frozenset[int]], None]:
     """What must know of it when the members of this rank change, or some learn no more."""
 
@@ -237,7 +247,7 @@ def _changes(
         parts = {part.name: part}
         update.prepare(part, stopped)
         consensus.prepare(parts)
-        keeper.vectors = [*model_vectors(parts, grid.place), *grid_kinds]
+        keeper.vectors = [*model_vectors(parts, grid.place), *grid_vectors(consensus, tally, grid.place)]
 
     return changes
 

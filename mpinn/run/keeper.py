@@ -27,6 +27,7 @@ from mpinn.storage.checkpoint import SaveError, Saver
 from mpinn.storage.damage import reading
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import Metrics, Record, columns, read
+from mpinn.storage.merge import Shares
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import restore
 from mpinn.storage.schema import Scalar, Snapshot, VectorSpec
@@ -115,6 +116,8 @@ class RunKeeper:
     records: list[Record] = field(default_factory=list)
     facts: Callable[[], Mapping[str, Array]] = dict
     """More to be saved as scalars."""
+    shares: Callable[[Array], Shares] = lambda merge: lambda name: None
+    """From weights for each member of a population, (R, M), to those of the elements of a parameter."""
     since: int = 0
     """The step of the checkpoint from which this start goes on."""
     saved: int = 0
@@ -169,12 +172,17 @@ class RunKeeper:
     def save(self, moment: Moment) -> None:
         """Start saving a checkpoint; raises SaveError if the one before it, or the metrics, could not be written."""
         self._check_metrics()
-        self._saver.save(self._snapshot(moment), moment.score, moment.merge)
+        merge, shares = self._merge(moment)
+        self._saver.save(self._snapshot(moment), moment.score, merge, shares)
         self.saved = moment.step
 
     def inspection(self, moment: Moment) -> str:
         """Save a file to look at, from which no run resumes."""
-        return str(self._saver.inspection(self._snapshot(moment), moment.merge))
+        return str(self._saver.inspection(self._snapshot(moment), self._merge(moment)[0]))
+
+    def _merge(self, moment: Moment) -> tuple[Array | None, Shares | None]:
+        """The weights with which replicas that differ are merged, or of a population those of each parameter."""
+        return (moment.merge, None) if moment.merge.ndim == 1 else (None, self.shares(moment.merge))
 
     def _open_metrics(self) -> Metrics | None:
         try:

@@ -13,7 +13,7 @@ from mpinn.array.typing import Array
 from mpinn.consensus.consensus import Quality
 from mpinn.errors import InputError
 from mpinn.evaluation import unsaved_best, unsaved_text
-from mpinn.population.selection import MemberMeasure
+from mpinn.population.measure import MemberMeasure
 from mpinn.population.standing import lines as ranked
 from mpinn.population.standing import standing
 from mpinn.run.experiment import Experiment
@@ -190,7 +190,7 @@ def _table(ranks: Sequence[Mapping[str, float]], weights: Sequence[float] | None
     rows = [head + ("  weight at the last meeting" if weights else "")]
     for rank, row in enumerate(ranks):
         shares = f"{row['computing']:>11.1%}{row['communicating']:>15.1%}{row['waiting']:>9.1%}"
-        weight = f"  {weights[rank]:.6f}" if weights else ""
+        weight = f"  {weights[rank * len(weights) // len(ranks)]:.6f}" if weights else ""
         rows.append(f"{rank:>4}{shares}{bytes_text(row['bytes']):>10}{weight}")
     return rows
 

@@ -21,11 +21,15 @@ from mpinn.schedules.local import LocalOptions, auxiliary_network
 
 @dataclass(frozen=True)
 class Vectors:
-    """Elements of the vectors of one part: weights, running statistics, and what a merge of these needs besides."""
+    """Elements of the vectors of one part: weights, running statistics, and what a merge of these needs besides.
+
+    ``groups`` of them are scored and weighed each for itself: the members of a population.
+    """
 
     weights: int
     state: int = 0
     extra: int = 0
+    groups: int = 1
 
     @classmethod
     def of(cls, parameters: Shapes, state: Shapes, dtype: str) -> "Vectors":

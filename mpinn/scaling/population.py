@@ -1,6 +1,7 @@
 """A population on any number of ranks: its members are dealt to shards, which send each other nothing.
 
-A shard takes the share of a step that its panels have of all work; replicas of a shard sum one gradient in every step.
+A shard takes the share of a step that its panels have of all work. Replicas of a shard sum one gradient in every step,
+or train alone and meet at a mean of each member.
 """
 
 from collections.abc import Iterator
@@ -8,12 +9,14 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from mpinn.comm.channel import NullChannel
 from mpinn.commands.member_plan import buffers_of
 from mpinn.config import Config
+from mpinn.consensus.averaging import AveragingOptions
 from mpinn.consensus.gradients import GradientsOptions
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batches
@@ -26,9 +29,11 @@ from mpinn.partition.profile import OPERATIONS
 from mpinn.population.update import MemberUpdate
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.collectives import Group
+from mpinn.scaling.exchange import SCORED, held, validated
 from mpinn.scaling.ownership import Vectors, itemsize
 from mpinn.scaling.predict import Prediction, Samples, Scaling
-from mpinn.scaling.traffic import Course, bytes_of, replica_sent
+from mpinn.scaling.statistics import changes
+from mpinn.scaling.traffic import NUMBER, Course, bytes_of, packed, period_of, replica_sent
 from mpinn.scaling.work import seconds_of, sizes_of
 from mpinn.schedules.members import Members
 
@@ -88,8 +93,8 @@ class PopulationPlanner:
             for name, panel in population.panels
         }
         self._costs = {panel.members[0].number: panel.cost(prod(model.shape)) for _, panel in population.panels}
-        configured = config.names["consensus"] == "gradients"
-        self._gradients = config.consensus if configured else GradientsOptions()
+        known: dict[str, Any] = {"gradients": GradientsOptions(), "averaging": AveragingOptions()}
+        self.consensuses = {**known, **{name: config.consensus for name in known if config.names["consensus"] == name}}
         self._gpu = gpu
         self.shares, self.dealt, self.memory = cache(self._shares), cache(self._dealt), cache(self._memory)
 
@@ -104,17 +109,20 @@ class PopulationPlanner:
     def _size(self, own: tuple[str, Panel]) -> int:
         return self._sizes[own[1].members[0].number]
 
-    def _shares(self, shards: int) -> tuple[float, int]:
-        """The largest part of all work that a shard has, and the most parameters."""
+    def _shares(self, shards: int) -> tuple[float, Vectors]:
+        """The largest part of all work that a shard has, and the most parameters, with the members they are of."""
         found = self.dealt(shards)
         work = [sum(self._costs[panel.members[0].number] for _, panel in own.panels) for own, _ in found]
-        return max(work) / sum(work), max(size for _, size in found)
+        most, size = max(found, key=lambda pair: pair[1])
+        return max(work) / sum(work), Vectors(size, groups=len(most.members))
 
-    def _memory(self, shards: int, batch: int) -> int:
+    def _memory(self, shards: int, batch: int, consensus: str, replicas: int) -> int:
         """Bytes of the shard that holds most, for so many samples of a replica."""
         features, dtype = prod(self._shape), np.dtype(self.config.run.dtype)
+        options, slots = self.consensuses[consensus], len(self.config.optimizer.slots)
         return max(
-            (2 + self._slots) * size * self._item + buffers_of(own, batch, features, dtype, self._gpu).bytes
+            ((2 + self._slots) * size + held(consensus, options, [Vectors(size)], replicas, slots)) * self._item
+            + buffers_of(own, batch, features, dtype, self._gpu).bytes
             for own, size in self.dealt(shards)
         )
 
@@ -143,26 +151,49 @@ class PopulationPlanner:
         return self.refusal(most, ranks // most) + (f", even with {most} shards" if most > 1 else "")
 
     def predictions(self, ranks: int) -> list[Prediction]:
-        """Every grid of so many ranks."""
-        return [self.predict(*grid) for grid in self.grids(ranks)]
+        """Every grid of so many ranks, its replicas with either consensus."""
+        return [
+            self.predict(shards, replicas, consensus)
+            for shards, replicas in self.grids(ranks)
+            for consensus in (self.consensuses if replicas > 1 else ["gradients"])
+        ]
 
-    def predict(self, shards: int, replicas: int) -> Prediction:
+    def predict(self, shards: int, replicas: int, consensus: str = "gradients") -> Prediction:
         """One of them."""
-        batch = self.config.data.batch
+        batch, options = self.config.data.batch, self.consensuses[consensus]
         whole, local = (batch, -(-batch // replicas)) if self.scaling == "strong" else (batch * replicas, batch)
-        share, parameters = self.shares(shards)
-        together, nodes = self.cluster.local(shards, replicas)
-        group = Group(self.cluster.inside, self.cluster.between, together, nodes, self.cluster.reduction)
-        course = Course(1, replicas, 1)
-        sent = replica_sent("gradients", self._gradients, [Vectors(parameters)], course, self._item, self._slots)
-        busy, summed = self._steps.of(local) * share, group.all_reduce(parameters * self._item) if sent else 0.0
+        share, vectors = self.shares(shards)
+        period = period_of(options, -(-self.samples.train // whole))
+        course, slots = Course(period, replicas, period), len(self.config.optimizer.slots)
+        sent = replica_sent(consensus, options, [vectors], course, self._item, slots)
+        exchanged = self._round(consensus, shards, replicas) / period if sent else 0.0
+        busy = self._steps.of(local) * share
         here = min(shards * replicas, self.cluster.ranks)
         crowded = here * self._steps.of(local) / shards / min(here, self.cluster.cores)
-        seconds = max(busy + summed, crowded)
+        seconds = max(busy + exchanged, crowded)
         alone = batch / self._steps.of(batch)
         return Prediction(
-            ranks=shards * replicas, replicas=replicas, stages=1, schedule="serial", consensus="gradients",
+            ranks=shards * replicas, replicas=replicas, stages=1, schedule="serial", consensus=consensus,
             batch=whole, local=local, seconds=seconds, computing=self._steps.of(local) / shards,
-            exchanging=summed, speedup=whole / seconds / alone, memory=self.memory(shards, local),
-            sent=bytes_of(sent), changes="", shards=shards,
+            exchanging=exchanged, speedup=whole / seconds / alone,
+            memory=self.memory(shards, local, consensus, replicas), sent=bytes_of(sent) / period,
+            changes=changes("serial", None, 1, consensus, options, replicas, period), shards=shards,
         )  # fmt: skip
+
+    def _round(self, consensus: str, shards: int, replicas: int) -> float:
+        """Seconds in which replicas agree once: by the sum of a gradient, or at a meeting with its scores."""
+        share, vectors = self.shares(shards)
+        together, nodes = self.cluster.local(shards, replicas)
+        group = Group(self.cluster.inside, self.cluster.between, together, nodes, self.cluster.reduction)
+        if consensus == "gradients":
+            return group.all_reduce(vectors.weights * self._item)
+        options, samples = self.consensuses[consensus], 0
+        if options.score == "accuracy_shard":
+            samples = self.samples.train // replicas
+        elif SCORED[options.score] is validated:
+            samples = self.samples.validation
+        size = packed(vectors, len(self.config.optimizer.slots) * (options.slots == "average")) * self._item
+        # a third of a step is its forward pass
+        scored = samples * self._steps.of(self.config.data.batch) / self.config.data.batch / 3 * share
+        sums = group.all_gather(NUMBER * vectors.groups) + group.all_reduce(size)
+        return scored + sums + 2 * size / self.cluster.reduction

@@ -135,13 +135,13 @@ def _gradients(options: Any, parts: Sequence[Vectors], course: Course, item: int
 
 
 def _meetings(options: Any, parts: Sequence[Vectors], course: Course, item: int, slots: int) -> list[Any]:
-    """A score of each, and the vectors; those of the best one alone, or with their information."""
+    """Scores of each, and the vectors; those of the best one alone, or with their information."""
     rounds = course.meetings
     averaged = slots if getattr(options, "slots", "keep") == "average" else 0
-    found = [("all_gather", rounds, rounds * NUMBER)]
+    found = [("all_gather", rounds, rounds * NUMBER * parts[0].groups)]
     for part in parts:
         size = packed(part, averaged) * item
-        operation = "broadcast" if options.score == "best" else "all_sum"
+        operation = "broadcast" if options.score == "best" and part.groups == 1 else "all_sum"
         found.append((operation, rounds, rounds * size))
         if options.score == "fisher":
             found.append(("all_sum", rounds, rounds * part.weights * item))

@@ -11,7 +11,7 @@ from mpinn.errors import FatalError
 from mpinn.storage import writer
 from mpinn.storage.collect import Collection, send
 from mpinn.storage.directory import RunDirectory
-from mpinn.storage.merge import MergeLayer, mean_weights
+from mpinn.storage.merge import MergeLayer, Shares, mean_weights
 from mpinn.storage.schema import Snapshot
 from mpinn.storage.survey import Channel, Host, encode, survey, survey_alone
 from mpinn.storage.writer import Header, Queue
@@ -64,11 +64,14 @@ class Saver:
         if channel.rank == 0:
             self._directory.remove_partial()
 
-    def save(self, snapshot: Snapshot, score: float | None = None, merge: Array | None = None) -> None:
+    def save(
+        self, snapshot: Snapshot, score: float | None = None, merge: Array | None = None, shares: Shares | None = None
+    ) -> None:
         """Take the snapshot; returns when the vectors may change again, waits first for a save that is under way.
 
         ``score`` decides which checkpoint is the best (higher is better); ``merge`` (R,) are the weights of the mean of
-        replicas that differ, which sum to 1; without it each has 1 / R.
+        replicas that differ, which sum to 1; without it each has 1 / R. ``shares`` says of which parameters elements
+        have weights of their own.
         """
         header = Header.of(snapshot, score)
         self._collect(
@@ -76,6 +79,7 @@ class Saver:
             snapshot,
             mean_weights(merge, snapshot.grid[0]),
             lambda queue: writer.save(self._directory, header, queue, self._keep),
+            shares,
         )
 
     def inspection(self, snapshot: Snapshot, merge: Array | None = None) -> Path:
@@ -119,7 +123,14 @@ class Saver:
         """End the thread, without any message: other ranks have died. A file that is not complete is removed."""
         self._thread.shutdown()
 
-    def _collect(self, path: Path, snapshot: Snapshot, weights: Array, job: Callable[[Queue], None]) -> None:
+    def _collect(
+        self,
+        path: Path,
+        snapshot: Snapshot,
+        weights: Array,
+        job: Callable[[Queue], None],
+        shares: Shares | None = None,
+    ) -> None:
         self.wait()
         self._saving = path.name
         shared = survey(self._channel, self._replica, snapshot.vectors, self._host)
@@ -134,7 +145,7 @@ class Saver:
         with Queue(self._budget) as queue:
             self._future = self._thread.submit(job, queue)
             for columns, specs in ((shared, snapshot.vectors), (alone, snapshot.alone)):
-                collection = Collection(self._channel, specs, weights, self._merges, self._host, queue)
+                collection = Collection(self._channel, specs, weights, self._merges, self._host, queue, shares)
                 for column in columns:
                     collection.column(column, encode(specs))
 

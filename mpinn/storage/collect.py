@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from mpinn.array.typing import Array, Dtype, Shape
-from mpinn.storage.merge import Mean, MergeLayer
+from mpinn.storage.merge import Mean, MergeLayer, Shares
 from mpinn.storage.schema import Block, VectorSpec, blocks, replica_path
 from mpinn.storage.survey import TAG, Channel, Column, Host, Pending, Planned, decode
 from mpinn.storage.writer import Piece, Queue
@@ -73,6 +73,7 @@ class Collection:
         merges: Mapping[str, MergeLayer],
         host: Host,
         queue: Queue,
+        shares: Shares | None = None,
     ):
         self._channel = channel
         self._specs = specs
@@ -80,6 +81,7 @@ class Collection:
         self._merges = merges
         self._host = host
         self._queue = queue
+        self._shares = shares
 
     def column(self, column: Column, own: bytes) -> None:
         """Take all vectors of one column; ``own`` is the plan of rank 0."""
@@ -122,12 +124,18 @@ class Collection:
             self._put(cut.kind, cut, next(incoming))
 
     def _mean(self, planned: Planned, column: Column, incoming: Iterator[Array]) -> None:
-        weights = self._weights[list(column.replicas)]
         for cut in _cuts(planned):
-            mean = Mean(weights, planned.dtype)
+            mean = Mean(self._weights_of(cut)[list(column.replicas)], planned.dtype)
             for number, values in enumerate(self._replicas(cut, column, incoming)):
                 mean.add(number, values)
             self._put(cut.kind, cut, mean.result(), merged=True)
+
+    def _weights_of(self, cut: Cut) -> Array:
+        """(R,), or (R, *block)."""
+        shares = self._shares(cut.name) if self._shares else None
+        if shares is None:
+            return self._weights
+        return shares[:, cut.block.start : cut.block.stop].reshape(len(shares), *cut.block_shape)
 
     def _layers(self, planned: Planned, column: Column, incoming: Iterator[Array], merge: MergeLayer) -> None:
         weights = self._weights[list(column.replicas)]

@@ -24,24 +24,30 @@ def statistics(layer: Mapping[str, Array], weights: Array) -> dict[str, Array]:
     return merged
 
 
+Shares = Callable[[str], Array | None]
+"""From the name of a parameter to the weights of its elements in C order, (R, size); None for one weight a replica."""
+
+
 class Mean:
     """The weighted mean of blocks that arrive in rank order: float64 sums, replicas of weight 0 masked, not multiplied.
 
-    Integers have no mean: the first replica of the largest weight gives them.
+    ``weights``: (R,), or (R, *block) where elements have weights of their own. Integers have no mean: the first replica
+    of the largest weight gives them.
     """
 
     def __init__(self, weights: Array, dtype: Dtype):
         self._weights = weights
         self._dtype = dtype
-        self._chosen = int(np.argmax(weights))
+        self._chosen = int(np.argmax(weights)) if weights.ndim == 1 else 0
         self._sum: Array | None = None
 
     def add(self, replica: int, block: Array) -> None:
         """Take the block of the ``replica``-th of the replicas."""
         if not np.issubdtype(self._dtype, np.floating):
             self._sum = block if replica == self._chosen else self._sum
-        elif self._weights[replica] != 0:
-            term = np.multiply(block, self._weights[replica], out=np.empty(block.shape), dtype=np.float64)
+        elif (self._weights[replica] != 0).any():
+            term, weights = np.zeros(block.shape), self._weights[replica]
+            np.multiply(block, weights, out=term, dtype=np.float64, where=weights != 0)
             self._sum = term if self._sum is None else np.add(self._sum, term, out=term)
 
     def result(self) -> Array:

@@ -9,7 +9,7 @@ from numpy.random import default_rng
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
-from mpinn.consensus.consensus import Consensus, Quality
+from mpinn.consensus.consensus import Consensus, Qualities, Quality
 from mpinn.consensus.packing import Packing
 from mpinn.datasets.batches import Batch, Batches
 from mpinn.nn.layer import Pass, Tree
@@ -45,9 +45,14 @@ def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: View
 
 def quality(sums: Array) -> Quality:
     """Means from the sums of `totals`; NaN without samples."""
-    if not sums[2]:
-        return Quality(float("nan"), float("nan"))
-    return Quality(float(sums[0] / sums[2]), float(sums[1] / sums[2]))
+    found = qualities(sums[None])
+    return Quality(float(found.loss[0]), float(found.accuracy[0]))
+
+
+def qualities(sums: Array) -> Qualities:
+    """Means of each group, from sums (G, 3) of loss, right predictions and samples; NaN without samples."""
+    samples = np.where(sums[:, 2] > 0, sums[:, 2], np.nan)
+    return Qualities(sums[:, 0] / samples, sums[:, 1] / samples)
 
 
 class ReplicaMeasure:
@@ -60,19 +65,22 @@ class ReplicaMeasure:
         self._step = step
         self._key = (FISHER_STREAM, seed, step, replica)
 
-    def validation(self) -> Quality:
+    def validation(self) -> Qualities:
         """On the whole validation split."""
-        batches = self._batches.evaluation("validation", EVALUATION_BATCH)
-        return quality(self.across(totals(self._schedule, self._loss, batches)))
+        return qualities(self._sums(self._batches.evaluation("validation", EVALUATION_BATCH)))
+
+    def _sums(self, batches: Iterable[Batch]) -> Array:
+        """(G, 3) of loss, right predictions and samples."""
+        return self.across(totals(self._schedule, self._loss, batches))[None]
 
     def across(self, values: Array) -> Array:
         """The sum of ``values`` over the ranks that hold this replica, on all of them; the array is written."""
         return self._schedule.across(values)
 
-    def shard(self) -> Quality:
+    def shard(self) -> Qualities:
         """On the samples of the epoch that the last step belongs to; right about none of them if there are none."""
-        sums = self.across(totals(self._schedule, self._loss, map(self._batches.batch, self._epoch())))
-        return quality(sums) if sums[2] else Quality(0.0, 0.0)
+        sums = self._sums(map(self._batches.batch, self._epoch()))
+        return qualities(np.where(sums[:, 2:] > 0, sums, (0, 0, 1)))
 
     def _epoch(self) -> range:
         length = self._batches.steps_per_epoch
@@ -172,7 +180,7 @@ class RunMeasure:
             packing.copy()
             self._column.broadcast(summed, int(weights.argmax())).wait()
         else:
-            packing.share(float(weights[self._column.rank]))
+            packing.share(weights[self._column.rank :][:1])
             self._column.all_sum(summed).wait()
             packing.merged()
         merged = part.layout.views(packing.weights), part.state_layout.views(packing.state)

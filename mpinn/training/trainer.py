@@ -45,7 +45,8 @@ class DivergedError(FatalError):
 class Moment:
     """What a checkpoint says besides the state of the ranks: the step, the last validation, totals so far.
 
-    ``score`` is higher for a better model; ``merge`` (R,) are the weights with which replicas that differ are merged.
+    ``score`` is higher for a better model; ``merge`` are the weights with which replicas that differ are merged, (R,),
+    or (R, M) if each member of a population has its own.
     """
 
     step: int
@@ -185,6 +186,9 @@ class Trainer:
         self.keeper.record({"step": step, "meeting_weights": weights, "meeting_scores": scores})
         for replica in meeting.reseeded:
             self.reporter.line(f"step {step}: replica {replica} is not finite; it goes on from the mean of the others")
+        if meeting.members:
+            count = "1 member is" if meeting.members == 1 else f"{meeting.members:,} members are"
+            self.reporter.line(f"step {step}: {count} not finite on a replica; there the mean of the others goes on")
 
     def _look(self, step: int, last: bool) -> None:
         """Log and evaluate; none of it counts as training."""

@@ -13,6 +13,8 @@ from mpinn.nn.layout import Layout
 from mpinn.nn.optimizer import Adam
 from mpinn.nn.part import Part
 
+MOVED = np.zeros(1, bool)
+"""No group goes all the way."""
 NORMED = Problem(model=MLP(widths=(9, 7), norm="batch"), optimizer=Adam())
 
 
@@ -30,7 +32,7 @@ def trained(problem: Problem, seed: int) -> Part:
 def meet(parts: list[Part], weights: list[float], slots: bool = True) -> list[Packing]:
     packings = [Packing(part, slots) for part in parts]
     for packing, weight in zip(packings, weights, strict=True):
-        packing.share(weight)
+        packing.share(np.array([weight]))
     total = sum(packing.buffer for packing in packings)
     for packing in packings:
         packing.buffer[:] = total
@@ -44,7 +46,7 @@ def test_a_share_of_one_comes_back() -> None:
     (packing,) = meet([part], [1.0])
     for vector in (part.weights, part.state, *part.slots.values()):
         vector.fill(7)
-    packing.move(1.0)
+    packing.move(1.0, MOVED)
     after = (part.weights, part.state, *part.slots.values())
     assert all(a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True))
 
@@ -56,7 +58,7 @@ def test_a_weight_of_zero_masks() -> None:
     assert not Packing(bad, slots=False).finite()
     assert Packing(good, slots=True).finite()
     packing = meet([good, bad], [1.0, 0.0])[1]
-    packing.move(1.0)
+    packing.move(1.0, MOVED)
     assert bad.weights.tobytes() == good.weights.tobytes()
     assert bad.state.tobytes() == good.state.tobytes()
 
@@ -74,7 +76,7 @@ def test_moves_by_the_mix(mix: float) -> None:
     own = [part.weights.copy() for part in parts]
     packings = meet(parts, [0.75, 0.25])
     for packing in packings:
-        packing.move(mix)
+        packing.move(mix, MOVED)
     mean = 0.75 * own[0] + 0.25 * own[1]
     for part, before in zip(parts, own, strict=True):
         np.testing.assert_allclose(part.weights, before + mix * (mean - before), rtol=1e-14, atol=1e-15)
@@ -94,7 +96,7 @@ def test_statistics_alone_can_be_summed() -> None:
     whole = meet(parts, [0.5, 0.5])[0].state.copy()
     packings = [Packing(part, slots=True) for part in parts]
     for packing in packings:
-        packing.share(0.5)
+        packing.share(np.array([0.5]))
     packings[0].statistics[:] += packings[1].statistics
     packings[0].merged()
     assert packings[0].state.tobytes() == whole.tobytes()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import Average, shares
 
-from mpinn.consensus.consensus import Quality
+from mpinn.consensus.consensus import Qualities
 from mpinn.consensus.scores import SCORES, Local, mean_weights
 
 ALIKE = sorted(SCORES.keys() - {"best"})
@@ -17,7 +17,8 @@ NUMBERS = st.lists(st.floats(0, 1) | st.just(nan), min_size=1, max_size=80).map(
 
 
 def weights_of(name: str, numbers, sharpness: float = 1.0, epsilon: float = 1e-6):
-    return mean_weights(SCORES[name], np.array(numbers, float), sharpness, epsilon)
+    weights = mean_weights(SCORES[name], np.array(numbers, float)[:, None], sharpness, epsilon)
+    return None if weights is None else weights[:, 0]
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -59,6 +60,23 @@ def test_equal_scores_weigh_alike(name: str, number: float) -> None:
     assert weights_of(name, [number, nan, number]).tolist() == [0.5, 0, 0.5]
 
 
+@pytest.mark.parametrize("name", SCORES)
+@given(st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_groups_know_nothing_of_one_another(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = rng.uniform(size=(rng.integers(1, 5), 6))
+    numbers[rng.uniform(size=numbers.shape) < 0.3] = nan
+    numbers[:, 2] = nan
+    together = mean_weights(SCORES[name], numbers, 3.0, 1e-6)
+    for group, column in enumerate(numbers.T):
+        alone = weights_of(name, column, sharpness=3.0)
+        if alone is None:
+            alone = np.full(len(column), 1 / len(column))
+        if np.isfinite(numbers).any():
+            np.testing.assert_array_equal(together[:, group], alone)
+
+
 def test_best_takes_the_first_of_equals() -> None:
     assert weights_of("best", [0.2, 0.7, 0.7]).tolist() == [0, 1, 0]
     assert weights_of("best", [nan, 0.0, 0.0]).tolist() == [0, 1, 0]
@@ -92,13 +110,13 @@ class Measured:
         self.asked: list[str] = []
         self.loss = loss
 
-    def validation(self) -> Quality:
+    def validation(self) -> Qualities:
         self.asked.append("validation")
-        return Quality(self.loss, 0.75)
+        return Qualities(np.array([self.loss]), np.array([0.75]))
 
-    def shard(self) -> Quality:
+    def shard(self) -> Qualities:
         self.asked.append("shard")
-        return Quality(self.loss, 0.5)
+        return Qualities(np.array([self.loss]), np.array([0.5]))
 
 
 WANTED: dict[str, tuple[float, list[str]]] = {
@@ -118,11 +136,11 @@ WANTED: dict[str, tuple[float, list[str]]] = {
 @pytest.mark.parametrize("name", WANTED)
 def test_a_score_asks_for_what_it_needs(name: str) -> None:
     measure = Measured()
-    number = SCORES[name].ask(measure, Local(gradient_norm=3, samples=40))
+    number = SCORES[name].ask(measure, Local(gradient_norm=np.array([3]), samples=40))
     assert (number, measure.asked) == WANTED[name]
 
 
 @pytest.mark.parametrize("name", ["accuracy", "accuracy_shard", "inverse_error", "best"])
 @pytest.mark.parametrize("loss", [nan, np.inf])
 def test_accuracy_counts_only_with_a_finite_loss(name: str, loss: float) -> None:
-    assert np.isnan(SCORES[name].ask(Measured(loss), Local(3, 40)))
+    assert np.isnan(SCORES[name].ask(Measured(loss), Local(np.array([3]), 40)))

@@ -1,0 +1,139 @@
+"""Replicas of a population: every member is averaged as the network that it is, with weights of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from oracles import Average, Problem, Round, averaging, clusters
+from packs import alone, members, own, population, write
+from replicated import STEPS, averaging_of
+
+from mpinn.array.typing import Array
+from mpinn.comm.channel import Channel, NullChannel
+from mpinn.comm.grid import World
+from mpinn.consensus.averaging import Averaging
+from mpinn.consensus.consensus import Meeting
+from mpinn.consensus.scores import SCORES
+from mpinn.nn.optimizer import SGD
+from mpinn.nn.packed import Member
+from mpinn.nn.part import BEST, Part
+from mpinn.population.measure import MemberReplicaMeasure
+from mpinn.population.update import MemberUpdate
+from mpinn.schedules.members import Members
+
+pytestmark = pytest.mark.mpi
+
+SEVERAL = members([(3,), (900,), (40, 2), (5, 5), (700,)], ["relu", "tanh"])
+"""10 members in 6 panels, and neighbours in a panel that are not neighbours by number."""
+PROBLEM = Problem(source=clusters(noise=2.0), deal="fixed", optimizer=SGD(rate=0.05, momentum=0.8))
+BROKEN = SEVERAL[3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(Problem):
+    """One member, as the network that it is."""
+
+    member: Member
+
+    def part(self) -> Part:
+        return alone(everyone(self), self.member, self.source.sample_shape, slots=self.optimizer.slots)
+
+
+def everyone(problem: Problem) -> Part:
+    slots = (*problem.optimizer.slots, BEST)
+    return population(SEVERAL, problem.source.sample_shape, problem.source.classes, problem.dtype, slots)
+
+
+@pytest.fixture
+def channel(world: World) -> Channel:
+    return world.channel("replicas")
+
+
+def broken(step: int, replica: int) -> bool:
+    return (step, replica) == (1, 1)
+
+
+@dataclass
+class Trained:
+    part: Part
+    meetings: list[Meeting]
+    merges: list[Array]
+
+
+def train(channel: Channel, consensus: Averaging, breaks: bool = False) -> Trained:
+    """Train this rank's replica of all members."""
+    part, batches = everyone(PROBLEM), PROBLEM.batches(channel.size, channel.rank)
+    part.slots[BEST].fill(7)
+    schedule = Members(part, PROBLEM.loss, PROBLEM.seed)
+    consensus.prepare(schedule.parts)
+    update = MemberUpdate(consensus, PROBLEM.optimizer, PROBLEM.rate, 0.0, schedule.parts)
+    found = Trained(part, [], [])
+    for step in range(STEPS):
+        if breaks and broken(step, channel.rank):
+            own(part, BROKEN.number)["hidden1"]["weight"][0] = np.nan
+        schedule.step(batches.batch(step), update)
+        shards = NullChannel("shards")
+        measure = MemberReplicaMeasure(schedule, batches, step + 1, PROBLEM.seed, channel.rank, shards)
+        meeting = consensus.weights(schedule.parts, step + 1, measure, last=step + 1 == STEPS)
+        if meeting is not None:
+            found.meetings.append(meeting)
+            found.merges.append(consensus.merge.copy())
+    return found
+
+
+def oracle(channel: Channel, average: Average, member: Member, breaks: bool) -> tuple[Part, list[Round]]:
+    """The same member alone on all replicas; that of this rank."""
+
+    def disturb(step: int, replica: int, part: Part) -> None:
+        if breaks and member is BROKEN and broken(step, replica):
+            part.weight_views["hidden1"]["weight"].reshape(-1)[0] = np.nan
+
+    problem = Alone(**{**vars(replace(PROBLEM)), "member": member})
+    parts, rounds = averaging(problem, channel.size, average, STEPS, disturb)
+    return parts[channel.rank], rounds
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["", "broken"])
+@pytest.mark.parametrize(
+    "average",
+    [
+        *(Average(score=score) for score in SCORES if score != "fisher"),
+        Average(score="accuracy", mix=0.6, slots="reset"),
+        Average(score="inverse_loss", mix=0.6, slots="average"),
+        Average(score="boltzmann", sharpness=40.0),
+    ],
+    ids=str,
+)
+def test_every_member_meets_as_if_it_were_alone(channel: Channel, average: Average, breaks: bool) -> None:
+    consensus = averaging_of(channel, average)
+    trained = train(channel, consensus, breaks)
+    part, place = trained.part, {member.number: place for place, member in enumerate(order(trained.part))}
+    for member in SEVERAL:
+        wanted, rounds = oracle(channel, average, member, breaks)
+        for name in ("weights", *PROBLEM.optimizer.slots):
+            found = alone(part, member, PROBLEM.source.sample_shape)
+            vector = part.slots.get(name, part.weights)
+            write(found.weight_views, own(part, member.number, vector))
+            np.testing.assert_allclose(found.weights, wanted.slots.get(name, wanted.weights), rtol=1e-11, atol=1e-13)
+        assert len(trained.merges) == len(rounds)
+        for merge, round in zip(trained.merges, rounds, strict=True):
+            np.testing.assert_allclose(merge[:, place[member.number]], round.weights, rtol=1e-9)
+    if channel.size > 1 and average.score not in ("uniform", "samples"):
+        # the weights of one member would not do for another
+        assert all((merge != merge[:, :1]).any() for merge in trained.merges)
+    assert (part.slots[BEST] == 7).all()
+    check_told(trained.meetings, trained.merges, channel.size, breaks)
+
+
+def order(part: Part) -> Sequence[Member]:
+    return part.chain.layers[0][1].members
+
+
+def check_told(meetings: list[Meeting], merges: list[Array], replicas: int, breaks: bool) -> None:
+    """What the meetings say of all members together."""
+    assert [meeting.members for meeting in meetings] == [int(breaks), *[0] * (len(meetings) - 1)][: len(meetings)]
+    for meeting, merge in zip(meetings, merges, strict=True):
+        np.testing.assert_allclose(meeting.weights, merge.mean(axis=1))
+        assert meeting.scores.shape == (replicas,)
+        assert np.isfinite(meeting.scores).all()
