@@ -166,6 +166,9 @@ class PopulationPlanner:
         period = period_of(options, -(-self.samples.train // whole))
         course, slots = Course(period, replicas, period), len(self.config.optimizer.slots)
         sent = replica_sent(consensus, options, [vectors], course, self._item, slots)
+        if consensus == "averaging" and shards > 1 and sent:
+            # what the members of all shards had for scores and weights, and how many were left out
+            sent["shards", "all_sum"] = 1, 3 * replicas * NUMBER
         exchanged = self._round(consensus, shards, replicas) / period if sent else 0.0
         busy = self._steps.of(local) * share
         here = min(shards * replicas, self.cluster.ranks)

@@ -70,6 +70,19 @@ def test_members_are_the_same_on_two_shards(choosy: bool, tmp_path: Path) -> Non
         assert [rank["bytes"] for rank in summary(tmp_path / "2")["ranks"]] == [0, 0]
 
 
+@pytest.mark.skipif(bool(no_launcher()), reason="no mpirun")
+def test_members_of_replicas_meet_as_on_a_cpu(tmp_path: Path) -> None:
+    settings = (*POPULATION, "grid.replicas=2", "consensus.name=averaging", "consensus.period=4 steps")
+    settings = (*settings, "consensus.mix=0.7", "run.dtype=float64")
+    for device in ("gpu", "cpu"):
+        done = train(2, tmp_path / device, *settings, f"run.device={device}", timeout=300)
+        assert done.returncode == 0, done.stderr
+    close(tmp_path / "cpu", tmp_path / "gpu")
+    one, other = (summary(tmp_path / name) for name in ("gpu", "cpu"))
+    assert one["weights"] == pytest.approx(other["weights"], rel=1e-9)
+    assert one["population"]["best"] == other["population"]["best"]
+
+
 def test_a_stopped_run_goes_on_with_the_same_bits_and_also_on_a_cpu(tmp_path: Path) -> None:
     assert here(tmp_path / "whole", *POPULATION) == 0
     for directory in ("parts", "moved"):

@@ -3,6 +3,7 @@
 import pytest
 from launch import alone
 from planned import cluster
+from train_jobs import summary
 
 from mpinn.array import ops as plain
 from mpinn.commands.member_plan import shard_plans
@@ -52,6 +53,45 @@ def test_replicas_of_shards_sum_a_gradient():
     assert one.sent == size
     assert one.seconds == pytest.approx(busy * max(row.share for row in own) + all_reduce(link, 4, size, float("inf")))
     assert (one.ranks, one.local) == (8, 16)
+
+
+def test_replicas_that_meet():
+    link = Link(1e9, 1e-5)
+    score = ("consensus.name=averaging", "consensus.period=5 steps", "consensus.score=uniform")
+    planner, config, model = population(*score, on=cluster(link))
+    gradients, averaging = planner.predict(2, 4), planner.predict(2, 4, "averaging")
+    own = shard_plans(config, model, 2, 16)
+    size = max(row.vectors for row in own) // 3
+    members = next(row.members for row in own if row.vectors == 3 * size)
+    assert (gradients.changes, averaging.changes) == ("", "meets every 5 steps")
+    assert averaging.sent == (size + 8 * members + 3 * 4 * 8) / 5
+    assert averaging.memory == max(row.vectors // 3 * 4 + row.buffers for row in own)
+    sums = all_reduce(link, 4, size, float("inf")) + 2 * link.latency + 3 / 4 * 4 * 8 * members / link.bandwidth
+    assert averaging.exchanging == pytest.approx(sums / 5)
+    assert averaging.seconds == pytest.approx(gradients.seconds - gradients.exchanging + averaging.exchanging)
+    scored = {
+        score: population("consensus.name=averaging", "consensus.period=5 steps", f"consensus.score={score}",
+                          on=cluster(link), train=800)[0].predict(2, 4, "averaging").exchanging
+        for score in ("samples", "accuracy_shard")
+    }  # fmt: skip
+    # a third of the step of 64 for each of the 200 samples of a replica, of which the larger shard takes its share
+    share = max(row.share for row in own)
+    assert scored["samples"] == pytest.approx(averaging.exchanging)
+    assert scored["accuracy_shard"] - scored["samples"] == pytest.approx(200 * 0.32 / 64 / 3 * share / 5)
+    assert [one.consensus for one in planner.predictions(2)] == ["gradients", "averaging", "gradients"]
+
+
+@pytest.mark.parametrize("slots", ["keep", "average"])
+@pytest.mark.parametrize("score", ["accuracy", "best"])
+def test_replicas_send_what_is_predicted(slots, score, tmp_path, crews):
+    settings = (*SETTINGS, "data.batch=200", "train.epochs=3", "grid.replicas=2", "grid.shards=2",
+                "consensus.name=averaging", "consensus.period=6 steps", f"consensus.slots={slots}",
+                f"consensus.score={score}")  # fmt: skip
+    done = crews.train(4, tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    planner, _, _ = population(*settings[len(SETTINGS) :], train=1197)
+    sent = [rank["bytes"] for rank in summary(tmp_path / "run")["ranks"]]
+    assert max(sent) == 18 * planner.predict(2, 2, "averaging").sent
 
 
 def most(panels):

@@ -26,12 +26,12 @@ def save(directory: Path, *steps: int, **options) -> None:
 
 
 def save_replicas(directory: Path, replicas: list[list[VectorSpec]], **options) -> Threads:
-    """One rank per replica; ``merge`` and ``merges`` as in Saver."""
-    merge, world = options.pop("merge", None), Threads(len(replicas))
+    """One rank per replica; ``merge``, ``shares`` and ``merges`` as in Saver."""
+    merge, shares, world = options.pop("merge", None), options.pop("shares", None), Threads(len(replicas))
 
     def program(channel: ThreadChannel) -> None:
         saver = Saver(directory, channel, **options)
-        saver.save(snapshot(5, replicas[channel.rank], len(replicas)), merge=merge)
+        saver.save(snapshot(5, replicas[channel.rank], len(replicas)), merge=merge, shares=shares)
         saver.close()
 
     world.run(program)
@@ -154,6 +154,25 @@ def test_a_replica_of_weight_zero_is_masked(tmp_path):
     into = blank(replicas[0])
     restore(tmp_path / "latest", into, (1, 1, 1), 0)
     assert equal(into, replicas[2])
+
+
+def test_elements_may_have_weights_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(mpinn.storage.schema, "BLOCK", 512)
+    shapes = {"a": {"w": (3, 50, 7)}, "b": {"w": (1000,)}}
+    replicas = [specs(rank, shapes=shapes) for rank in range(3)]
+    own = np.random.default_rng(0).dirichlet(np.ones(3), 1050).T
+    own[:, 400:500] = [[0], [0.25], [0.75]]
+    for spec in replicas[0][:2]:
+        # where a replica counts nothing it may be anything
+        spec.vector[spec.layout.entries[0].start :][400:500] = np.nan
+    wanted = {"a/w": own, "b/w": None}
+    save_replicas(tmp_path, replicas, merge=np.array([0.5, 0.25, 0.25]), shares=wanted.get)
+    with h5py.File(tmp_path / "latest") as file:
+        for kind in ("model/network", "optimizer/momentum/network"):
+            for name, weights in (("a/w", own.reshape(3, 3, 50, 7)), ("b/w", np.array([[0.5], [0.25], [0.25]]))):
+                apart = np.array([file[f"replica/{rank}/{kind}/{name}"][()] for rank in range(3)], np.float64)
+                mean = np.where(weights != 0, weights * np.where(weights != 0, apart, 0), 0).sum(axis=0)
+                np.testing.assert_allclose(file[f"{kind}/{name}"][()], mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [[0, 0], [np.nan, 1], [1, 0, 0]])
