@@ -105,21 +105,33 @@ AVERAGED = (
     *(setting for setting in POPULATION if not setting.startswith("grid.")),
     *CHOOSY,
     "grid.replicas=2",
-    "consensus.name=averaging",
     "consensus.period=4 steps",
     "run.dtype=float64",
 )
-"""Most evaluations, one of the rungs, and the step 10 are between meetings, and members leave shards and stop."""
+"""Two replicas. Most evaluations, both rungs, and steps 7 and 10 are between meetings; members leave, move and stop."""
 
 
-def test_members_of_replicas_meet_each_for_itself_on_any_number_of_shards(tmp_path: Path, crews: Crews) -> None:
+KINDS = ("averaging", "outer", "gossip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_of_replicas_are_the_same_on_any_number_of_shards(kind: str, tmp_path: Path, crews: Crews) -> None:
+    form = ("consensus.form=combine_then_adapt",) if kind == "gossip" else ()
+    for ranks, shards in ((2, 1), (4, 2)):
+        settings = (*AVERAGED, f"consensus.name={kind}", *form, f"grid.shards={shards}")
+        done = crews.train(ranks, tmp_path / str(shards), *settings)
+        assert done.returncode == 0, done.stderr
+        assert f"consensus {kind}" in done.stdout
+    same(tmp_path / "1", tmp_path / "2")
+    assert summary(tmp_path / "1")["test"] == summary(tmp_path / "2")["test"]
+
+
+def test_what_a_meeting_says_is_of_all_shards(tmp_path: Path, crews: Crews) -> None:
     for ranks, shards in ((2, 1), (4, 2)):
         done = crews.train(ranks, tmp_path / str(shards), *AVERAGED, f"grid.shards={shards}")
         assert done.returncode == 0, done.stderr
         assert "consensus averaging, score accuracy" in done.stdout
-    same(tmp_path / "1", tmp_path / "2")
     one, two = (summary(tmp_path / name) for name in ("1", "2"))
-    assert one["test"] == two["test"]
     assert one["weights"] == pytest.approx(two["weights"], rel=1e-12)
     assert [r for r in records(tmp_path / "1") if "validation_loss" in r] == [
         r for r in records(tmp_path / "2") if "validation_loss" in r
@@ -153,13 +165,15 @@ def test_a_file_between_meetings_has_each_member_merged_by_its_own_weights(tmp_p
     assert f"accuracy {last['validation_accuracy']:.4f}, loss {last['validation_loss']:.4f}" in told
 
 
-def test_replicas_that_meet_go_on_with_the_same_bits(tmp_path: Path, crews: Crews) -> None:
-    done = crews.train(4, tmp_path / "whole", *AVERAGED, "grid.shards=2")
+@pytest.mark.parametrize("kind", KINDS)
+def test_replicas_that_meet_go_on_with_the_same_bits(kind: str, tmp_path: Path, crews: Crews) -> None:
+    settings = (*AVERAGED, f"consensus.name={kind}", "grid.shards=2")
+    done = crews.train(4, tmp_path / "whole", *settings)
     assert done.returncode == 0, done.stderr
     for stop in ("7", "10"):
-        stopped = crews.train(4, tmp_path / "parts", *AVERAGED, "grid.shards=2", "--stop-after", stop)
+        stopped = crews.train(4, tmp_path / "parts", *settings, "--stop-after", stop)
         assert stopped.returncode == 75, stopped.stderr
-    done = crews.train(4, tmp_path / "parts", *AVERAGED, "grid.shards=2")
+    done = crews.train(4, tmp_path / "parts", *settings)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
     # the configuration names the directory
@@ -322,11 +336,6 @@ def test_a_run_that_goes_on_may_be_cut_before_a_rung(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         (("grid.replicas=1", "grid.shards=0"), "the 1 members make 1 panels, which are never cut, so this can"),
-        (
-            ("consensus.name=gossip",),
-            "consensus.name: the 2 replicas of a population share a gradient, or meet member by member: use gradients "
-            "or averaging, not gossip; or deal the members to all ranks: grid.replicas = 1, grid.shards = 0",
-        ),
         (
             ("consensus.name=averaging", "consensus.score=fisher"),
             "consensus.score: fisher is not measured for the members of a population; use uniform, accuracy, ",

@@ -88,7 +88,6 @@ class Averaging:
         self._score = SCORES[options.score]
         self._packings: dict[str, Packing] = {}
         self._information: dict[str, Array] = {}
-        self._parts: Mapping[str, Part] = {}
         self._groups: dict[str, Groups] = {}
         self._remember((channel.size,), 1)
 
@@ -112,9 +111,6 @@ class Averaging:
 
     def prepare(self, parts: Mapping[str, Part]) -> None:
         """Nothing is kept of a network before it is used; of a population, something of each member."""
-        if parts == self._parts:
-            return
-        self._parts = dict(parts)
         self._packings.clear()
         self._groups.clear()
         for groups in map(self._grouped, parts.values()):

@@ -84,6 +84,8 @@ class Gossip:
         """Make room for the vectors of the neighbours."""
         if self._channel.size == 1:
             return
+        # what is under way may be of members that have left
+        self.close()
         layout = Layout(dict.fromkeys(parts, (1,)), np.float64)
         vector = np.full(layout.size, np.nan)
         self.memory = {"gossip": (layout, vector)}

@@ -50,6 +50,7 @@ class MemberMeasure(RunMeasure):
     ):
         super().__init__(schedule, schedule.loss, batches, control, consensus, column)
         self.members = schedule
+        self.consensus = consensus
         self.ranking = ranking
         self.improved: Array = np.zeros(0, np.int64)
         self.ended: Array = np.zeros(0, np.int64)
@@ -71,9 +72,9 @@ class MemberMeasure(RunMeasure):
 
     def merge_weights(self) -> Array:
         """The weights (R, M) of the merge, by the number of each member: the consensus's, of finite replicas alone."""
-        row, replicas, merge = self._column.rank, self._column.size, self._consensus.merge
+        row, replicas, merge = self._column.rank, self._column.size, self.consensus.merge
         table = np.zeros((2, replicas, len(self.ranking.loss)))
-        if replicas == 1 or self._consensus.agreed:
+        if replicas == 1 or self.consensus.agreed:
             return np.full(table.shape[1:], 1 / replicas)
         groups, numbers = groups_of(self.members.part), self._numbers()
         table[1, row, numbers] = groups.finite(self.members.part.weights)
@@ -91,7 +92,7 @@ class MemberMeasure(RunMeasure):
     def _weights(self) -> Array:
         """Those that are measured: this rank's own, or the merged ones."""
         part = self.members.part
-        if self._column.size == 1 or self._consensus.agreed:
+        if self._column.size == 1 or self.consensus.agreed:
             return part.weights
         if self._merging is None or self._merging[0] is not part:
             self._merging = part, Packing(part, slots=False)

@@ -109,19 +109,25 @@ class Selection:
         network = Network(((LAYER, mine),))
         part = build_part(old.name, network, shape, old.layout.dtype, tuple(old.slots), ops=old.ops)
         part.counters[:] = old.counters
-        move(self.shards, (old, part), (before, self.owners))
+        remembered = self._remembered(old)
         self.schedule.replace(part)
         self.schedule.share = self.shards.size / len(self.everyone.members)
         self._freeze()
+        held = Held(old, remembered), Held(part, self._remembered(part))
+        move(self.shards, held, (before, self.owners))
+
+    def _remembered(self, part: Part) -> list[Array]:
+        """What the consensus keeps of each element of the part."""
+        return [vector for layout, vector in self.measure.consensus.memory.values() if layout is part.layout]
 
 
-def move(shards: Channel, parts: tuple[Part, Part], owners: tuple[Mapping[int, int], Mapping[int, int]]) -> None:
+def move(shards: Channel, held: "tuple[Held, Held]", owners: tuple[Mapping[int, int], Mapping[int, int]]) -> None:
     """Fill the second part with the members of the first one, on whatever rank they were.
 
     ``owners``: the rank of each member by its number, before and after; who has none after is left behind. Members are
     thousands of small pieces of a vector, so all of it is done in host memory.
     """
-    (before, after), (old, new) = owners, map(_Held, parts)
+    (before, after), (old, new) = owners, held
     coming, going = [], []
     for rank in range(shards.size):
         if rank != shards.rank:
@@ -142,12 +148,15 @@ def move(shards: Channel, parts: tuple[Part, Part], owners: tuple[Mapping[int, i
     new.give_back()
 
 
-class _Held:
-    """The weights of the members of a part, and what the optimizer remembers of them, in host memory."""
+class Held:
+    """The weights of the members of a part, and what is remembered of them besides, in host memory.
 
-    def __init__(self, part: Part):
+    ``remembered``: vectors in the layout of the part, beside those of the optimizer.
+    """
+
+    def __init__(self, part: Part, remembered: Sequence[Array] = ()):
         self._part = part
-        self._given = (part.weights, *part.slots.values())
+        self._given = (part.weights, *part.slots.values(), *remembered)
         self._vectors = [part.ops.on_host(vector) for vector in self._given]
 
     def taken(self, numbers: Sequence[int]) -> Array:

@@ -156,22 +156,12 @@ def check_population(config: Config, model: Model, ranks: int) -> None:
     replicas, _, shards = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
     if names["schedule"] != "serial":
         raise InputError("schedule.name", f"a population is trained by the schedule serial, not by {names['schedule']}")
-    if replicas > 1:
-        check_members_meet(config, replicas)
+    if replicas > 1 and getattr(config.consensus, "score", "") == "fisher":
+        scores = ", ".join(score for score in SCORES if score != "fisher")
+        raise InputError("consensus.score", f"fisher is not measured for the members of a population; use {scores}")
     if shards > len(population.panels):
         said = f"the {len(population.members):,} members make {len(population.panels)} panels, which are never cut"
         raise InputError("grid.shards", f"{said}, so this can be at most as many, got {shards}")
-
-
-def check_members_meet(config: Config, replicas: int) -> None:
-    """How replicas of a population agree."""
-    others = "or deal the members to all ranks: grid.replicas = 1, grid.shards = 0"
-    if (name := config.names["consensus"]) not in ("gradients", "averaging"):
-        said = f"the {replicas} replicas of a population share a gradient, or meet member by member"
-        raise InputError("consensus.name", f"{said}: use gradients or averaging, not {name}; {others}")
-    if getattr(config.consensus, "score", "") == "fisher":
-        scores = ", ".join(score for score in SCORES if score != "fisher")
-        raise InputError("consensus.score", f"fisher is not measured for the members of a population; use {scores}")
 
 
 def check_types(config: Config) -> None:

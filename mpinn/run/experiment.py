@@ -140,7 +140,7 @@ def build(
         ranking = Ranking(len(config.model.members()), loaded.classes, config.model.patience)
         measure = MemberMeasure(schedule, batches, grid.control, consensus, column, ranking)
         selection = _selection(config, loaded, measure, grid, plan)
-        selection.changes = _changes(consensus, update, keeper, grid, tally)
+        selection.changes = _changes(schedule.part, consensus, update, keeper, grid, tally)
         selection.resume(begin.scalars)
         keeper.facts, keeper.shares = selection.facts, selection.shares
     trainer = Trainer(
@@ -239,14 +239,19 @@ def _selection(config: Config, loaded: "_Loaded", measure: MemberMeasure, grid: 
 
 
 def _changes(
-    consensus: Consensus, update: MemberUpdate, keeper: RunKeeper, grid: Grid, tally: Tally
+    part: Part, consensus: Consensus, update: MemberUpdate, keeper: RunKeeper, grid: Grid, tally: Tally
 ) -> Callable[[Part, frozenset[int]], None]:
-    """What must know of it when the members of this rank change, or some learn no more."""
+    """What must know of it when the members of this rank, now those of ``part``, change, or some learn no more."""
+
+    held = part
 
     def changes(part: Part, stopped: frozenset[int]) -> None:
+        nonlocal held
         parts = {part.name: part}
         update.prepare(part, stopped)
-        consensus.prepare(parts)
+        if part is not held:
+            consensus.prepare(parts)
+            held = part
         keeper.vectors = [*model_vectors(parts, grid.place), *grid_vectors(consensus, tally, grid.place)]
 
     return changes

@@ -8,7 +8,7 @@ from mpinn.comm.grid import World
 from mpinn.nn.network import Network
 from mpinn.nn.packed import LAYER, Packed, packed
 from mpinn.nn.part import Part, build_part
-from mpinn.population.selection import move
+from mpinn.population.selection import Held, move
 
 pytestmark = pytest.mark.mpi
 
@@ -43,7 +43,7 @@ def test_survivors_keep_their_weights_and_what_the_optimizer_remembers(world: Wo
     for member, rank in owners[0].items():
         if rank == world.rank:
             number(old, member)
-    move(channel, (old, new), owners)
+    move(channel, (Held(old), Held(new)), owners)
     mine = [member for member, rank in owners[1].items() if rank == world.rank]
     assert sorted(owners[1]) == sorted(kept)
     expected = part_of(after.shard(world.rank, shards, shape))

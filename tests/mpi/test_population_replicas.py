@@ -1,19 +1,22 @@
 """Replicas of a population: every member is averaged as the network that it is, with weights of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from oracles import Average, Problem, Round, averaging, clusters
+from consensus_oracles import OuterStep, gossip, outer
+from oracles import Average, Disturb, Problem, averaging, clusters
 from packs import alone, members, own, population, write
 from replicated import STEPS, averaging_of
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, NullChannel
 from mpinn.comm.grid import World
-from mpinn.consensus.averaging import Averaging
-from mpinn.consensus.consensus import Meeting
+from mpinn.config import Period
+from mpinn.consensus.consensus import Consensus, Meeting
+from mpinn.consensus.gossip import GossipOptions
+from mpinn.consensus.outer import OuterOptions
 from mpinn.consensus.scores import SCORES
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.packed import Member
@@ -61,7 +64,7 @@ class Trained:
     merges: list[Array]
 
 
-def train(channel: Channel, consensus: Averaging, breaks: bool = False) -> Trained:
+def train(channel: Channel, consensus: Consensus, breaks: bool = False) -> Trained:
     """Train this rank's replica of all members."""
     part, batches = everyone(PROBLEM), PROBLEM.batches(channel.size, channel.rank)
     part.slots[BEST].fill(7)
@@ -79,19 +82,28 @@ def train(channel: Channel, consensus: Averaging, breaks: bool = False) -> Train
         if meeting is not None:
             found.meetings.append(meeting)
             found.merges.append(consensus.merge.copy())
+    consensus.close()
     return found
 
 
-def oracle(channel: Channel, average: Average, member: Member, breaks: bool) -> tuple[Part, list[Round]]:
-    """The same member alone on all replicas; that of this rank."""
+def single(member: Member) -> Alone:
+    return Alone(**vars(PROBLEM), member=member)
 
+
+def breaking(member: Member, breaks: bool) -> Disturb:
     def disturb(step: int, replica: int, part: Part) -> None:
         if breaks and member is BROKEN and broken(step, replica):
             part.weight_views["hidden1"]["weight"].reshape(-1)[0] = np.nan
 
-    problem = Alone(**{**vars(replace(PROBLEM)), "member": member})
-    parts, rounds = averaging(problem, channel.size, average, STEPS, disturb)
-    return parts[channel.rank], rounds
+    return disturb
+
+
+def assert_alike(part: Part, member: Member, wanted: Part) -> None:
+    """The member has the weights and the momentum that it has alone."""
+    for name in ("weights", *PROBLEM.optimizer.slots):
+        found = alone(part, member, PROBLEM.source.sample_shape)
+        write(found.weight_views, own(part, member.number, part.slots.get(name, part.weights)))
+        np.testing.assert_allclose(found.weights, wanted.slots.get(name, wanted.weights), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("breaks", [False, True], ids=["", "broken"])
@@ -110,12 +122,8 @@ def test_every_member_meets_as_if_it_were_alone(channel: Channel, average: Avera
     trained = train(channel, consensus, breaks)
     part, place = trained.part, {member.number: place for place, member in enumerate(order(trained.part))}
     for member in SEVERAL:
-        wanted, rounds = oracle(channel, average, member, breaks)
-        for name in ("weights", *PROBLEM.optimizer.slots):
-            found = alone(part, member, PROBLEM.source.sample_shape)
-            vector = part.slots.get(name, part.weights)
-            write(found.weight_views, own(part, member.number, vector))
-            np.testing.assert_allclose(found.weights, wanted.slots.get(name, wanted.weights), rtol=1e-11, atol=1e-13)
+        parts, rounds = averaging(single(member), channel.size, average, STEPS, breaking(member, breaks))
+        assert_alike(part, member, parts[channel.rank])
         assert len(trained.merges) == len(rounds)
         for merge, round in zip(trained.merges, rounds, strict=True):
             np.testing.assert_allclose(merge[:, place[member.number]], round.weights, rtol=1e-9)
@@ -137,3 +145,24 @@ def check_told(meetings: list[Meeting], merges: list[Array], replicas: int, brea
         np.testing.assert_allclose(meeting.weights, merge.mean(axis=1))
         assert meeting.scores.shape == (replicas,)
         assert np.isfinite(meeting.scores).all()
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["", "broken"])
+@pytest.mark.parametrize("score", ["uniform", "accuracy"])
+def test_every_member_has_an_outer_optimizer_of_its_own(channel: Channel, score: str, breaks: bool) -> None:
+    options = OuterOptions(score=score, period=Period("3 steps"))  # type: ignore[arg-type]
+    part = train(channel, options.build(channel, 1), breaks).part
+    for member in SEVERAL:
+        parts, _ = outer(
+            single(member), channel.size, Average(score=score), OuterStep(), STEPS, breaking(member, breaks)
+        )
+        assert_alike(part, member, parts[channel.rank])
+
+
+@pytest.mark.parametrize("form", ["adapt_then_combine", "combine_then_adapt"])
+def test_members_mix_with_those_of_neighbours(channel: Channel, form: str) -> None:
+    consensus = GossipOptions(form=form, period=Period("2 steps")).build(channel, 1)  # type: ignore[arg-type]
+    part = train(channel, consensus).part
+    for member in SEVERAL:
+        parts = gossip(single(member), channel.size, "ring", form, 2, STEPS)
+        assert_alike(part, member, parts[channel.rank])
