@@ -88,7 +88,7 @@ def plan_members(file: str | None, overrides: tuple[str, ...], shards: int, json
     whole = model.network.output_shape(model.shape)
     print(f"population of {whole[0]:,} members with {whole[1]} outputs each on {config.data.name}, "
           f"batch {config.data.batch}, {config.run.dtype}, on a {'GPU' if gpu else 'CPU'}")  # fmt: skip
-    print("no message is sent in training; a member is in one panel, which no shard cuts\n")
+    print("shards send each other nothing in training; a member is in one panel, which no shard cuts\n")
     print("shard   members  panels      units    parameters   work    vectors    buffers" + "  fleets" * gpu)
     for row in rows:
         print(

@@ -152,7 +152,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     if deaths := summary.get("deaths"):
         facts["survived"] = "; ".join(map(outline, deaths))
     if meetings := summary["meetings"]:
-        span = f"weights from {meetings['lowest']:.4f} to {meetings['highest']:.4f}"
+        what = "mean weights of members" if summary.get("population") else "weights"
+        span = f"{what} from {meetings['lowest']:.4f} to {meetings['highest']:.4f}"
         facts["meetings"] = f"{meetings['count']:,}, {span}"
     if population := summary.get("population"):
         facts["members"] = f"{population['members']:,}, of which {population['there']:,} are there at the end"

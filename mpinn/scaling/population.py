@@ -1,7 +1,7 @@
 """A population on any number of ranks: its members are dealt to shards, which send each other nothing.
 
 A shard takes the share of a step that its panels have of all work. Replicas of a shard sum one gradient in every step,
-or train alone and meet at a mean of each member.
+or train alone, and each member meets those of other replicas, or mixes with them.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,8 @@ import numpy as np
 from mpinn.comm.channel import NullChannel
 from mpinn.commands.member_plan import buffers_of
 from mpinn.config import Config
-from mpinn.consensus.averaging import AveragingOptions
-from mpinn.consensus.gradients import GradientsOptions
 from mpinn.consensus.independent import Independent
+from mpinn.consensus.registry import CONSENSUSES
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.samples import Source
 from mpinn.models.model import Model
@@ -33,7 +32,7 @@ from mpinn.scaling.exchange import SCORED, held, validated
 from mpinn.scaling.ownership import Vectors, itemsize
 from mpinn.scaling.predict import Prediction, Samples, Scaling
 from mpinn.scaling.statistics import changes
-from mpinn.scaling.traffic import NUMBER, Course, bytes_of, packed, period_of, replica_sent
+from mpinn.scaling.traffic import NUMBER, Course, bytes_of, degree, packed, period_of, replica_sent
 from mpinn.scaling.work import seconds_of, sizes_of
 from mpinn.schedules.members import Members
 
@@ -93,8 +92,10 @@ class PopulationPlanner:
             for name, panel in population.panels
         }
         self._costs = {panel.members[0].number: panel.cost(prod(model.shape)) for _, panel in population.panels}
-        known: dict[str, Any] = {"gradients": GradientsOptions(), "averaging": AveragingOptions()}
-        self.consensuses = {**known, **{name: config.consensus for name in known if config.names["consensus"] == name}}
+        self.consensuses: dict[str, Any] = {
+            name: config.consensus if name == config.names["consensus"] else options()
+            for name, options in CONSENSUSES.items()
+        }
         self._gpu = gpu
         self.shares, self.dealt, self.memory = cache(self._shares), cache(self._dealt), cache(self._memory)
 
@@ -151,7 +152,7 @@ class PopulationPlanner:
         return self.refusal(most, ranks // most) + (f", even with {most} shards" if most > 1 else "")
 
     def predictions(self, ranks: int) -> list[Prediction]:
-        """Every grid of so many ranks, its replicas with either consensus."""
+        """Every grid of so many ranks, its replicas with every consensus."""
         return [
             self.predict(shards, replicas, consensus)
             for shards, replicas in self.grids(ranks)
@@ -166,7 +167,7 @@ class PopulationPlanner:
         period = period_of(options, -(-self.samples.train // whole))
         course, slots = Course(period, replicas, period), len(self.config.optimizer.slots)
         sent = replica_sent(consensus, options, [vectors], course, self._item, slots)
-        if consensus == "averaging" and shards > 1 and sent:
+        if consensus in ("averaging", "outer") and shards > 1 and sent:
             # what the members of all shards had for scores and weights, and how many were left out
             sent["shards", "all_sum"] = 1, 3 * replicas * NUMBER
         exchanged = self._round(consensus, shards, replicas) / period if sent else 0.0
@@ -184,19 +185,23 @@ class PopulationPlanner:
         )  # fmt: skip
 
     def _round(self, consensus: str, shards: int, replicas: int) -> float:
-        """Seconds in which replicas agree once: by the sum of a gradient, or at a meeting with its scores."""
+        """Seconds in which replicas agree once: a sum of gradients, a mix, or a meeting with its scores."""
         share, vectors = self.shares(shards)
         together, nodes = self.cluster.local(shards, replicas)
         group = Group(self.cluster.inside, self.cluster.between, together, nodes, self.cluster.reduction)
         if consensus == "gradients":
             return group.all_reduce(vectors.weights * self._item)
-        options, samples = self.consensuses[consensus], 0
+        options, samples, reduction = self.consensuses[consensus], 0, self.cluster.reduction
+        if consensus == "gossip":
+            count, size = degree(options, replicas), vectors.weights * self._item
+            return count * group.neighbour.seconds(size) + (count + 1) * size / reduction
         if options.score == "accuracy_shard":
             samples = self.samples.train // replicas
         elif SCORED[options.score] is validated:
             samples = self.samples.validation
-        size = packed(vectors, len(self.config.optimizer.slots) * (options.slots == "average")) * self._item
+        averaged = getattr(options, "slots", "keep") == "average"
+        size = packed(vectors, len(self.config.optimizer.slots) * averaged) * self._item
         # a third of a step is its forward pass
         scored = samples * self._steps.of(self.config.data.batch) / self.config.data.batch / 3 * share
         sums = group.all_gather(NUMBER * vectors.groups) + group.all_reduce(size)
-        return scored + sums + 2 * size / self.cluster.reduction
+        return scored + sums + 2 * size / reduction

@@ -118,3 +118,15 @@ def test_a_mix_is_foreseen_and_comes_with_the_next_update_whatever_its_batches(c
     consensus.weights(parts, 4, None, last=False)
     assert not joined or not channel.under_way
     consensus.close()
+
+
+def test_nothing_is_under_way_any_more_when_other_members_take_the_place_of_some(channel: Channel) -> None:
+    consensus = build(channel, "ring", "combine_then_adapt")
+    part = SHARDS.part()
+    consensus.prepare({part.name: part})
+    consensus.weights({part.name: part}, 1, None, last=False)
+    assert channel.size == 1 or channel.under_way
+    other = SHARDS.part()
+    consensus.prepare({other.name: other})
+    assert not channel.under_way
+    consensus.close()

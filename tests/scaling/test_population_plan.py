@@ -7,6 +7,7 @@ from train_jobs import summary
 
 from mpinn.array import ops as plain
 from mpinn.commands.member_plan import shard_plans
+from mpinn.consensus.registry import CONSENSUSES
 from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.nn.packed import population_of
@@ -78,20 +79,35 @@ def test_replicas_that_meet():
     share = max(row.share for row in own)
     assert scored["samples"] == pytest.approx(averaging.exchanging)
     assert scored["accuracy_shard"] - scored["samples"] == pytest.approx(200 * 0.32 / 64 / 3 * share / 5)
-    assert [one.consensus for one in planner.predictions(2)] == ["gradients", "averaging", "gradients"]
+    assert {one.consensus for one in planner.predictions(2)} == {*CONSENSUSES}
+    assert [one.consensus for one in planner.predictions(2) if one.shards == 2] == ["gradients"]
+    gossip = planner.predict(2, 4, "gossip")
+    assert (gossip.sent, gossip.memory) == (
+        2 * size,
+        max(row.vectors + row.vectors // 3 * 2 + row.buffers for row in own),
+    )
+    assert gossip.exchanging == pytest.approx(2 * (link.latency + size / link.bandwidth))
 
 
-@pytest.mark.parametrize("slots", ["keep", "average"])
-@pytest.mark.parametrize("score", ["accuracy", "best"])
-def test_replicas_send_what_is_predicted(slots, score, tmp_path, crews):
-    settings = (*SETTINGS, "data.batch=200", "train.epochs=3", "grid.replicas=2", "grid.shards=2",
-                "consensus.name=averaging", "consensus.period=6 steps", f"consensus.slots={slots}",
-                f"consensus.score={score}")  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("consensus.name=averaging", "consensus.period=6 steps", "consensus.slots=average"),
+        ("consensus.name=averaging", "consensus.period=6 steps", "consensus.score=best"),
+        ("consensus.name=outer", "consensus.period=6 steps"),
+        ("consensus.name=gossip", "consensus.period=2 steps"),
+        ("consensus.name=gradients", "consensus.bucket=0.05"),
+        ("consensus.name=none",),
+    ],
+)
+def test_replicas_send_what_is_predicted(settings, tmp_path, crews):
+    name = settings[0].removeprefix("consensus.name=")
+    settings = (*SETTINGS, "data.batch=200", "train.epochs=3", "grid.replicas=2", "grid.shards=2", *settings)
     done = crews.train(4, tmp_path / "run", *settings)
     assert done.returncode == 0, done.stderr
     planner, _, _ = population(*settings[len(SETTINGS) :], train=1197)
     sent = [rank["bytes"] for rank in summary(tmp_path / "run")["ranks"]]
-    assert max(sent) == 18 * planner.predict(2, 2, "averaging").sent
+    assert max(sent) == 18 * planner.predict(2, 2, name).sent
 
 
 def most(panels):
@@ -134,7 +150,7 @@ def test_what_is_printed_and_refused():
     (recommended,) = [line for line in told if line.startswith("recommended: ")]
     assert "(replicas x shards), shards: " in recommended
     assert not any(line.startswith("\nstep and grid on") for line in told)
-    with pytest.raises(InputError, match=r"^--check: a population sends nothing"):
+    with pytest.raises(InputError, match=r"^--check: the shards of a population send each other nothing"):
         compare(Inquiry(overrides=SETTINGS))
 
 
