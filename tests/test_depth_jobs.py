@@ -12,6 +12,8 @@ import pytest
 from crew import Crews
 from train_jobs import LAYER, SMALL, arguments, paced, records, summary, train
 
+ACCURATE = ("train.epochs=15", "train.evaluate=15 epochs", "train.clip=1", "data.batch=32", "model.widths=[32,32,32]",
+            "consensus.name=gradients")  # fmt: skip
 DEEP = (*SMALL, "model.widths=[64,64,64]", "grid.stages=2", "schedule.cut=estimated", "consensus.name=gradients")
 
 
@@ -53,6 +55,43 @@ def test_stages_compute_at_the_same_time_unless_they_take_turns(schedule: str, t
         assert overlap(found[0], found[1], "forward")[True] > LAYER / 2
     else:
         assert not any(overlap(found[0], found[1], "forward").values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("schedule.name=fdg",), "gradients are up to 1 update old: if the loss stalls"),
+        (("schedule.name=layerwise",), "gradients are up to 2 updates old: if the loss stalls"),
+        (("schedule.name=fdg", "schedule.order=forward_first", "schedule.accumulate=4"), "are up to 0.5 updates old"),
+        (("schedule.name=layerwise", "train.clip=1"), ""),
+        (("schedule.name=1f1b",), ""),
+    ],
+)
+def test_delayed_gradients_are_told_of(settings: tuple[str, ...], said: str, tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(2, tmp_path, *DEEP, "train.epochs=1", *settings)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout if said else "updates old" not in done.stdout
+    stated = summary(tmp_path)["ranks"][0]["staleness_formula"]
+    assert (f"up to {stated:g} update" in done.stdout) == bool(said)
+
+
+@pytest.mark.parametrize("schedule", ["layerwise", "fdg"])
+def test_accuracies_of_delayed_gradients_are_those_of_serial_training(
+    schedule: str, tmp_path: Path, crews: Crews
+) -> None:
+    """On three seeds; the noise is that of the 300 test samples, of which one is 0.003."""
+    means = []
+    staged = ("grid.stages=2", "schedule.cut=estimated", f"schedule.name={schedule}")
+    for ranks, own in ((1, ()), (2, staged)):
+        found = []
+        for seed in range(3):
+            done = crews.train(ranks, tmp_path / f"{ranks}-{seed}", *SMALL, *ACCURATE, *own, f"run.seed={seed}")
+            assert done.returncode == 0, done.stderr
+            found.append(summary(tmp_path / f"{ranks}-{seed}")["test"]["accuracy"])
+        means.append(sum(found) / 3)
+    serial, delayed = means
+    assert serial > 0.94
+    assert delayed == pytest.approx(serial, abs=0.02)
 
 
 def test_the_timeline_says_what_was_done_with_which_batch_and_version(tmp_path: Path, crews: Crews) -> None:

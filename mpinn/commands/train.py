@@ -120,6 +120,7 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
         f"{_consensus(config, experiment.grid.replicas.size)}{config.names['optimizer']}, {config.run.dtype}",
         *_remarks(config, experiment.grid.replicas.size),
+        *_delayed(config, experiment.grid.stages.size),
         *start.notes,
         *experiment.notes,
     ]
@@ -166,6 +167,15 @@ def _remarks(config: Config, replicas: int) -> list[str]:
     if config.data.batch < replicas:
         said.append(f"warning: the batch of {config.data.batch} leaves some of the {replicas} replicas without samples")
     return said
+
+
+def _delayed(config: Config, stages: int) -> list[str]:
+    """Delayed gradients bear smaller steps only: seen as a loss that stalls, which nothing else explains."""
+    delay = config.schedule.delay(stages)
+    if not delay or config.train.clip:
+        return []
+    updates = f"{delay:g} update{'s' * (delay != 1)}"
+    return [f"gradients are up to {updates} old: if the loss stalls, a smaller optimizer.rate or train.clip = 1 helps"]
 
 
 def _consensus(config: Config, replicas: int) -> str:

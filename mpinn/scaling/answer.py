@@ -173,7 +173,9 @@ def compare(inquiry: Inquiry, ranks: Sequence[int] = RANKS) -> list[Outcome]:
         raise InputError("--check", "start it without a launcher: it starts the ranks of every trial itself")
     config = read_config(inquiry.file, inquiry.overrides)
     if config.names["model"] == "population":
-        raise InputError("--check", "the shards of a population send each other nothing: there is no schedule to compare")
+        raise InputError(
+            "--check", "the shards of a population send each other nothing: there is no schedule to compare"
+        )
     check_kernels(config)
     subject = subject_of(inquiry)
     print(

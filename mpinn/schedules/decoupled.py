@@ -79,6 +79,10 @@ class DecoupledOptions(StagedOptions):
         """How many batches must stay valid besides the one in use."""
         return stages - 1 if self.chained else 2 * (stages - 1)
 
+    def delay(self, stages: int) -> float:
+        """2(K - 1), or K - 1 if a batch passes forward through all stages; 1 less if the backward pass comes first."""
+        return max(0, self.held(stages) - (self.order == "backward_first")) / self.accumulate
+
 
 @dataclass(frozen=True, kw_only=True)
 class DDGOptions(DecoupledOptions):

@@ -38,6 +38,10 @@ class ScheduleOptions(ABC):
         """What the log says of the schedule besides its name and cuts; see `network` and `share`."""
         return ()
 
+    def delay(self, stages: int) -> float:
+        """Updates by which the first stage's gradients are old, once all stages have work."""
+        return 0.0
+
     def settled(self, stages: int) -> Self:
         """The options as they are used on so many stages."""
         return self
