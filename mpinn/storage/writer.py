@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 
 import mpinn
-from mpinn.array.typing import Array, Dtype, Shape
+from mpinn.array.typing import Array, Shape
 from mpinn.config import InputError
 from mpinn.storage import schema
+from mpinn.storage.contents import Contents, fixed
 from mpinn.storage.directory import RunDirectory, partial, sync_directory, sync_file
 from mpinn.storage.index import Saved, digest, finite, kept, list_anew, read_index, write_index
 from mpinn.storage.sink import Sink
@@ -163,11 +164,12 @@ def write(path: Path, header: Header, pieces: Iterable[Piece]) -> None:
     # the metadata too, and no index tree for an array of one chunk, which would be larger than most parameters.
     with Sink(path) as sink, h5py.File(sink, "w", rdcc_nbytes=0, libver=("v110", "v110")) as file:
         for name, value in header.attributes.items():
-            file.attrs[name] = _fixed(value)
+            file.attrs[name] = fixed(value)
+        contents = Contents(file)
         for name, value in header.values.items():
-            _value(file, name, value)
+            _value(contents, name, value)
         for piece in pieces:
-            _write_block(file, piece)
+            _write_block(contents, piece)
             sink.check()
     sink.check()
 
@@ -216,48 +218,18 @@ def _known(directory: RunDirectory) -> list[Saved]:
     return list_anew(directory) if listed is None else listed
 
 
-def _write_block(file: h5py.File, piece: Piece) -> None:
+def _write_block(contents: Contents, piece: Piece) -> None:
     path = f"{piece.group}/{piece.name}"
-    dataset = file.get(path)
-    if dataset is None:
-        group = _group(file, piece.group)
-        group.attrs[schema.KIND] = _fixed(piece.kind)
-        dataset = _dataset(file, path, piece.shape, piece.values.dtype)
+    if path not in contents:
+        contents.create(path, piece.shape, piece.values.dtype)
+        contents.mark(piece.group, schema.KIND, piece.kind)
         if piece.merged:
-            dataset.attrs[schema.MERGED] = True
-    if piece.values.size:
-        dataset[piece.selection] = piece.values
+            contents.mark(path, schema.MERGED, True)
+    contents.write(path, piece.selection, piece.values)
 
 
-def _value(file: h5py.File, path: str, value: Any) -> None:
-    value = _fixed(value)
-    dataset = _dataset(file, path, value.shape, value.dtype)
+def _value(contents: Contents, path: str, value: Any) -> None:
+    value = fixed(value)
+    contents.create(path, value.shape, value.dtype)
     for block in schema.blocks(value.shape, value.dtype.itemsize):
-        if value.size:
-            dataset[block.selection] = value[block.selection]
-
-
-def _fixed(value: Any) -> Any:
-    """A text as a fixed number of bytes. HDF5 keeps others without a checksum, and may read damaged ones for ever."""
-    if not isinstance(value, str):
-        return value
-    text = value.encode("utf-8")
-    return np.array(text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
-
-
-def _dataset(file: h5py.File, path: str, shape: Shape, dtype: Dtype) -> h5py.Dataset:
-    parent, _, name = path.rpartition("/")
-    group = _group(file, parent)
-    if (
-        not shape or 0 in shape
-    ):  # HDF5 has no chunks without elements, and none for scalars: the file's digest covers those
-        return group.create_dataset(name, shape, dtype, track_times=False)
-    chunks = schema.block_shape(shape, dtype.itemsize)
-    return group.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True, track_times=False)
-
-
-def _group(file: h5py.File, path: str) -> h5py.Group:
-    group = file["/"]
-    for name in filter(None, path.split("/")):
-        group = group[name] if name in group else group.create_group(name, track_order=True)
-    return group
+        contents.write(path, block.selection, value[block.selection])
