@@ -20,6 +20,7 @@ class Contents:
     def __init__(self, file: h5py.File):
         self._groups: dict[str, h5py.Group] = {"": file["/"]}
         self._datasets: dict[str, h5d.DatasetID] = {}
+        self._marked: set[tuple[str, str]] = set()
         self._links = h5p.create(h5p.LINK_CREATE)
         self._links.set_char_encoding(h5t.CSET_UTF8)
 
@@ -35,7 +36,10 @@ class Contents:
         return self._groups[path]
 
     def mark(self, path: str, name: str, value: Any) -> None:
-        """Give an attribute to a group, or to a data set."""
+        """Give an attribute to a group, or to a data set, unless it has it already."""
+        if (path, name) in self._marked:
+            return
+        self._marked.add((path, name))
         found = self._datasets.get(path)
         owner = self.group(path) if found is None else h5py.Dataset(found)
         owner.attrs[name] = fixed(value)
