@@ -36,6 +36,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._listed: dict[tuple[str, int | None], list[Parameter]] = {}
         try:
             self._file = h5py.File(self.path, "r", locking="best-effort")
         except FileNotFoundError as error:
@@ -98,8 +99,11 @@ class Checkpoint:
 
     def parameters(self, kind: str, replica: int | None = None) -> list[Parameter]:
         """The arrays of a kind in the order of the layers; for a replica those in which it differs."""
-        group = self._file.get(kind if replica is None else schema.replica_path(replica, kind))
-        return [] if group is None else [_parameter(name, dataset) for name, dataset in _leaves(group)]
+        if (kind, replica) not in self._listed:
+            group = self._file.get(kind if replica is None else schema.replica_path(replica, kind))
+            found = [] if group is None else [_parameter(name, dataset) for name, dataset in _leaves(group)]
+            self._listed[kind, replica] = found
+        return list(self._listed[kind, replica])
 
     def weights(self, name: str, kind: str | None = None, replica: int | None = None) -> Array:
         """One array, by default of the only model: ``weights("hidden1/dense/weight")``."""
