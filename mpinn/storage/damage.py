@@ -78,6 +78,6 @@ def sound(dataset: h5py.Dataset) -> h5py.Dataset:
         raise ValueError(f"the values of {dataset.name} are in another file")
     if dataset.dtype.kind not in NUMBERS_AND_TEXT:
         raise ValueError(f"{dataset.name} holds {dataset.dtype}, neither numbers nor text")
-    if dataset.nbytes > dataset.file.id.get_filesize():
+    if dataset.nbytes > h5py.h5i.get_file_id(dataset.id).get_filesize():
         raise ValueError(f"{dataset.name} claims {dataset.nbytes} bytes, more than the file has")
     return dataset

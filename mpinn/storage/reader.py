@@ -36,7 +36,8 @@ class Checkpoint:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._listed: dict[tuple[str, int | None], list[Parameter]] = {}
+        self._listed: dict[str, dict[str, tuple[Parameter, h5py.Dataset]]] = {}
+        """What is below a path, by its name there, once all of it has been asked for."""
         try:
             self._file = h5py.File(self.path, "r", locking="best-effort")
         except FileNotFoundError as error:
@@ -99,11 +100,8 @@ class Checkpoint:
 
     def parameters(self, kind: str, replica: int | None = None) -> list[Parameter]:
         """The arrays of a kind in the order of the layers; for a replica those in which it differs."""
-        if (kind, replica) not in self._listed:
-            group = self._file.get(kind if replica is None else schema.replica_path(replica, kind))
-            found = [] if group is None else [_parameter(name, dataset) for name, dataset in _leaves(group)]
-            self._listed[kind, replica] = found
-        return list(self._listed[kind, replica])
+        path = kind if replica is None else schema.replica_path(replica, kind)
+        return [parameter for parameter, _ in self._below(path).values()]
 
     def weights(self, name: str, kind: str | None = None, replica: int | None = None) -> Array:
         """One array, by default of the only model: ``weights("hidden1/dense/weight")``."""
@@ -191,9 +189,16 @@ class Checkpoint:
             return [_text(item.attrs[schema.KIND])]
         return [kind for name in item for kind in self._kinds_below(item[name])]
 
+    def _below(self, path: str) -> dict[str, tuple[Parameter, h5py.Dataset]]:
+        if path not in self._listed:
+            leaves = _leaves(self._file.get(path, {}))
+            self._listed[path] = {name: (_parameter(name, dataset), dataset) for name, dataset in leaves}
+        return self._listed[path]
+
     def _find(self, kind: str, name: str, replica: int | None) -> h5py.Dataset:
-        own = None if replica is None else self._file.get(f"{schema.replica_path(replica, kind)}/{name}")
-        return sound(own) if own is not None else self._dataset(f"{kind}/{name}")
+        own = {} if replica is None else self._below(schema.replica_path(replica, kind))
+        found = own.get(name) or self._listed.get(kind, {}).get(name)
+        return found[1] if found else self._dataset(f"{kind}/{name}")
 
     def _dataset(self, path: str) -> h5py.Dataset:
         dataset = self._file.get(path)
