@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from mpinn.array.typing import Array
-from mpinn.consensus.groups import Groups, groups_of
+from mpinn.consensus.groups import Groups, OneGroup, groups_of
 from mpinn.consensus.statistics import extra_size, from_terms, to_terms
 from mpinn.nn.part import Part
 
@@ -74,9 +74,11 @@ class Packing:
                 np.add(vector, piece, out=vector)
 
     def forget(self, part: Part, masked: Array) -> None:
-        """Let the optimizer forget what it remembers of the groups that are ``masked``, (G,)."""
-        if masked.all():
-            part.reset_slots()
-            return
+        """Let the optimizer forget what it remembers of the groups that are ``masked``, (G,).
+
+        The count of its steps is that of all members, on whatever shard they are, and goes on.
+        """
         for vector in part.remembered.values():
             self.groups.copy(vector, 0.0, masked)
+        if isinstance(self.groups, OneGroup) and masked[0]:
+            part.counters.fill(0)

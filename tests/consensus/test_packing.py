@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import Problem
+from packs import own, population
 
 from mpinn.consensus.packing import Packing
 from mpinn.consensus.statistics import extra_size, from_terms, merge_layer, to_terms
 from mpinn.models.mlp import MLP
 from mpinn.nn.layout import Layout
 from mpinn.nn.optimizer import Adam
+from mpinn.nn.packed import Member
 from mpinn.nn.part import Part
 
 MOVED = np.zeros(1, bool)
@@ -68,6 +70,26 @@ def test_slots_count_only_if_they_are_averaged() -> None:
     part.slots["second_moment"][0] = np.inf
     assert Packing(part, slots=False).finite()
     assert not Packing(part, slots=True).finite()
+
+
+@pytest.mark.parametrize("wild", [(0, 1), (1,)])
+def test_members_that_are_forgotten_leave_the_count_of_steps_as_on_any_shard(wild: tuple[int, ...]) -> None:
+    part = population([Member(0, (3,), "relu"), Member(1, (4,), "relu")], (6,), 3, slots=("momentum",))
+    part.slots["momentum"].fill(1)
+    part.counters.fill(5)
+    Packing(part, slots=False).forget(part, np.isin([0, 1], wild))
+    for number in (0, 1):
+        kept = [array for layer in own(part, number, part.slots["momentum"]).values() for array in layer.values()]
+        assert all((array == (number not in wild)).all() for array in kept)
+    assert part.counters[0] == 5
+
+
+def test_a_network_that_is_forgotten_counts_anew() -> None:
+    part = trained(NORMED, 1)
+    part.counters.fill(5)
+    Packing(part, slots=False).forget(part, ~MOVED)
+    assert not any(slot.any() for slot in part.slots.values())
+    assert part.counters[0] == 0
 
 
 @pytest.mark.parametrize("mix", [0.25, 1.0])
