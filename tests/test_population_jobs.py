@@ -88,6 +88,15 @@ def test_nothing_is_told_that_plays_no_part(ranks: int, tmp_path: Path, crews: C
     assert dict(zip(table.columns, table.rows[0], strict=True))["consensus"] == ""
 
 
+@pytest.mark.parametrize("score", ["accuracy", "inverse_gradient_norm"])
+def test_one_replica_remembers_of_meetings_what_a_network_does(score: str, tmp_path: Path) -> None:
+    """And so goes on from files of before members met."""
+    assert here(tmp_path / "run", *POPULATION, f"consensus.score={score}") == 0
+    found = datasets(newest(tmp_path / "run"))
+    wanted = {f"consensus/averaging/{name}" for name in ("merge", "samples", "squares", "steps", "agreed")}
+    assert {name: array.shape for name, array in found.items() if name in wanted} == dict.fromkeys(wanted, (1,))
+
+
 def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path, crews: Crews) -> None:
     settings = [setting for setting in POPULATION if not setting.startswith("grid.")]
     choices = ("consensus.name=gradients", "run.dtype=float64", "model.rungs=['6 steps']")

@@ -110,11 +110,11 @@ class Averaging:
         return bool(self._agreed[0])
 
     def prepare(self, parts: Mapping[str, Part]) -> None:
-        """Nothing is kept of a network before it is used; of a population, something of each member."""
+        """Nothing is kept of a network before it is used; of members that will meet, something of each."""
         self._packings.clear()
         self._groups.clear()
         for groups in map(self._grouped, parts.values()):
-            if isinstance(groups, MemberGroups):
+            if isinstance(groups, MemberGroups) and self._channel.size > 1:
                 agreed = self.agreed
                 self._remember((self._channel.size, groups.count), groups.count)
                 self._agreed.fill(agreed)
@@ -131,7 +131,7 @@ class Averaging:
         """The replica's own samples are all there are; a score is that of the model, so only its part is counted."""
         if batch.count and not part.auxiliary:
             self._samples += batch.count
-            if self._options.score == "inverse_gradient_norm":
+            if self._options.score == "inverse_gradient_norm" and self._channel.size > 1:
                 self._squares += self._grouped(part).squares(part.grads) / batch.count**2
                 self._steps += 1
         self._agreed.fill(self._channel.size == 1)
