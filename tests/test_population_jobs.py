@@ -196,6 +196,17 @@ def test_replicas_that_meet_go_on_with_the_same_bits(kind: str, tmp_path: Path, 
     assert differences(newest(tmp_path / "whole"), newest(tmp_path / "parts")) == ["configuration"]
 
 
+def test_replicas_that_go_on_on_other_shards_agree_at_the_next_meeting(tmp_path: Path, crews: Crews) -> None:
+    settings = (*AVERAGED, "consensus.name=outer")
+    stopped = crews.train(2, tmp_path / "run", *settings, "--stop-after", "10")
+    assert stopped.returncode == 75, stopped.stderr
+    assert [name for name in datasets(newest(tmp_path / "run")) if name.startswith("replica/0/model/")]
+    done = crews.train(4, tmp_path / "run", *settings, "grid.shards=2")
+    assert done.returncode == 0, done.stderr
+    assert "model/network: the 2 replicas of step 10 differ; each of the 2 takes their mean" in done.stdout
+    assert not [name for name in datasets(newest(tmp_path / "run")) if name.startswith("replica/0/model/")]
+
+
 def test_replicas_that_met_go_on_as_one(tmp_path: Path, crews: Crews) -> None:
     stopped = crews.train(2, tmp_path / "run", *AVERAGED, "--stop-after", "10")
     assert stopped.returncode == 75, stopped.stderr

@@ -323,7 +323,8 @@ class Stand:
 def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], stand: Stand) -> Resumed:
     """Fill this rank's vectors from a checkpoint; ``local`` ones, and what was in flight, only if nothing has moved.
 
-    Otherwise what was in flight is dropped, and the run goes back to the oldest batch that not all stages had applied.
+    Otherwise replicas that differ are merged, since what they are to agree on at the next meeting is not known any
+    more; what was in flight is dropped, and the run goes back to the oldest batch that not all stages had applied.
     """
     with reading(path), Checkpoint(path) as checkpoint:
         step, was, scalars = checkpoint.step, checkpoint.grid, checkpoint.scalars
@@ -337,7 +338,8 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
     vectors = [*model_vectors(parts, stand.stage), *local] if same else model_vectors(model)
     if keeps_heads and not same:
         vectors += model_vectors(heads, stand.stage)
-    notes = restore(path, vectors, stand.grid, stand.replica, whole=stand.grid[1] * stand.grid[2] == 1, fill=stand.fill)
+    own = stand.replica if same else None
+    notes = restore(path, vectors, stand.grid, own, whole=stand.grid[1] * stand.grid[2] == 1, fill=stand.fill)
     if was != stand.grid:
         before, now = (" x ".join(map(str, shape)) for shape in (was, stand.grid))
         notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]

@@ -67,25 +67,25 @@ def restore(
     path: str | Path,
     vectors: Sequence[VectorSpec],
     grid: tuple[int, int, int],
-    replica: int,
+    replica: int | None,
     *,
     whole: bool = True,
     fill: Callable[[Array, Array], None] = plain.fill,
 ) -> list[str]:
     """Fill the vectors of this rank from a file, exactly or not at all; returns sentences on what had to be merged.
 
-    On as many replicas as were saved each takes its own values, on another number all take the merged ones. ``whole``
-    says that each layout covers its part of the model: what the file has beyond it is an error. ``fill`` copies values
-    from the host to where a vector is. No messages.
+    On as many replicas as were saved each takes its own values; on another number, or if ``replica`` is None, all take
+    the merged ones. ``whole`` says that each layout covers its part of the model: what the file has beyond it is an
+    error. ``fill`` copies values from the host to where a vector is. No messages.
     """
     with Checkpoint(path) as checkpoint:
         for spec in vectors:
             checkpoint.check(spec.layout, spec.kind, whole=whole)
-        same = grid[0] == checkpoint.grid[0]
+        own = replica if grid[0] == checkpoint.grid[0] else None
         read = [np.zeros(spec.layout.size, spec.layout.dtype) for spec in vectors]
         for spec, values in zip(vectors, read, strict=True):
-            checkpoint.fill(spec.layout, values, spec.kind, replica if same else None, whole=whole)
-        merged = [] if same else _merged(checkpoint, vectors, grid)
+            checkpoint.fill(spec.layout, values, spec.kind, own, whole=whole)
+        merged = [] if own is not None else _merged(checkpoint, vectors, grid)
     for spec, values in zip(vectors, read, strict=True):
         fill(spec.vector, values)
     return merged
