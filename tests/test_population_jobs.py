@@ -196,6 +196,26 @@ def test_replicas_that_meet_go_on_with_the_same_bits(kind: str, tmp_path: Path, 
     assert differences(newest(tmp_path / "whole"), newest(tmp_path / "parts")) == ["configuration"]
 
 
+def test_members_that_diverged_everywhere_do_not_change_how_others_go_on(tmp_path: Path, crews: Crews) -> None:
+    settings = (*POPULATION[:-2], "grid.replicas=2", "consensus.name=outer", "consensus.period=4 steps")
+    # the first number of the first vector is then NaN
+    settings = (*settings, "model.rates=[1e30, 0.1]", "model.activations=['relu']")
+    done = crews.train(2, tmp_path / "whole", *settings)
+    assert done.returncode == 0, done.stderr
+    # no mean of others is there for them
+    assert "not finite" not in done.stdout
+    found = datasets(newest(tmp_path / "whole"))
+    bias = found["model/network/population/panel0/hidden1/bias"]
+    assert np.isnan(bias[0])
+    assert np.isfinite(bias).any()
+    assert not [name for name in found if name.startswith("replica/0/model/")]
+    stopped = crews.train(2, tmp_path / "parts", *settings, "--stop-after", "10")
+    assert stopped.returncode == 75, stopped.stderr
+    done = crews.train(2, tmp_path / "parts", *settings)
+    assert done.returncode == 0, done.stderr
+    assert differences(newest(tmp_path / "whole"), newest(tmp_path / "parts")) == ["configuration"]
+
+
 def test_replicas_that_go_on_on_other_shards_agree_at_the_next_meeting(tmp_path: Path, crews: Crews) -> None:
     settings = (*AVERAGED, "consensus.name=outer")
     stopped = crews.train(2, tmp_path / "run", *settings, "--stop-after", "10")

@@ -183,12 +183,15 @@ class Averaging:
         bad = ~np.isfinite(numbers)
         if self.merge.ndim == 1:
             return Meeting(numbers[:, 0], weights[:, 0], tuple(np.flatnonzero(bad).tolist()))
-        own = np.array([np.where(bad, 0, numbers).sum(axis=1), weights.sum(axis=1), bad.sum(axis=1)])
-        scores, shares, masked = measure.across(own)
+        # a member that no replica has as it should be does not go on from the mean of others
+        met = ~bad.all(axis=0)
+        terms = np.where(bad, 0, numbers), weights, bad
+        scores, shares, masked = measure.across(np.array([term[:, met].sum(axis=1) for term in terms], np.float64))
         members = shares.sum()
         good = members - masked
         scores = np.divide(scores, good, out=np.full_like(scores, np.nan), where=good > 0.5)
-        return Meeting(scores, shares / members, members=int(masked.sum()))
+        shares = shares / members if members else np.full_like(shares, 1 / len(shares))
+        return Meeting(scores, shares, members=int(masked.sum()))
 
     def close(self) -> None:
         """Nothing is under way."""

@@ -101,8 +101,9 @@ class Outer:
             return
         self._begun.add(part.name)
         start = self._start(part)
-        # a run that was resumed on its own grid has its start; on another grid the merged weights are one
-        if np.isnan(start[:1]).any():
+        # a run that was resumed on its own grid has its start, in which a member may be NaN that diverged on all
+        # replicas; on another grid the merged weights are one
+        if all(bool(np.isnan(start[entry.slice]).all()) for entry in part.layout):
             np.copyto(start, part.weights)
 
     def combine(self, part: Part) -> None:
