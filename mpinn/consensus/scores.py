@@ -124,6 +124,9 @@ SCORES: Mapping[str, Score] = {
     "best": Score(_accuracy, _best),
 }
 
+MEMBER_SCORES = tuple(score for score in SCORES if score != "fisher")
+"""Those that are measured for the members of a population."""
+
 
 def mean_weights(score: Score, numbers: Array, sharpness: float, epsilon: float) -> Array | None:
     """Weights (R, G) that add up to 1 for each group, from the replicas' numbers, NaN where one is to be left out.

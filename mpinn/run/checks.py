@@ -11,7 +11,7 @@ from mpinn.array.device import check_bf16, choose_kernels, count_devices
 from mpinn.array.precision import bfloat16
 from mpinn.comm.grid import shape_of
 from mpinn.config import Config, load
-from mpinn.consensus.scores import SCORES
+from mpinn.consensus.scores import MEMBER_SCORES
 from mpinn.datasets.source import check_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
@@ -156,9 +156,9 @@ def check_population(config: Config, model: Model, ranks: int) -> None:
     replicas, _, shards = shape_of(ranks, grid.replicas, grid.stages, grid.shards)
     if names["schedule"] != "serial":
         raise InputError("schedule.name", f"a population is trained by the schedule serial, not by {names['schedule']}")
-    if replicas > 1 and getattr(config.consensus, "score", "") == "fisher":
-        scores = ", ".join(score for score in SCORES if score != "fisher")
-        raise InputError("consensus.score", f"fisher is not measured for the members of a population; use {scores}")
+    if replicas > 1 and (score := getattr(config.consensus, "score", "uniform")) not in MEMBER_SCORES:
+        scores = ", ".join(MEMBER_SCORES)
+        raise InputError("consensus.score", f"{score} is not measured for the members of a population; use {scores}")
     if shards > len(population.panels):
         said = f"the {len(population.members):,} members make {len(population.panels)} panels, which are never cut"
         raise InputError("grid.shards", f"{said}, so this can be at most as many, got {shards}")

@@ -18,6 +18,7 @@ from mpinn.commands.member_plan import buffers_of
 from mpinn.config import Config
 from mpinn.consensus.independent import Independent
 from mpinn.consensus.registry import CONSENSUSES
+from mpinn.consensus.scores import MEMBER_SCORES
 from mpinn.datasets.batches import Batches
 from mpinn.datasets.samples import Source
 from mpinn.models.model import Model
@@ -152,11 +153,12 @@ class PopulationPlanner:
         return self.refusal(most, ranks // most) + (f", even with {most} shards" if most > 1 else "")
 
     def predictions(self, ranks: int) -> list[Prediction]:
-        """Every grid of so many ranks, its replicas with every consensus."""
+        """Every grid of so many ranks, its replicas with every consensus that members can have."""
+        fit = [name for name, options in self.consensuses.items() if _fits(options)]
         return [
             self.predict(shards, replicas, consensus)
             for shards, replicas in self.grids(ranks)
-            for consensus in (self.consensuses if replicas > 1 else ["gradients"])
+            for consensus in (fit if replicas > 1 else ["gradients"])
         ]
 
     def predict(self, shards: int, replicas: int, consensus: str = "gradients") -> Prediction:
@@ -205,3 +207,8 @@ class PopulationPlanner:
         scored = samples * self._steps.of(self.config.data.batch) / self.config.data.batch / 3 * share
         sums = group.all_gather(NUMBER * vectors.groups) + group.all_reduce(size)
         return scored + sums + 2 * size / reduction
+
+
+def _fits(options: Any) -> bool:
+    """Whether replicas of a population may meet so."""
+    return getattr(options, "score", "uniform") in MEMBER_SCORES

@@ -89,6 +89,11 @@ def test_replicas_that_meet():
     assert gossip.exchanging == pytest.approx(2 * (link.latency + size / link.bandwidth))
 
 
+def test_a_consensus_that_members_cannot_have_is_not_advised():
+    planner, _, _ = population("consensus.name=averaging", "consensus.score=fisher")
+    assert {one.consensus for one in planner.predictions(2)} == {*CONSENSUSES} - {"averaging"}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
