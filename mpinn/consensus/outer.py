@@ -84,7 +84,7 @@ class Outer:
         self._averaging.prepare(parts)
         memory = dict(self._averaging.memory)
         for name, part in {} if self._alone else parts.items():
-            memory[f"outer/start/{name}"] = part.layout, np.full_like(part.weights, np.nan)
+            memory[f"outer/start/{name}"] = part.layout, _unknown(part)
             memory[f"outer/momentum/{name}"] = part.layout, np.zeros_like(part.weights)
         self.memory = memory
 
@@ -155,3 +155,11 @@ class Outer:
             np.subtract(d, m, out=m)
             np.add(w, m, out=w)
             np.copyto(s, w)
+
+
+def _unknown(part: Part) -> Array:
+    """A start that is not known: every number is NaN, and the padding, which is moved to no other part, is zero."""
+    start = np.zeros_like(part.weights)
+    for entry in part.layout:
+        start[entry.slice] = np.nan
+    return start

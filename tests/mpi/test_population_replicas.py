@@ -159,6 +159,18 @@ def test_every_member_has_an_outer_optimizer_of_its_own(channel: Channel, score:
         assert_alike(part, member, parts[channel.rank])
 
 
+def test_the_padding_of_a_start_is_zero_before_there_is_one(channel: Channel) -> None:
+    """Members that are packed anew write theirs beside it, and the next weights come from all of it."""
+    part, consensus = everyone(PROBLEM), OuterOptions().build(channel, 1)
+    consensus.prepare({part.name: part})
+    for layout, vector in consensus.memory.values():
+        padding = np.ones(vector.size, bool)
+        for entry in layout:
+            padding[entry.slice] = False
+        assert not vector[padding].any()
+    assert len(consensus.memory) == (1 if channel.size == 1 else 3)
+
+
 @pytest.mark.parametrize("form", ["adapt_then_combine", "combine_then_adapt"])
 def test_members_mix_with_those_of_neighbours(channel: Channel, form: str) -> None:
     consensus = GossipOptions(form=form, period=Period("2 steps")).build(channel, 1)  # type: ignore[arg-type]
