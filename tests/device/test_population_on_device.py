@@ -71,9 +71,10 @@ def test_members_are_the_same_on_two_shards(choosy: bool, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(bool(no_launcher()), reason="no mpirun")
-def test_members_of_replicas_meet_as_on_a_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wild", [(), ("model.rates=[0.1, 1e300]", "consensus.score=best")], ids=["", "wild"])
+def test_members_of_replicas_meet_as_on_a_cpu(wild: tuple[str, ...], tmp_path: Path) -> None:
     settings = (*POPULATION, "grid.replicas=2", "consensus.name=averaging", "consensus.period=4 steps")
-    settings = (*settings, "consensus.mix=0.7", "run.dtype=float64")
+    settings = (*settings, "consensus.mix=0.7", "run.dtype=float64", *wild)
     for device in ("gpu", "cpu"):
         done = train(2, tmp_path / device, *settings, f"run.device={device}", timeout=300)
         assert done.returncode == 0, done.stderr
