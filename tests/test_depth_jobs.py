@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import pytest
 from crew import Crews
-from train_jobs import LAYER, SMALL, arguments, paced, records, summary, train
+from train_jobs import LAYER, SMALL, arguments, datasets, paced, records, summary, train
 
 ACCURATE = ("train.epochs=15", "train.evaluate=15 epochs", "train.clip=1", "data.batch=32", "model.widths=[32,32,32]",
             "consensus.name=gradients")  # fmt: skip
@@ -177,3 +177,22 @@ def test_what_does_not_fit_is_refused_at_the_door(
     assert f"mpinn: {said}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_replicas_whose_depth_is_cut_anew_agree_at_the_next_meeting(tmp_path: Path, crews: Crews) -> None:
+    """As an outer optimizer leaves them: all from one start."""
+    settings = (
+        *DEEP[:-1],
+        "schedule.name=gpipe",
+        "grid.replicas=2",
+        "consensus.name=outer",
+        "consensus.period=4 steps",
+    )
+    stopped = crews.train(4, tmp_path, *settings, "--stop-after", "10")
+    assert stopped.returncode == 75, stopped.stderr
+    own = "replica/0/model/network/output/weight"
+    assert own in datasets((tmp_path / "latest").resolve())
+    done = crews.train(2, tmp_path, *settings, "grid.stages=1")
+    assert done.returncode == 0, done.stderr
+    assert "model/network: the 2 replicas of step 10 differ; each of the 2 takes their mean" in done.stdout
+    assert own not in datasets((tmp_path / "latest").resolve())
