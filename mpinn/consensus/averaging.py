@@ -164,7 +164,9 @@ class Averaging:
         if weights is None:
             # nobody of this shard can be saved, but members of others can
             weights = np.full(numbers.shape, 1 / len(numbers))
-        masked = ~np.isfinite(numbers[self._channel.rank])
+        bad = ~np.isfinite(numbers)
+        # what no replica has as it should be does not go on from a mean of others
+        masked = bad[self._channel.rank] & ~bad.all(axis=0)
         for name, part in parts.items():
             packing = self._packings[name]
             self._average(part, packing, weights, measure)
@@ -183,7 +185,6 @@ class Averaging:
         bad = ~np.isfinite(numbers)
         if self.merge.ndim == 1:
             return Meeting(numbers[:, 0], weights[:, 0], tuple(np.flatnonzero(bad).tolist()))
-        # a member that no replica has as it should be does not go on from the mean of others
         met = ~bad.all(axis=0)
         terms = np.where(bad, 0, numbers), weights, bad
         scores, shares, masked = measure.across(np.array([term[:, met].sum(axis=1) for term in terms], np.float64))

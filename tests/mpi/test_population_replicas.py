@@ -134,6 +134,26 @@ def test_every_member_meets_as_if_it_were_alone(channel: Channel, average: Avera
     check_told(trained.meetings, trained.merges, channel.size, breaks)
 
 
+def test_a_member_that_is_lost_on_all_replicas_counts_for_nobody(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "broken", lambda step, replica: step == 1)
+    average = Average(score="accuracy")
+    trained = train(channel, averaging_of(channel, average), breaks=True)
+    numbers = np.array([member.number for member in order(trained.part)])
+    assert np.isnan(own(trained.part, BROKEN.number)["hidden1"]["weight"]).all()
+    # nobody starts anew from a mean
+    assert np.isnan(own(trained.part, BROKEN.number, trained.part.slots["momentum"])["output"]["bias"]).all()
+    for member in SEVERAL:
+        if member is not BROKEN:
+            assert_alike(trained.part, member, averaging(single(member), channel.size, average, STEPS)[0][channel.rank])
+    for meeting, merge in zip(trained.meetings, trained.merges, strict=True):
+        assert meeting.members == 0
+        assert (merge[:, numbers == BROKEN.number] == 1 / channel.size).all()
+        np.testing.assert_allclose(meeting.weights, merge[:, numbers != BROKEN.number].mean(axis=1))
+        assert np.isfinite(meeting.scores).all()
+
+
 def order(part: Part) -> Sequence[Member]:
     return part.chain.layers[0][1].members
 
