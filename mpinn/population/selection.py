@@ -70,7 +70,7 @@ class Selection:
         return of
 
     def _freeze(self) -> None:
-        """Members that learn no more keep their weights; panels of nothing else need not be computed."""
+        """Members that learn no more are moved by meetings alone; panels of nothing else need not be computed."""
         stopped = frozenset(np.flatnonzero(self.measure.ranking.stopped).tolist())
         panels = self.schedule.population.panels
         self.schedule.idle = frozenset(n for n, panel in panels if all(m.number in stopped for m in panel.members))
