@@ -1,9 +1,10 @@
-"""Lengths in the options that must fall within the run, as they are written for a run that is to begin."""
+"""Lengths in the options that fall within the run: those that must, where one begins, and those that had better."""
 
 from itertools import pairwise
 
 from mpinn.config import Config
 from mpinn.errors import InputError
+from mpinn.nn.optimizer import Optimizer
 
 
 def check_course(config: Config, samples: int, replicas: int) -> None:
@@ -26,6 +27,24 @@ def check_course(config: Config, samples: int, replicas: int) -> None:
         given = ", ".join(f'"{rung}"' for rung in rungs)
         within = f"after the start and before the end of the {_count(train.epochs, 'epoch')} of {_count(epoch, 'step')}"
         raise InputError("model.rungs", f"expected lengths that rise, {within}, got [{given}]")
+
+
+def unreached(optimizer: Optimizer, steps_per_epoch: int, total: int) -> list[str]:
+    """Warnings for the log: parts of the learning rate's course that a run of ``total`` steps does not reach.
+
+    None of them is an error, since a longer run may follow.
+    """
+    if not total:
+        return []
+    said, end = [], f"before the end of this run, which is step {total:,}"
+    late = [f'"{length}"' for length in optimizer.milestones if length.steps(steps_per_epoch) >= total]
+    if optimizer.milestones and optimizer.decay != "step":
+        said.append(f"optimizer.milestones: they play no part, since optimizer.decay is {optimizer.decay}, not step")
+    elif late:
+        said.append(f"optimizer.milestones: {', '.join(late)} {'are' if len(late) > 1 else 'is'} not {end}")
+    if optimizer.warmup.steps(steps_per_epoch) >= total:
+        said.append(f'optimizer.warmup: "{optimizer.warmup}" does not end {end}: the rate rises all the time')
+    return [f"warning: {text}" for text in said]
 
 
 def _count(number: int, thing: str) -> str:
