@@ -13,7 +13,6 @@ from mpinn import __version__
 from mpinn.comm.grid import World
 from mpinn.comm.launch import say
 from mpinn.config import Config
-from mpinn.consensus.graphs import sides
 from mpinn.errors import FatalError, InputError
 from mpinn.nn.layout import Layout
 from mpinn.partition.cuts import size_of, trained
@@ -21,6 +20,7 @@ from mpinn.population.standing import SHOWN, csv_text
 from mpinn.run.binding import binding
 from mpinn.run.checks import Request, Start, check
 from mpinn.run.experiment import Experiment, build, second_core
+from mpinn.run.remarks import remarks
 from mpinn.run.summary import add_unsaved, collect, lines, may_meet
 from mpinn.run.survival import Death, Survival, survive
 from mpinn.run.timeline import common_zero, write_timeline
@@ -120,8 +120,7 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
         *_depth(world, experiment),
         f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
         f"{_consensus(config, experiment.grid.replicas.size)}{config.names['optimizer']}, {config.run.dtype}",
-        *_remarks(config, experiment.grid.replicas.size),
-        *_delayed(config, experiment.grid.stages.size),
+        *remarks(config, experiment.grid.replicas.size, experiment.grid.stages.size),
         *unreached(config.optimizer, trainer.batches.steps_per_epoch, trainer.plan.total),
         *start.notes,
         *experiment.notes,
@@ -150,34 +149,6 @@ def _depth(world: World, experiment: Experiment) -> list[str]:
     size = size_of(config, experiment.grid.replicas.size)
     network = trained(config, experiment.model, cuts)
     return [said, *config.schedule.remarks(second_core(world, experiment.device.kernels), network, size)]
-
-
-def _remarks(config: Config, replicas: int) -> list[str]:
-    """What follows from the choices and may surprise."""
-    said = []
-    if (
-        replicas == 1
-        and may_meet(config.names["model"], replicas)
-        and config.names["consensus"] in ("averaging", "outer", "gossip")
-    ):
-        said.append("one replica never meets: this is plain training of one model")
-    graph = getattr(config.consensus, "graph", "")
-    if graph == "torus" and sides(replicas)[0] == 1:
-        said.append(f"{replicas} replicas make no rectangle: the torus is a ring")
-    if replicas > 1 and config.names["consensus"] == "none":
-        said.append("replicas train alone and are never joined: the model of the run is replica 0")
-    if config.data.batch < replicas:
-        said.append(f"warning: the batch of {config.data.batch} leaves some of the {replicas} replicas without samples")
-    return said
-
-
-def _delayed(config: Config, stages: int) -> list[str]:
-    """Delayed gradients bear smaller steps only: seen as a loss that stalls, which nothing else explains."""
-    delay = config.schedule.delay(stages)
-    if not delay or config.train.clip:
-        return []
-    updates = f"{delay:g} update{'s' * (delay != 1)}"
-    return [f"gradients are up to {updates} old: if the loss stalls, a smaller optimizer.rate or train.clip = 1 helps"]
 
 
 def _consensus(config: Config, replicas: int) -> str:

@@ -40,6 +40,11 @@ class OuterOptions(MeetingOptions):
     nesterov: bool = True
     """Nesterov's momentum in place of the heavy ball's."""
 
+    @property
+    def reach(self) -> float:
+        """How far all steps together go for one unit that replicas have moved: eta / (1 - mu)."""
+        return self.rate / (1 - self.momentum)
+
     def build(self, channel: Channel, steps_per_epoch: int) -> "Outer":
         """The consensus of the replicas that ``channel`` joins."""
         return Outer(channel, self, steps_per_epoch)

@@ -1,0 +1,50 @@
+"""Sentences for the log about what follows from the choices of a run and may surprise."""
+
+from mpinn.config import Config
+from mpinn.consensus.graphs import sides
+from mpinn.consensus.outer import OuterOptions
+from mpinn.run.summary import may_meet
+
+
+def remarks(config: Config, replicas: int, stages: int) -> list[str]:
+    """Those of a run on so many replicas and stages."""
+    return [*_meetings(config, replicas), *_outer(config, replicas), *_steps(config, stages)]
+
+
+def _meetings(config: Config, replicas: int) -> list[str]:
+    said = []
+    if (
+        replicas == 1
+        and may_meet(config.names["model"], replicas)
+        and config.names["consensus"] in ("averaging", "outer", "gossip")
+    ):
+        said.append("one replica never meets: this is plain training of one model")
+    graph = getattr(config.consensus, "graph", "")
+    if graph == "torus" and sides(replicas)[0] == 1:
+        said.append(f"{replicas} replicas make no rectangle: the torus is a ring")
+    if replicas > 1 and config.names["consensus"] == "none":
+        said.append("replicas train alone and are never joined: the model of the run is replica 0")
+    if config.data.batch < replicas:
+        said.append(f"warning: the batch of {config.data.batch} leaves some of the {replicas} replicas without samples")
+    return said
+
+
+def _outer(config: Config, replicas: int) -> list[str]:
+    """The outer momentum adds up what replicas move, and an optimizer of large steps is carried away by it."""
+    options = config.consensus
+    if replicas == 1 or not isinstance(options, OuterOptions) or options.reach <= 1:
+        return []
+    said = f"outer steps add up to {options.reach:.3g} times what replicas have moved"
+    return [f"{said}: if the validation gets worse at meetings, a smaller consensus.momentum helps"]
+
+
+def _steps(config: Config, stages: int) -> list[str]:
+    """What bears smaller steps only: seen as a loss that stalls or grows, which nothing else explains."""
+    schedule, helps = config.schedule, "a smaller optimizer.rate or train.clip = 1 helps"
+    if config.train.clip:
+        return []
+    if config.names["schedule"] == "parareal" and schedule.pieces(stages) > 1:
+        return [f"a parareal network bears smaller steps than the network that is cut: if the loss grows, {helps}"]
+    if delay := schedule.delay(stages):
+        return [f"gradients are up to {delay:g} update{'s' * (delay != 1)} old: if the loss stalls, {helps}"]
+    return []

@@ -1,0 +1,74 @@
+"""What the log says of choices that may surprise: when, and that what it advises helps."""
+
+from pathlib import Path
+
+import pytest
+from crew import Crews
+from train_jobs import here, summary
+
+from mpinn.config import Config
+from mpinn.run.checks import Request, check
+from mpinn.run.remarks import remarks
+
+OUTER = "outer steps add up to {} times what replicas have moved: if the validation gets worse at meetings, a smaller "
+PARAREAL = "a parareal network bears smaller steps than the network that is cut: if the loss grows, a smaller "
+SHORT = ("train.epochs=15", "train.evaluate=15 epochs", "data.batch=64", "model.widths=[32,32,32]")
+
+
+def config(directory: Path, ranks: int, *settings: str) -> Config:
+    return check(Request(None, (f"run.directory={directory / 'run'}", *settings)), ranks).config
+
+
+@pytest.mark.parametrize(
+    ("settings", "replicas", "said"),
+    [
+        ((), 2, OUTER.format("7")),
+        (("consensus.rate=1", "consensus.momentum=0.7"), 2, OUTER.format("3.33")),
+        (("consensus.momentum=0",), 2, ""),
+        ((), 1, ""),
+    ],
+)
+def test_outer_steps_that_add_up(settings: tuple[str, ...], replicas: int, said: str, tmp_path: Path) -> None:
+    told = [
+        text
+        for text in remarks(config(tmp_path, replicas, "consensus.name=outer", *settings), replicas, 1)
+        if text.startswith("outer steps")
+    ]
+    assert told == [f"{said}consensus.momentum helps"] * bool(said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages", "said"),
+    [
+        (("grid.stages=2",), 2, True),
+        (("schedule.blocks=2",), 1, True),
+        ((), 1, False),
+        (("grid.stages=2", "train.clip=1"), 2, False),
+    ],
+)
+def test_a_parareal_network_bears_smaller_steps(
+    settings: tuple[str, ...], stages: int, said: bool, tmp_path: Path
+) -> None:
+    chosen = config(tmp_path, stages, "consensus.name=gradients", "schedule.name=parareal", *settings)
+    assert remarks(chosen, 1, stages) == [f"{PARAREAL}optimizer.rate or train.clip = 1 helps"] * said
+
+
+def test_a_parareal_network_that_is_clipped_learns_at_the_rate_of_the_network_that_is_cut(tmp_path: Path) -> None:
+    """Without clipping each of these seeds diverges at this rate, which is the default."""
+    parareal, found = ("schedule.name=parareal", "schedule.blocks=2", "schedule.cut=estimated", "train.clip=1"), []
+    for seed in range(3):
+        assert here(tmp_path / str(seed), *SHORT, *parareal, f"run.seed={seed}") == 0
+        found.append(summary(tmp_path / str(seed))["test"]["accuracy"])
+    assert sum(found) / 3 > 0.95
+
+
+def test_outer_steps_without_momentum_learn_as_one_rank_does(tmp_path: Path, crews: Crews) -> None:
+    """With the default momentum the mean over these seeds is 0.65."""
+    found = []
+    for seed in range(3):
+        settings = (*SHORT, "consensus.name=outer", "consensus.momentum=0", f"run.seed={seed}")
+        done = crews.train(2, tmp_path / str(seed), *settings)
+        assert done.returncode == 0, done.stderr
+        assert "outer steps" not in done.stdout
+        found.append(summary(tmp_path / str(seed))["test"]["accuracy"])
+    assert sum(found) / 3 > 0.95
