@@ -180,7 +180,12 @@ def test_a_file_that_is_no_data(contents: bytes | None, message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((), "loss.name: cross_entropy needs class numbers"),
+        (
+            (),
+            "loss.name: cross_entropy needs class numbers, but the targets are values: use squared_error\n"
+            "consensus.score: accuracy needs class numbers, but the targets are values: use inverse_loss",
+        ),
+        (("consensus.name=gradients",), "loss.name: cross_entropy needs class numbers"),
         (("loss.name=squared_error",), "consensus.score: accuracy needs class numbers"),
         (("loss.name=squared_error", "consensus.score=best"), "consensus.score: best needs class numbers"),
         (("loss.name=squared_error", "consensus.name=none", "data.deal=skewed"), "data.deal: 'skewed' sorts by label"),

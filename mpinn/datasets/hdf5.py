@@ -21,7 +21,8 @@ CHUNK = 2**15
 def digits(data: Data, read: int) -> Source:
     """The handwritten digits that come with the program."""
     if data.path:
-        raise InputError("data.path", f"the digits come with the program and have no path, got {data.path!r}")
+        said = f"the digits come with the program and have no path, got {data.path!r}"
+        raise InputError("data.path", f"{said}; data.name = hdf5 or npz is for a file of your own")
     package = Path(mpinn.__file__).parent
     places = (package / "data" / "digits.h5", package.parent / "data" / "digits.h5")
     for place in places:

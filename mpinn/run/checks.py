@@ -177,12 +177,14 @@ def check_together(config: Config, data: Mapping[str, Any]) -> None:
         raise InputError("consensus.in_flight", f"{said} the batches of training, and would overwrite {lost}")
     if data["classes"]:
         return
-    values = "needs class numbers, but the targets are values"
+    values, wrong = "needs class numbers, but the targets are values", []
     if config.names["loss"] == "cross_entropy":
-        raise InputError("loss.name", f"cross_entropy {values}: use squared_error")
+        wrong.append(f"loss.name: cross_entropy {values}: use squared_error")
     score = getattr(config.consensus, "score", "")
     if score in ("accuracy", "accuracy_shard", "inverse_error", "best"):
-        raise InputError("consensus.score", f"{score} {values}: use inverse_loss")
+        wrong.append(f"consensus.score: {score} {values}: use inverse_loss")
+    if wrong:
+        raise InputError("", "\n".join(wrong))
 
 
 def overwritten(config: Config) -> str:

@@ -287,7 +287,10 @@ def test_what_the_table_itself_has_wrong(tmp_path):
         == "data.name: 'digit' is not one of digits, mnist, cifar10, cifar100, hdf5, npz (did you mean digits?)"
     )
     assert refusal(Data(name="hdf5")) == 'data.path: data.name = "hdf5" needs the path of a file'
-    assert refusal(Data(path="a.h5")) == "data.path: the digits come with the program and have no path, got 'a.h5'"
+    assert refusal(Data(path="a.h5")) == (
+        "data.path: the digits come with the program and have no path, got 'a.h5'; "
+        "data.name = hdf5 or npz is for a file of your own"
+    )
 
 
 def test_one_sample_is_not_divided(tmp_path):
