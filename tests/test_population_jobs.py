@@ -27,6 +27,7 @@ def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], t
     for ranks in (2, 3) if choosy else (4,):
         done = crews.train(ranks, tmp_path / str(ranks), *POPULATION, *choosy)
         assert done.returncode == 0, done.stderr
+        assert "population of 48 members with " in done.stdout
         same(tmp_path / "1", tmp_path / str(ranks))
         assert summary(tmp_path / str(ranks))["test"] == summary(tmp_path / "1")["test"]
         if not choosy:

@@ -369,10 +369,12 @@ def test_a_regression_has_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixt
     data = ("data.name=hdf5", f"data.path={tmp_path / 'data.h5'}", "data.batch=20", "loss.name=squared_error")
     run, network = tmp_path / "run", "model.widths=[64,64]"
     assert here(run, *data, network, "consensus.score=inverse_loss", "train.epochs=30", "checkpoint.every=1 epoch") == 0
-    assert "accuracy" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "accuracy" not in told
     assert list(summary(run)["test"]) == ["loss"]
     losses = {line["step"]: line["validation_loss"] for line in records(run) if "validation_loss" in line}
     best = min(losses, key=lambda step: losses[step])
+    assert f"  validation loss {losses[90]:.4f}\n" in told
     assert losses[best] < 0.01 * losses[3]
     kept = json.loads((run / "checkpoints.json").read_text())["checkpoints"]
     assert max(kept, key=lambda entry: entry["score"])["step"] == best

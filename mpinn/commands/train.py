@@ -15,6 +15,7 @@ from mpinn.comm.launch import say
 from mpinn.config import Config
 from mpinn.errors import FatalError, InputError
 from mpinn.nn.layout import Layout
+from mpinn.nn.packed import population_of
 from mpinn.partition.cuts import size_of, trained
 from mpinn.population.standing import SHOWN, csv_text
 from mpinn.run.binding import binding
@@ -118,7 +119,7 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
         f"device {device.said}",
         *shared,
         *_depth(world, experiment),
-        f"{config.names['model']} with {_parameters(experiment):,} parameters on {config.data.name}, "
+        f"{_model(experiment)} on {config.data.name}, "
         f"{_consensus(config, experiment.grid.replicas.size)}{config.names['optimizer']}, {config.run.dtype}",
         *remarks(config, experiment.grid.replicas.size, experiment.grid.stages.size),
         *unreached(config.optimizer, trainer.batches.steps_per_epoch, trainer.plan.total),
@@ -131,10 +132,13 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
     return said
 
 
-def _parameters(experiment: Experiment) -> int:
-    """Of the whole model."""
+def _model(experiment: Experiment) -> str:
+    """The whole model, and how large it is."""
     model, config = experiment.model, experiment.config
-    return Layout(trained(config, model, experiment.cuts).parameters(model.shape), config.run.dtype).count
+    count = Layout(trained(config, model, experiment.cuts).parameters(model.shape), config.run.dtype).count
+    population = population_of(model.network)
+    members = f" of {len(population.members):,} members" if population else ""
+    return f"{config.names['model']}{members} with {count:,} parameters"
 
 
 def _depth(world: World, experiment: Experiment) -> list[str]:

@@ -237,7 +237,8 @@ class Trainer:
     def _validated(self) -> str:
         if self.quality is None:
             return ""
-        return f"  validation {self.quality.accuracy if self.classes else self.quality.loss:.4f}"
+        measured = f"{self.quality.accuracy:.4f}" if self.classes else f"loss {self.quality.loss:.4f}"
+        return f"  validation {measured}"
 
     def _agreed(self, step: int, last: bool) -> bool:
         """Save if it is time; whether all ranks stop here."""
