@@ -36,7 +36,7 @@ class Ranking:
         self.loss: Array = np.full(members, np.nan)
         self.accuracy: Array = np.full(members, np.nan)
         self.left, self.stopped, self.waited = np.zeros((3, members), np.int64)
-        self._classes = classes
+        self.classes = classes
         self._patience = patience
 
     def arrays(self) -> dict[str, Array]:
@@ -55,7 +55,7 @@ class Ranking:
 
     def score(self) -> Array:
         """(M,), higher is better; of members that are not finite, or not measured, -inf."""
-        score = self.accuracy if self._classes else -self.loss
+        score = self.accuracy if self.classes else -self.loss
         return np.where(np.isfinite(self.loss), score, -np.inf)
 
     def order(self) -> Array:
@@ -73,7 +73,7 @@ class Ranking:
         measured = np.flatnonzero((sums[:, 2] > 0) & (self.left == 0) & (self.stopped == 0))
         before = self.score()
         loss, accuracy = sums[measured, 0] / sums[measured, 2], sums[measured, 1] / sums[measured, 2]
-        new = np.where(np.isfinite(loss), accuracy if self._classes else -loss, -np.inf)
+        new = np.where(np.isfinite(loss), accuracy if self.classes else -loss, -np.inf)
         better = new > before[measured]
         taken = better if self._patience else np.ones_like(better)
         # a member that is not finite any more says so, unless it keeps its best weights

@@ -27,7 +27,7 @@ def _row(place: int, member: Member, ranking: Ranking, optimizer: Optimizer) -> 
     return {
         "place": place,
         "member": number,
-        "validation_accuracy": _known(ranking.accuracy[number]),
+        "validation_accuracy": _known(ranking.accuracy[number]) if ranking.classes else None,
         "validation_loss": _known(ranking.loss[number]),
         "layers": len(member.widths),
         "width": member.widths[0],

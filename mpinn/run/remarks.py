@@ -18,14 +18,15 @@ def _meetings(config: Config, replicas: int) -> list[str]:
         and may_meet(config.names["model"], replicas)
         and config.names["consensus"] in ("averaging", "outer", "gossip")
     ):
-        said.append("one replica never meets: this is plain training of one model")
+        plain = config.names["schedule"] == "serial"
+        said.append(f"one replica never meets{': this is plain training of one model' * plain}")
     graph = getattr(config.consensus, "graph", "")
     if graph == "torus" and sides(replicas)[0] == 1:
         said.append(f"{replicas} replicas make no rectangle: the torus is a ring")
     if replicas > 1 and config.names["consensus"] == "none":
         said.append("replicas train alone and are never joined: the model of the run is replica 0")
     if config.data.batch < replicas:
-        said.append(f"warning: the batch of {config.data.batch} leaves some of the {replicas} replicas without samples")
+        said.append(f"warning: data.batch: {config.data.batch} leaves some of the {replicas} replicas without samples")
     return said
 
 

@@ -146,7 +146,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "test": _quality(summary["test"]),
         "validation": _quality(summary["validation"]),
         **({"best seen": unsaved_text(unsaved)} if (unsaved := summary.get("unsaved")) else {}),
-        "trained": f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['samples']:,} samples "
+        "trained": f"{_counted(summary['epochs'], 'epoch')}, {_counted(summary['steps'], 'step')}, "
+        f"{_counted(summary['samples'], 'sample')} "
         f"in {summary['seconds']:.2f} s of training: {summary['samples_per_second']:,.0f} samples/s",
     }
     if deaths := summary.get("deaths"):
@@ -176,6 +177,10 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         where["all members"] = f"{place}/ranking.csv"
         where["take the best"] = f"python -m mpinn extract {quoted} --best"
     return ["", *_aligned(facts), *ranking, "", *since, *table, "", *_aligned(where)]
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _quality(numbers: Mapping[str, float]) -> str:

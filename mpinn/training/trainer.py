@@ -22,7 +22,7 @@ from mpinn.trace import SILENT, Trace
 from mpinn.training.agreement import Agreement
 from mpinn.training.boundary import Boundaries, Standing
 from mpinn.training.measure import ReplicaMeasure, RunMeasure
-from mpinn.training.reporter import Reporter, Silent
+from mpinn.training.reporter import Reporter, Silent, loss_text
 from mpinn.training.tally import NEVER, Stopwatch, Tally
 
 ADVICE = "A smaller optimizer.rate, a longer optimizer.warmup or train.clip may prevent it"
@@ -225,7 +225,7 @@ class Trainer:
         record = {"step": step, "epoch": epoch, **loss, "rate": rate, "samples": self.samples, "seconds": seconds}
         self.keeper.record(record)
         speed = self.samples / seconds if seconds else 0.0
-        return f"epoch {epoch:.1f}  {speed:,.0f}/s" + "".join(f"  loss {value:.4f}" for value in loss.values())
+        return f"epoch {epoch:.1f}  {speed:,.0f}/s" + "".join(f"  loss {loss_text(value)}" for value in loss.values())
 
     def _evaluate(self, step: int) -> None:
         self.quality = self.measure.quality("validation", step)
@@ -237,7 +237,7 @@ class Trainer:
     def _validated(self) -> str:
         if self.quality is None:
             return ""
-        measured = f"{self.quality.accuracy:.4f}" if self.classes else f"loss {self.quality.loss:.4f}"
+        measured = f"{self.quality.accuracy:.4f}" if self.classes else f"loss {loss_text(self.quality.loss)}"
         return f"  validation {measured}"
 
     def _agreed(self, step: int, last: bool) -> bool:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from mpinn.array.typing import Array
+from mpinn.nn.optimizer import SGD
+from mpinn.nn.packed import Member
 from mpinn.population.ranking import Ranking
+from mpinn.population.standing import standing
 
 
 def sums(losses: list[float], right: list[float], samples: int = 10) -> Array:
@@ -25,6 +28,10 @@ def test_a_regression_is_ranked_by_its_loss() -> None:
     ranking = Ranking(3, classes=0)
     ranking.take(sums([0.5, 0.1, np.inf], [0, 0, 0]), 1)
     assert ranking.order().tolist() == [1, 0, 2]
+    members = [Member(number, (2,), "relu", 0) for number in range(3)]
+    rows = standing(ranking, members, SGD())
+    assert [row["validation_accuracy"] for row in rows] == [None] * 3
+    assert [row["validation_loss"] for row in rows] == [pytest.approx(0.1), pytest.approx(0.5), None]
 
 
 def test_half_of_an_odd_number_stays_rounded_up() -> None:

@@ -53,6 +53,20 @@ def test_a_parareal_network_bears_smaller_steps(
     assert remarks(chosen, 1, stages) == [f"{PARAREAL}optimizer.rate or train.clip = 1 helps"] * said
 
 
+@pytest.mark.parametrize(
+    ("settings", "ranks", "said"),
+    [
+        ((), 1, ["one replica never meets: this is plain training of one model"]),
+        (("schedule.name=fdg", "grid.stages=2", "train.clip=1"), 2, ["one replica never meets"]),
+        (("data.batch=3",), 4, ["warning: data.batch: 3 leaves some of the 4 replicas without samples"]),
+        (("data.batch=4",), 4, []),
+    ],
+)
+def test_replicas(settings: tuple[str, ...], ranks: int, said: list[str], tmp_path: Path) -> None:
+    chosen = config(tmp_path, ranks, *settings)
+    assert remarks(chosen, ranks // chosen.grid.stages, chosen.grid.stages) == said
+
+
 def test_a_parareal_network_that_is_clipped_learns_at_the_rate_of_the_network_that_is_cut(tmp_path: Path) -> None:
     """Without clipping each of these seeds diverges at this rate, which is the default."""
     parareal, found = ("schedule.name=parareal", "schedule.blocks=2", "schedule.cut=estimated", "train.clip=1"), []

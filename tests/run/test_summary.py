@@ -48,6 +48,13 @@ def test_a_run_of_classes_with_meetings() -> None:
     assert "\n".join(lines(SUMMARY)) == PRINTED
 
 
+def test_one_of_a_thing_is_not_many() -> None:
+    [told] = [line for line in lines({**SUMMARY, "epochs": 1, "steps": 1, "samples": 1}) if line[:7] == "trained"]
+    assert told == "trained       1 epoch, 1 step, 1 sample in 1.50 s of training: 47,880 samples/s"
+    [told] = [line for line in lines({**SUMMARY, "epochs": 0, "steps": 12345}) if line[:7] == "trained"]
+    assert told.startswith("trained       0 epochs, 12,345 steps, 71,820 samples in ")
+
+
 def test_a_regression_without_meetings() -> None:
     values = {"test": {"loss": 0.5}, "validation": {"loss": 0.75}, "consensus": "none", "score": None}
     values |= {"weights": None, "meetings": None, "start": 300}

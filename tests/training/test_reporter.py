@@ -11,7 +11,7 @@ import pytest
 from launch import finish, kill, start
 from train_jobs import arguments
 
-from mpinn.training.reporter import Bar, Plain, Silent, open_reporter
+from mpinn.training.reporter import Bar, Plain, Silent, loss_text, open_reporter
 
 
 def plain(total: int, steps: range, lines: int = 20) -> list[str]:
@@ -133,3 +133,11 @@ def test_a_bar_on_a_terminal_through_mpirun(tmp_path: Path) -> None:
     assert not [line for line in shown if line.startswith("step ")]
     assert sum(line.startswith("mpinn 0.1.0: 2 ranks") for line in shown) == 1
     assert sum(line.startswith("test          accuracy ") for line in shown) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(0.00049, "0.0005"), (999999.5, "999999.5000"), (4.753058545516968e33, "4.753e+33"), (float("nan"), "nan")],
+)
+def test_a_loss(loss: float, text: str) -> None:
+    assert loss_text(loss) == text
