@@ -134,7 +134,7 @@ def test_replicas_that_met_go_on_as_one(tmp_path: Path, crews: Crews) -> None:
     assert stopped.returncode == 75, stopped.stderr
     done = crews.train(0, tmp_path / "run", *AVERAGED, "grid.replicas=1", "train.epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "model/network: the 2 replicas of step 10 differ; each of the 1 takes their mean" in done.stdout
+    assert "model/network: the 2 replicas of step 10 differ; the one there is now takes their mean" in done.stdout
     assert summary(tmp_path / "run")["population"]["there"] == 12
 
 

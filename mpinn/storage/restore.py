@@ -96,7 +96,8 @@ def _merged(checkpoint: Checkpoint, vectors: Sequence[VectorSpec], grid: tuple[i
     if not kinds:
         return []
     step, was, now = checkpoint.step, checkpoint.grid[0], grid[0]
-    return [f"{kind}: the {was} replicas of step {step} differ; each of the {now} takes their mean" for kind in kinds]
+    who = f"each of the {now}" if now > 1 else "the one there is now"
+    return [f"{kind}: the {was} replicas of step {step} differ; {who} takes their mean" for kind in kinds]
 
 
 def _listed(run: RunDirectory, log: Log) -> list[Saved]:
