@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -143,7 +144,7 @@ def load(
     for table, type_ in types.items():
         values = {key: value for key, value in given.get(table, {}).items() if table in FIXED or key != "name"}
         title = f"[{table}]" if table in FIXED else f"[{table}] {names[table]}"
-        options[table] = read_options(table, title, values, type_, problems)
+        options[table] = read_options(table, title, values, type_, problems, choices.get(table, {}))
     if problems:
         raise problems[0] if len(problems) == 1 else InputError("", "\n".join(map(str, problems)))
     return Config(**options, names=names)
@@ -223,8 +224,25 @@ def _names(
             problems.append(not_one_of(f"{table}.name", name, tuple(choices[table])))
 
 
-def read_options(path: str, title: str, values: Mapping[str, Any], type_: type, problems: list[InputError]) -> Any:
-    """The options object of a table, or None if there was a problem; ``title`` is the table's in messages."""
+def _owners(path: str, key: str, choices: Mapping[str, type]) -> str:
+    """A hint at the choices that have the key."""
+    *found, last = ["", *(name for name, type_ in choices.items() if any(entry.name == key for entry in fields(type_)))]
+    others = ", ".join(found[1:])
+    return f" (it goes with {path}.name = {others}{' or ' * bool(others)}{last})" if last else ""
+
+
+def read_options(
+    path: str,
+    title: str,
+    values: Mapping[str, Any],
+    type_: type,
+    problems: list[InputError],
+    choices: Mapping[str, type] = MappingProxyType({}),
+) -> Any:
+    """The options object of a table, or None if there was a problem; ``title`` is the table's in messages.
+
+    ``choices`` are all options types that the table may have, by its name.
+    """
     hints = get_type_hints(type_, include_extras=True)
     known = {entry.name: hints[entry.name] for entry in fields(type_)}
     before, content = len(problems), {}
@@ -237,7 +255,8 @@ def read_options(path: str, title: str, values: Mapping[str, Any], type_: type, 
         if key not in known:
             more = f"; python -m mpinn keys {path} says more" if path in ORDER else ""
             knows = f"{title} knows: {', '.join(known)}{more}" if known else f"{title} has no options"
-            problems.append(InputError(f"{path}.{key}", f"unknown key{nearest(key, tuple(known))}; {knows}"))
+            hint = _owners(path, key, choices) or nearest(key, tuple(known))
+            problems.append(InputError(f"{path}.{key}", f"unknown key{hint}; {knows}"))
             continue
         try:
             content[key] = _read(f"{path}.{key}", value, known[key], problems)

@@ -19,6 +19,8 @@ from mpinn.training.choices import CHOICES, DEFAULTS
 SETTINGS = {
     "data.bach=64": "data.bach: unknown key (did you mean batch?)",
     "dta.batch=64": "dta: unknown table (did you mean data?)",
+    "schedule.micro_batches=8": "schedule.micro_batches: unknown key (it goes with schedule.name = gpipe or 1f1b);",
+    "schedule.shrink=0.5": "schedule.shrink: unknown key (it goes with schedule.name = fdg, ddg, fr or layerwise);",
     "data.batch=-1": "data.batch: expected an integer of at least 1, got -1",
     "data.batch=many": "data.batch: expected an integer of at least 1, got 'many'",
     "data.batch=1.5": "data.batch: expected an integer of at least 1, got 1.5",

@@ -135,6 +135,10 @@ REFUSED = [
         "[grid]\nranks = 4",
         "grid.ranks: unknown key; [grid] knows: replicas, stages, shards; python -m mpinn keys grid says more",
     ),
+    (
+        '[consensus]\nname = "none"\nscore = "best"',
+        "consensus.score: unknown key (it goes with consensus.name = averaging); [consensus] none has no options",
+    ),
     ("[loss]\nsmoothing = 0.1", "loss.smoothing: unknown key; [loss] cross_entropy has no options"),
     (
         '[run]\nname = "x"',

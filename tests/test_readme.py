@@ -69,6 +69,24 @@ def test_what_it_shows_of_a_plan_is_what_is_predicted(tmp_path: Path) -> None:
     assert re.findall(r"[\d.]+ [KM]iB", row) == [size_text(one.memory), size_text(one.sent)]
 
 
+def test_data_of_one_s_own_are_trained_on_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file by its line of Python, and then its two commands."""
+    monkeypatch.chdir(tmp_path)
+    x, values = np.random.default_rng(0).normal(size=(2, 200, 3))
+    line, *rest = after("numpy.savez(")
+    known = {"numpy": np, "x": x, "x_test": x, "labels": np.arange(200) % 3, "labels_test": np.arange(200) % 3}
+    exec(line, known)
+    np.savez("values.npz", x_train=x, y_train=values, x_test=x, y_test=values)
+    commands = "\n".join(rest).replace("\\\n", " ").split("\n")
+    trained = [command.split("-m mpinn")[1].split() for command in commands if command.startswith("mpirun -n 4")]
+    assert len(trained) == 2
+    for command in trained:
+        done = mpirun(4, "-m", "mpinn", *command, "--set", "train.epochs=1", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "test" in (tmp_path / "runs/mine/summary.json").read_text()
+    assert "accuracy" not in (tmp_path / "runs/values/summary.json").read_text()
+
+
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = Path("runs/digits")
