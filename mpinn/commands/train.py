@@ -121,7 +121,7 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
         *_depth(world, experiment),
         f"{_model(experiment)} on {config.data.name}, "
         f"{_consensus(config, experiment.grid.replicas.size)}{config.names['optimizer']}, {config.run.dtype}",
-        *remarks(config, experiment.grid.replicas.size, experiment.grid.stages.size),
+        *remarks(config, experiment.model, experiment.grid.replicas.size, experiment.grid.stages.size),
         *unreached(config.optimizer, trainer.batches.steps_per_epoch, trainer.plan.total),
         *start.notes,
         *experiment.notes,

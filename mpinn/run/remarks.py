@@ -1,14 +1,27 @@
 """Sentences for the log about what follows from the choices of a run and may surprise."""
 
+from math import prod
+
+from mpinn.array.typing import Shape
 from mpinn.config import Config
 from mpinn.consensus.graphs import sides
 from mpinn.consensus.outer import OuterOptions
+from mpinn.models.model import Model
+from mpinn.nn.layer import Layer
+from mpinn.nn.network import Network
+from mpinn.nn.norm import BatchNorm
+from mpinn.nn.residual import Residual
 from mpinn.run.summary import may_meet
 
 
-def remarks(config: Config, replicas: int, stages: int) -> list[str]:
+def remarks(config: Config, model: Model, replicas: int, stages: int) -> list[str]:
     """Those of a run on so many replicas and stages."""
-    return [*_meetings(config, replicas), *_outer(config, replicas), *_steps(config, stages)]
+    return [
+        *_meetings(config, replicas),
+        *_single(config, model, replicas),
+        *_outer(config, replicas),
+        *_steps(config, stages),
+    ]
 
 
 def _meetings(config: Config, replicas: int) -> list[str]:
@@ -28,6 +41,33 @@ def _meetings(config: Config, replicas: int) -> list[str]:
     if config.data.batch < replicas:
         said.append(f"warning: data.batch: {config.data.batch} leaves some of the {replicas} replicas without samples")
     return said
+
+
+def _single(config: Config, model: Model, replicas: int) -> list[str]:
+    """A batch norm takes its own mean from a single row, and nothing is left of it."""
+    share, pieces = max(1, config.data.batch // replicas), getattr(config.schedule, "micro_batches", 1)
+    if share // min(share, pieces) > 1 or not _norms_rows(model.network, model.shape):
+        return []
+    over = " and ".join(
+        f"{number} {name}" for number, name in ((replicas, "replicas"), (pieces, "micro-batches")) if number > 1
+    )
+    dealt = f"{config.data.batch} over {over}" if over else f"{config.data.batch}"
+    return [f"warning: data.batch: {dealt} leaves a batch norm single samples, all of which it normalises to zero"]
+
+
+def _norms_rows(layer: Layer, shape: Shape) -> bool:
+    """Whether a batch norm in it sees one row of each sample: (B, F), or images of one pixel."""
+    if isinstance(layer, BatchNorm):
+        return prod(shape[:-1]) == 1
+    if isinstance(layer, Residual):
+        return _norms_rows(layer.body, shape)
+    if not isinstance(layer, Network):
+        return False
+    for _, inner in layer.layers:
+        if _norms_rows(inner, shape):
+            return True
+        shape = inner.output_shape(shape)
+    return False
 
 
 def _outer(config: Config, replicas: int) -> list[str]:

@@ -9,10 +9,21 @@ from train_jobs import here, summary
 from mpinn.config import Config
 from mpinn.run.checks import Request, check
 from mpinn.run.remarks import remarks
+from mpinn.training.choices import build_model
 
 OUTER = "outer steps add up to {} times what replicas have moved: if the validation gets worse at meetings, a smaller "
 PARAREAL = "a parareal network bears smaller steps than the network that is cut: if the loss grows, a smaller "
+PIXEL = (
+    "[{kind='residual',projection=[{kind='conv',outputs=2,kernel=8,padding='valid'}],"
+    "body=[{kind='conv',outputs=2,kernel=8,padding='valid'},{kind='batch_norm'}]},"
+    "{kind='flatten'},{kind='dense',outputs=10}]"
+)
 SHORT = ("train.epochs=15", "train.evaluate=15 epochs", "data.batch=64", "model.widths=[32,32,32]")
+
+
+def told(chosen: Config, replicas: int, stages: int) -> list[str]:
+    """The remarks about a run on the digits."""
+    return remarks(chosen, build_model(chosen, (8, 8, 1), 10), replicas, stages)
 
 
 def config(directory: Path, ranks: int, *settings: str) -> Config:
@@ -29,12 +40,9 @@ def config(directory: Path, ranks: int, *settings: str) -> Config:
     ],
 )
 def test_outer_steps_that_add_up(settings: tuple[str, ...], replicas: int, said: str, tmp_path: Path) -> None:
-    told = [
-        text
-        for text in remarks(config(tmp_path, replicas, "consensus.name=outer", *settings), replicas, 1)
-        if text.startswith("outer steps")
-    ]
-    assert told == [f"{said}consensus.momentum helps"] * bool(said)
+    chosen = config(tmp_path, replicas, "consensus.name=outer", *settings)
+    found = [text for text in told(chosen, replicas, 1) if text.startswith("outer steps")]
+    assert found == [f"{said}consensus.momentum helps"] * bool(said)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,7 @@ def test_a_parareal_network_bears_smaller_steps(
     settings: tuple[str, ...], stages: int, said: bool, tmp_path: Path
 ) -> None:
     chosen = config(tmp_path, stages, "consensus.name=gradients", "schedule.name=parareal", *settings)
-    assert remarks(chosen, 1, stages) == [f"{PARAREAL}optimizer.rate or train.clip = 1 helps"] * said
+    assert told(chosen, 1, stages) == [f"{PARAREAL}optimizer.rate or train.clip = 1 helps"] * said
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,44 @@ def test_a_parareal_network_bears_smaller_steps(
 )
 def test_replicas(settings: tuple[str, ...], ranks: int, said: list[str], tmp_path: Path) -> None:
     chosen = config(tmp_path, ranks, *settings)
-    assert remarks(chosen, ranks // chosen.grid.stages, chosen.grid.stages) == said
+    assert told(chosen, ranks // chosen.grid.stages, chosen.grid.stages) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "dealt"),
+    [
+        (("model.norm=batch", "data.batch=4"), 4, "4 over 4 replicas"),
+        (("model.norm=batch", "data.batch=7"), 4, "7 over 4 replicas"),
+        (("model.norm=batch", "data.batch=8"), 4, ""),
+        (("model.norm=batch", "data.batch=1"), 1, "1"),
+        (("model.norm=layer", "data.batch=4"), 4, ""),
+        (
+            ("model.norm=batch", "data.batch=6", "grid.stages=2", "schedule.name=1f1b"),
+            4,
+            "6 over 2 replicas and 4 micro-batches",
+        ),
+        (("model.norm=batch", "data.batch=8", "schedule.name=gpipe", "grid.stages=2"), 2, ""),
+        (("model.name=cnn", "model.widths=[]", "data.batch=4"), 4, ""),
+        (("model.name=cnn", "model.widths=[8]", "data.batch=4"), 4, "4 over 4 replicas"),
+        (("model.name=resnet", "model.depth=8", "data.batch=4"), 4, ""),
+        (("model.name=layers", f"model.layers={PIXEL}", "data.batch=4"), 4, "4 over 4 replicas"),
+        (("model.name=population", "data.batch=4"), 4, ""),
+    ],
+)
+def test_a_batch_norm_of_single_samples(settings: tuple[str, ...], ranks: int, dealt: str, tmp_path: Path) -> None:
+    chosen = config(tmp_path, ranks, "train.clip=1", "consensus.name=gradients", *settings)
+    stages = chosen.grid.stages
+    said = f"warning: data.batch: {dealt} leaves a batch norm single samples, all of which it normalises to zero"
+    assert told(chosen, ranks // stages, stages) == [said] * bool(dealt)
+
+
+def test_single_samples_teach_a_batch_norm_nothing(tmp_path: Path) -> None:
+    accuracies = []
+    for batch in (1, 8):
+        few = ("train.epochs=1", "model.norm=batch", f"data.batch={batch}", "optimizer.rate=0.01")
+        assert here(tmp_path / str(batch), *few) == 0
+        accuracies.append(summary(tmp_path / str(batch))["test"]["accuracy"])
+    assert accuracies[0] < 0.3 < 0.85 < accuracies[1]
 
 
 def test_a_parareal_network_that_is_clipped_learns_at_the_rate_of_the_network_that_is_cut(tmp_path: Path) -> None:
