@@ -50,7 +50,7 @@ def describe(model: SavedModel) -> dict[str, Any]:
         "classes": model.trained.classes,
         "outputs": model.trained.outputs,
         "bounds": np.asarray(model.checkpoint.scalars.get("bounds", ())).tolist(),
-        "input": "channels-last, as the data set has it, before normalisation",
+        "input": f"{'channels-last, ' * (len(model.trained.shape) > 1)}as the data set has it, before normalisation",
         "normalisation": {"mean": model.normalisation.mean.tolist(), "std": model.normalisation.std.tolist()},
         "output": "before softmax" if model.trained.classes else "values",
         "configuration": model.configuration,

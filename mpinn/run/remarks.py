@@ -13,15 +13,32 @@ from mpinn.nn.norm import BatchNorm
 from mpinn.nn.residual import Residual
 from mpinn.run.summary import may_meet
 
+DEALT = {
+    "fixed": "each replica has a shard of its own",
+    "redealt": "a replica sees other samples in each epoch",
+    "same": "every replica sees all samples",
+    "skewed": "each replica has a shard of few labels",
+}
+
 
 def remarks(config: Config, model: Model, replicas: int, stages: int) -> list[str]:
     """Those of a run on so many replicas and stages."""
     return [
+        *_dealt(config, replicas),
         *_meetings(config, replicas),
         *_single(config, model, replicas),
         *_outer(config, replicas),
         *_steps(config, stages),
     ]
+
+
+def _dealt(config: Config, replicas: int) -> list[str]:
+    if replicas == 1:
+        return []
+    auto = config.data.deal == "auto"
+    deal = config.consensus.deal if auto else config.data.deal
+    why = f", which the consensus {config.names['consensus']} prefers" if auto else ""
+    return [f"data.deal is {deal}{why}: {DEALT[deal]}"]
 
 
 def _meetings(config: Config, replicas: int) -> list[str]:

@@ -124,6 +124,11 @@ def _names(one: Prediction) -> str:
     return ", ".join(parts) or "one rank"
 
 
+def times_text(speedup: float) -> str:
+    """With two decimals below 10, where one would hide that little is won."""
+    return f"{speedup:,.{1 if speedup >= 10 else 2}f}"
+
+
 def _chosen(picked: Prediction | None, statistics: bool) -> Iterator[str]:
     if picked is None:
         yield f"no exact grid is {ENOUGH:.0%} efficient"
@@ -131,7 +136,7 @@ def _chosen(picked: Prediction | None, statistics: bool) -> Iterator[str]:
     axis = "shards" if picked.shards > 1 else "stages"
     yield (
         f"recommended: {picked.ranks:,} ranks as {grid_text(picked)} (replicas x {axis}), {_names(picked)}: "
-        f"{picked.speedup:,.1f} times one rank"
+        f"{times_text(picked.speedup)} times one rank"
     )
     yield f"             the fastest exact grid of at least {ENOUGH:.0%} efficiency"
     if statistics and picked.ranks > 1:

@@ -13,7 +13,7 @@ from train_jobs import SMALL, train
 from trained import CLASSES, draw, save_model
 
 import mpinn
-from mpinn.analysis.export import export
+from mpinn.analysis.export import describe, export
 from mpinn.analysis.onnx_graph import Graph, Value
 from mpinn.analysis.onnx_layers import emit
 from mpinn.array.activations import ACTIVATIONS
@@ -176,6 +176,13 @@ def test_onnx_says_what_it_takes(tmp_path):
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["input"] == "channels-last, as the data set has it, before normalisation"
     assert json.loads(facts["configuration"])["model"]["channels"] == [5, 7]
+
+
+@pytest.mark.parametrize(("shape", "said"), [((64,), "as the data"), ((8, 8, 1), "channels-last, as the data")])
+def test_only_images_have_channels(shape, said, tmp_path):
+    path = save_model(tmp_path / "a.h5", {"model": MODELS["mlp"][0]}, shape)
+    with mpinn.open(path) as model:
+        assert describe(model)["input"] == f"{said} set has it, before normalisation"
 
 
 @pytest.mark.parametrize("to", ["npz", "safetensors"])

@@ -22,12 +22,31 @@ SHORT = ("train.epochs=15", "train.evaluate=15 epochs", "data.batch=64", "model.
 
 
 def told(chosen: Config, replicas: int, stages: int) -> list[str]:
-    """The remarks about a run on the digits."""
-    return remarks(chosen, build_model(chosen, (8, 8, 1), 10), replicas, stages)
+    """The remarks about a run on the digits, besides that of how samples are dealt."""
+    found = remarks(chosen, build_model(chosen, (8, 8, 1), 10), replicas, stages)
+    assert found[: replicas > 1] == [text for text in found if text.startswith("data.deal is ")]
+    return found[replicas > 1 :]
 
 
 def config(directory: Path, ranks: int, *settings: str) -> Config:
     return check(Request(None, (f"run.directory={directory / 'run'}", *settings)), ranks).config
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((), "fixed, which the consensus averaging prefers: each replica has a shard of its own"),
+        (
+            ("consensus.name=gradients",),
+            "redealt, which the consensus gradients prefers: a replica sees other samples in each epoch",
+        ),
+        (("data.deal=skewed",), "skewed: each replica has a shard of few labels"),
+        (("data.deal=same", "consensus.name=gossip"), "same: every replica sees all samples"),
+    ],
+)
+def test_how_samples_are_dealt(settings: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    chosen = config(tmp_path, 2, *settings)
+    assert remarks(chosen, build_model(chosen, (8, 8, 1), 10), 2, 1)[0] == f"data.deal is {said}"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mpinn.errors import InputError
 from mpinn.partition.costs import Link
 from mpinn.scaling.advice import advise, chosen, counts_of
 from mpinn.scaling.answer import Inquiry, drawn, outlook
-from mpinn.scaling.report import COLUMNS, lines, rows, seconds_text, size_text
+from mpinn.scaling.report import COLUMNS, lines, rows, seconds_text, size_text, times_text
 
 LINK = Link(1e8, 1e-4)
 
@@ -101,6 +101,10 @@ def test_what_is_printed():
     assert weak[1] == (
         "weak scaling: 128 samples a step of each replica (data.batch), so the global batch grows"
     )  # fmt: skip
+
+
+def test_a_speedup():
+    assert [times_text(one) for one in (1.04, 9.5, 10.81, 12345.6)] == ["1.04", "9.50", "10.8", "12,345.6"]
 
 
 def test_the_table_has_every_prediction():
