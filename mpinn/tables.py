@@ -102,7 +102,7 @@ class Train:
     evaluate: Period = field(default=Period("1 epoch"))
     """How often the model is measured on the validation split, as it is at the end."""
     log: Period = field(default=Period("1 epoch"))
-    """How often a line is logged and written to the metrics."""
+    """How often a line is written to the metrics; of these a log shows about twenty, at equal distances."""
     clip: Amount = 0.0
     """Largest norm of a mean gradient, to which a longer one is shortened; 0 for any."""
 
