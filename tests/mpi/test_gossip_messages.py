@@ -128,5 +128,5 @@ def test_nothing_is_under_way_any_more_when_other_members_take_the_place_of_some
     assert channel.size == 1 or channel.under_way
     other = SHARDS.part()
     consensus.prepare({other.name: other})
-    assert not channel.under_way
+    assert channel.size == 1 or not channel.under_way
     consensus.close()
