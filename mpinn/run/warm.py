@@ -1,7 +1,9 @@
 """Compiled kernels before the first step: one rank of each machine compiles, the others load what it has compiled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from threading import Timer
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +14,7 @@ from mpinn.array.pool import Pool
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import World
+from mpinn.comm.launch import say
 from mpinn.config import Config
 from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
@@ -25,6 +28,8 @@ from mpinn.training.update import OptimizerUpdate
 
 Subject: TypeAlias = tuple[Part, Shape, Shape | None]
 """A part, the shape of a sample that enters it, and of its target: () for class numbers, None if no loss is there."""
+SILENCE = 3.0
+"""Seconds after which it is said what the start waits for."""
 
 
 def warm(world: World, config: Config, subjects: Sequence[Subject]) -> None:
@@ -34,12 +39,31 @@ def warm(world: World, config: Config, subjects: Sequence[Subject]) -> None:
     """
     if all(part.ops is plain for part, _, _ in subjects):
         return
-    for turn in (True, False):
-        if (world.local_rank == 0) == turn:
-            for part, shape, target_shape in subjects:
-                rehearse(config, part, shape, target_shape)
-        if turn:
-            world.control.barrier()
+    with _told(world.rank == 0, SILENCE):
+        for turn in (True, False):
+            if (world.local_rank == 0) == turn:
+                for part, shape, target_shape in subjects:
+                    rehearse(config, part, shape, target_shape)
+            if turn:
+                world.control.barrier()
+
+
+@contextmanager
+def _told(here: bool, silence: float) -> Iterator[None]:
+    """Say what is being done if it takes longer than so many seconds."""
+
+    def tell() -> None:
+        with suppress(OSError):
+            say("preparing kernels: the first start of a network on a machine compiles them")
+
+    timer = Timer(silence, tell)
+    timer.daemon = True
+    if here:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def rehearse(config: Config, part: Part, shape: Shape, target_shape: Shape | None) -> None:

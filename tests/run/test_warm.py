@@ -1,15 +1,18 @@
 """The rehearsal: what it compiles, and that it leaves no trace."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from launch import mpirun
 from train_jobs import world
 
 from mpinn.array import cpu, ops
 from mpinn.models.mlp import MLP
 from mpinn.nn.part import Part, build_part
+from mpinn.run import warm as warming
 from mpinn.run.warm import rehearse, warm
 from mpinn.training.choices import read_config
 
@@ -69,3 +72,17 @@ def test_nothing_is_rehearsed_with_plain_kernels() -> None:
     part = network(ops)
     warm(world(), read_config(None, ()), [(part, (5,), ())])
     assert part.grads.all()
+
+
+@pytest.mark.parametrize(("silence", "said"), [(0.05, "preparing kernels: the first start of a network"), (60.0, "")])
+def test_a_start_that_takes_long_says_why(
+    silence: float, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warming, "SILENCE", silence)
+    monkeypatch.setattr(warming, "rehearse", lambda *given: time.sleep(0.5))
+    warm(world(), read_config(None, ()), [(network(cpu), (5,), ())])
+    told = capsys.readouterr().out
+    assert bool(told) == bool(said)
+    assert told.startswith(said)
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""
