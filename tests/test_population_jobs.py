@@ -211,7 +211,8 @@ def test_a_run_that_goes_on_may_be_cut_before_a_rung(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("grid.replicas=1", "grid.shards=0"), "the 1 members make 1 panels, which are never cut, so this can"),
+        (("grid.replicas=1", "grid.shards=0"), "the 1 members make 1 panels, which are never cut, so this can "
+         "be at most as many, got 0, which is 2 here"),
         (
             ("consensus.name=averaging", "consensus.score=fisher"),
             "consensus.score: fisher is not measured for the members of a population; use uniform, accuracy, ",

@@ -378,3 +378,9 @@ def test_a_regression_has_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixt
     assert losses[best] < 0.01 * losses[3]
     kept = json.loads((run / "checkpoints.json").read_text())["checkpoints"]
     assert max(kept, key=lambda entry: entry["score"])["step"] == best
+    loss, accuracy = datasets((run / "latest").resolve())["scalars/validation"]
+    assert (loss, np.isnan(accuracy)) == (losses[90], True)
+    files = [run / entry["file"] for entry in kept[-2:]]
+    told = alone("-m", "mpinn", "diff", *map(str, files)).stdout
+    assert "validation loss" in told
+    assert "accuracy" not in told

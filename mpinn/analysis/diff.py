@@ -58,7 +58,9 @@ def _facts(ours: Checkpoint, theirs: Checkpoint) -> Description:
     told: list[Mapping[str, Any]] = []
     for file in (ours, theirs):
         scalars = file.scalars
-        quality = dict(zip(("validation loss", "validation accuracy"), scalars.get("validation", ()), strict=False))
+        named = zip(("validation loss", "validation accuracy"), scalars.get("validation", ()), strict=False)
+        # values have no accuracy
+        quality = {name: value for name, value in named if not np.isnan(value)}
         told.append({
             "step": file.step, "epoch": file.epoch, "seed": file.seed, "grid": list(file.grid), "type": file.dtype,
             "program": file.program, "samples": scalars.get("samples"), "seconds": scalars.get("seconds"), **quality,

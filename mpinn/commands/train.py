@@ -28,7 +28,7 @@ from mpinn.run.timeline import common_zero, write_timeline
 from mpinn.run.watchdog import Watchdog
 from mpinn.signals import STOPPED, Signals
 from mpinn.storage.directory import RunDirectory, write_text
-from mpinn.training.course import unreached
+from mpinn.training.course import rare, unreached
 from mpinn.training.reporter import open_reporter
 from mpinn.training.trainer import Outcome
 
@@ -123,6 +123,7 @@ def _opening(world: World, experiment: Experiment, start: Start, survival: Survi
         f"{_consensus(config, experiment.grid.replicas.size)}{config.names['optimizer']}, {config.run.dtype}",
         *remarks(config, experiment.model, experiment.grid.replicas.size, experiment.grid.stages.size),
         *unreached(config.optimizer, trainer.batches.steps_per_epoch, trainer.plan.total),
+        *rare(config.consensus, experiment.grid.replicas.size, trainer.batches.steps_per_epoch, trainer.plan.total),
         *start.notes,
         *experiment.notes,
     ]

@@ -25,9 +25,10 @@ def population_in(scalars: Mapping[str, Any], members: Sequence[Member], outputs
 class Ranking:
     """One row for each member by its number, the same on all ranks.
 
-    ``loss`` and ``accuracy`` (M,) on the validation split, NaN before the first evaluation: the newest ones, or, if
-    members have ``patience``, the best so far. ``left`` is the step after which a member left, ``stopped`` the one
-    after which it learnt no more; 0 for members that are there, or learn. ``waited``: evaluations without improvement.
+    ``loss`` and ``accuracy`` (M,) on the validation split, NaN before the first evaluation, and the accuracy of values
+    always: the newest ones, or, if members have ``patience``, the best so far. ``left`` is the step after which a
+    member left, ``stopped`` the one after which it learnt no more; 0 for members that are there, or learn. ``waited``:
+    evaluations without improvement.
     """
 
     columns = ("loss", "accuracy", "left", "stopped", "waited")
@@ -78,7 +79,8 @@ class Ranking:
         taken = better if self._patience else np.ones_like(better)
         # a member that is not finite any more says so, unless it keeps its best weights
         self.loss[measured[taken]] = loss[taken]
-        self.accuracy[measured[taken]] = accuracy[taken]
+        if self.classes:
+            self.accuracy[measured[taken]] = accuracy[taken]
         if not self._patience:
             return measured[better], measured[:0]
         self.waited[measured] = np.where(better, 0, self.waited[measured] + 1)

@@ -161,7 +161,8 @@ def check_population(config: Config, model: Model, ranks: int) -> None:
         raise InputError("consensus.score", f"{score} is not measured for the members of a population; use {scores}")
     if shards > len(population.panels):
         said = f"the {len(population.members):,} members make {len(population.panels)} panels, which are never cut"
-        raise InputError("grid.shards", f"{said}, so this can be at most as many, got {shards}")
+        found = f"{grid.shards}, which is {shards} here" if grid.shards != shards else shards
+        raise InputError("grid.shards", f"{said}, so this can be at most as many, got {found}")
 
 
 def check_types(config: Config) -> None:

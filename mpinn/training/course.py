@@ -1,6 +1,7 @@
 """Lengths in the options that fall within the run: those that must, where one begins, and those that had better."""
 
 from itertools import pairwise
+from typing import Any
 
 from mpinn.config import Config
 from mpinn.errors import InputError
@@ -45,6 +46,15 @@ def unreached(optimizer: Optimizer, steps_per_epoch: int, total: int) -> list[st
     if optimizer.warmup.steps(steps_per_epoch) >= total:
         said.append(f'optimizer.warmup: "{optimizer.warmup}" does not end {end}: the rate rises all the time')
     return [f"warning: {text}" for text in said]
+
+
+def rare(consensus: Any, replicas: int, steps_per_epoch: int, total: int) -> list[str]:
+    """A warning for the log, if the period in which replicas meet or mix is longer than a run of ``total`` steps."""
+    period = getattr(consensus, "period", None)
+    if replicas == 1 or not total or period is None or period.steps(steps_per_epoch) <= total:
+        return []
+    said = f'consensus.period: "{period}" is longer than this run of {_count(total, "step")}'
+    return [f"warning: {said}: replicas {'meet once, at its end' if hasattr(consensus, 'score') else 'never mix'}"]
 
 
 def _count(number: int, thing: str) -> str:

@@ -1,8 +1,9 @@
 """The loop: step, meet, log, evaluate, stop or save."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from math import nan
 from signal import SIGINT
 from time import monotonic
 from typing import Any, NoReturn, Protocol
@@ -228,7 +229,8 @@ class Trainer:
         return f"epoch {epoch:.1f}  {speed:,.0f}/s" + "".join(f"  loss {loss_text(value)}" for value in loss.values())
 
     def _evaluate(self, step: int) -> None:
-        self.quality = self.measure.quality("validation", step)
+        found = self.measure.quality("validation", step)
+        self.quality = found if self.classes else replace(found, accuracy=nan)
         record = {"step": step, "validation_loss": self.quality.loss}
         if self.classes:
             record["validation_accuracy"] = self.quality.accuracy

@@ -26,8 +26,9 @@ def test_ranks_by_accuracy_then_loss_then_number_and_last_what_is_not_finite() -
 
 def test_a_regression_is_ranked_by_its_loss() -> None:
     ranking = Ranking(3, classes=0)
-    ranking.take(sums([0.5, 0.1, np.inf], [0, 0, 0]), 1)
+    ranking.take(sums([0.5, 0.1, np.inf], [1, 1, 1]), 1)
     assert ranking.order().tolist() == [1, 0, 2]
+    assert np.isnan(ranking.accuracy).all()
     members = [Member(number, (2,), "relu", 0) for number in range(3)]
     rows = standing(ranking, members, SGD())
     assert [row["validation_accuracy"] for row in rows] == [None] * 3

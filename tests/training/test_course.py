@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crew import Crews
 from train_jobs import SMALL, here
 
-from mpinn.length import Length
+from mpinn.consensus.averaging import AveragingOptions
+from mpinn.consensus.gossip import GossipOptions
+from mpinn.consensus.gradients import GradientsOptions
+from mpinn.length import Length, Period
 from mpinn.nn.optimizer import SGD
-from mpinn.training.course import unreached
+from mpinn.training.course import rare, unreached
 
 
 def lengths(*texts: str) -> tuple[Length, ...]:
@@ -66,3 +70,27 @@ def test_the_log_says_so_also_of_a_run_that_goes_on(tmp_path: Path, capsys: pyte
     for epochs, expected in ((2, True), (3, True), (5, False)):
         assert here(tmp_path / "run", *SMALL, *late, f"train.epochs={epochs}") == 0
         assert (told in capsys.readouterr().out) == expected
+
+
+LONG = "is longer than this run of 30 steps: replicas"
+
+
+@pytest.mark.parametrize(
+    ("consensus", "said"),
+    [
+        (AveragingOptions(period=Period("3 epochs")), ""),
+        (AveragingOptions(period=Period("31 steps")), f'"31 steps" {LONG} meet once, at its end'),
+        (GossipOptions(period=Period("4 epochs")), f'"4 epochs" {LONG} never mix'),
+        (GradientsOptions(), ""),
+    ],
+)
+def test_replicas_that_would_not_meet(consensus: Any, said: str) -> None:
+    """With 10 steps an epoch."""
+    assert rare(consensus, 2, 10, 30) == ([f"warning: consensus.period: {said}"] if said else [])
+    assert rare(consensus, 1, 10, 30) == rare(consensus, 2, 10, 0) == []
+
+
+def test_the_log_says_so_of_replicas(tmp_path: Path, crews: Crews) -> None:
+    done = crews.train(2, tmp_path / "run", *SMALL, "consensus.period=5 epochs")
+    assert 'warning: consensus.period: "5 epochs" is longer than this run of 18 steps' in done.stdout
+    assert "meetings      1," in done.stdout
