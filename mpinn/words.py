@@ -89,6 +89,11 @@ def nearest(value: object, allowed: Sequence[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
+def counted(number: int, thing: str) -> str:
+    """1 epoch, 1,200 epochs."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def name_ranks(ranks: Sequence[int]) -> str:
     """As people write many numbers, which are to rise: ranks 0-2, 5."""
     pieces: list[list[int]] = []

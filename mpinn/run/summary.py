@@ -21,6 +21,7 @@ from mpinn.run.survival import Death, outline
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import best_of, read_index
 from mpinn.training.tally import Times
+from mpinn.words import counted
 
 
 def collect(experiment: Experiment, outcome: str, deaths: Sequence[Death] = ()) -> dict[str, Any]:
@@ -146,8 +147,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "test": _quality(summary["test"]),
         "validation": _quality(summary["validation"]),
         **({"best seen": unsaved_text(unsaved)} if (unsaved := summary.get("unsaved")) else {}),
-        "trained": f"{_counted(summary['epochs'], 'epoch')}, {_counted(summary['steps'], 'step')}, "
-        f"{_counted(summary['samples'], 'sample')} "
+        "trained": f"{counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')}, "
+        f"{counted(summary['samples'], 'sample')} "
         f"in {summary['seconds']:.2f} s of training: {summary['samples_per_second']:,.0f} samples/s",
     }
     if deaths := summary.get("deaths"):
@@ -177,10 +178,6 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         where["all members"] = f"{place}/ranking.csv"
         where["take the best"] = f"python -m mpinn extract {quoted} --best"
     return ["", *_aligned(facts), *ranking, "", *since, *table, "", *_aligned(where)]
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _quality(numbers: Mapping[str, float]) -> str:

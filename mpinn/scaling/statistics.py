@@ -10,7 +10,7 @@ def _exact(options: Any, stages: int, period: int) -> str:
 
 def _delayed(options: Any, stages: int, period: int) -> str:
     """The age that the first stage's gradients have by the schedule's definition."""
-    longest = max(0, options.held(stages) - (options.order == "backward_first")) / options.accumulate
+    longest = options.delay(stages)
     return f"gradients up to {longest:g} update{'s' * (longest != 1)} old"
 
 

@@ -79,9 +79,10 @@ class DecoupledOptions(StagedOptions):
         """How many batches must stay valid besides the one in use."""
         return stages - 1 if self.chained else 2 * (stages - 1)
 
-    def delay(self, stages: int) -> float:
-        """2(K - 1), or K - 1 if a batch passes forward through all stages; 1 less if the backward pass comes first."""
-        return max(0, self.held(stages) - (self.order == "backward_first")) / self.accumulate
+    def delay(self, stages: int, stage: int = 1) -> float:
+        """2(K - k), or K - k if a batch passes forward through all stages; 1 less if the backward pass comes first."""
+        passes = (stages - stage) * (1 if self.chained else 2)
+        return max(0, passes - (self.order == "backward_first")) / self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +127,7 @@ class Decoupled(Staged):
         self._forward_lag = 0 if options.chained else k - 1
         self._backward_lag = count - k if options.chained else 2 * count - k - 1
         self._longest = options.held(count)
-        updates = self._backward_lag - self._forward_lag - (options.order == "backward_first")
-        self.staleness = Staleness(max(0, updates) / options.accumulate)
+        self.staleness = Staleness(options.delay(count, k))
         self._stash = Stash(stage.part) if options.versions == "stash" and not stage.last else None
         self._total: Total | None = stage.total() if options.accumulate > 1 else None
         self._begin()

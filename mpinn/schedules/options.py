@@ -38,8 +38,8 @@ class ScheduleOptions(ABC):
         """What the log says of the schedule besides its name and cuts; see `network` and `share`."""
         return ()
 
-    def delay(self, stages: int) -> float:
-        """Updates by which the first stage's gradients are old, once all stages have work."""
+    def delay(self, stages: int, stage: int = 1) -> float:
+        """Updates by which the gradients of a stage, counted from 1, are old once all stages have work."""
         return 0.0
 
     def settled(self, stages: int) -> Self:

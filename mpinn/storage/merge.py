@@ -45,10 +45,16 @@ class Mean:
         """Take the block of the ``replica``-th of the replicas."""
         if not np.issubdtype(self._dtype, np.floating):
             self._sum = block if replica == self._chosen else self._sum
-        elif (self._weights[replica] != 0).any():
-            term, weights = np.zeros(block.shape), self._weights[replica]
-            np.multiply(block, weights, out=term, dtype=np.float64, where=weights != 0)
+        elif self._weights[replica].any():
+            term = self._term(block, self._weights[replica])
             self._sum = term if self._sum is None else np.add(self._sum, term, out=term)
+
+    def _term(self, block: Array, weights: Array) -> Array:
+        """The block times its weight, or each element times its own, of which 0 masks."""
+        if weights.ndim == 0:
+            return np.multiply(block, weights, out=np.empty(block.shape), dtype=np.float64)
+        masked: Array = np.multiply(block, weights, out=np.zeros(block.shape), dtype=np.float64, where=weights != 0)
+        return masked
 
     def result(self) -> Array:
         """The mean of the blocks, in the type that they have."""

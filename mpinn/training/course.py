@@ -6,6 +6,7 @@ from typing import Any
 from mpinn.config import Config
 from mpinn.errors import InputError
 from mpinn.nn.optimizer import Optimizer
+from mpinn.words import counted
 
 
 def check_course(config: Config, samples: int, replicas: int) -> None:
@@ -26,7 +27,9 @@ def check_course(config: Config, samples: int, replicas: int) -> None:
     places, total = [rung.steps(epoch) for rung in rungs], train.epochs * epoch
     if train.epochs and any(one >= other for one, other in pairwise([0, *places, total])):
         given = ", ".join(f'"{rung}"' for rung in rungs)
-        within = f"after the start and before the end of the {_count(train.epochs, 'epoch')} of {_count(epoch, 'step')}"
+        within = (
+            f"after the start and before the end of the {counted(train.epochs, 'epoch')} of {counted(epoch, 'step')}"
+        )
         raise InputError("model.rungs", f"expected lengths that rise, {within}, got [{given}]")
 
 
@@ -53,9 +56,5 @@ def rare(consensus: Any, replicas: int, steps_per_epoch: int, total: int) -> lis
     period = getattr(consensus, "period", None)
     if replicas == 1 or not total or period is None or period.steps(steps_per_epoch) <= total:
         return []
-    said = f'consensus.period: "{period}" is longer than this run of {_count(total, "step")}'
+    said = f'consensus.period: "{period}" is longer than this run of {counted(total, "step")}'
     return [f"warning: {said}: replicas {'meet once, at its end' if hasattr(consensus, 'score') else 'never mix'}"]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' if number > 1 else ''}"
