@@ -140,8 +140,9 @@ def test_staleness_and_queues_are_those_of_the_formula(world: World, name: str) 
         else:
             assert run.schedule.staleness.most == -(-expected // depth.accumulate)
         assert run.schedule.most_in_flight == passes + after
+        assert run.schedule.staleness.formula == expected / depth.accumulate
     else:
-        assert run.schedule.staleness.most == 0
+        assert run.schedule.staleness.most == run.schedule.staleness.formula == 0
 
 
 def test_with_frozen_weights_gradients_are_exact_and_on_time(world: World) -> None:
