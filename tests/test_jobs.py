@@ -1,6 +1,5 @@
-"""The example jobs and the README: what they name exists and runs, and the code is as clean as it claims."""
+"""The example jobs: every one is listed and runs; and the code is as clean as it claims."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +12,14 @@ from mpinn.training.choices import read_config
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.toml"))
-README = (ROOT / "README.md").read_text()
+LIST = (ROOT / "jobs/README.md").read_text()
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
-def test_a_job_is_read_and_the_readme_names_it(job: Path) -> None:
+def test_a_job_is_read_and_listed(job: Path) -> None:
     config = read_config(str(job), ())
     assert config.run.directory == f"runs/{job.stem}"
-    assert f"jobs/{job.name}" in README
+    assert f"[{job.name}]({job.name})" in LIST
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job.stem not in ("cifar10", "mnist")], ids=lambda job: job.stem)
@@ -29,13 +28,6 @@ def test_a_job_trains(job: Path, tmp_path: Path) -> None:
     done = mpirun(2, "-m", "mpinn", str(job), *arguments(tmp_path / "run", "train.epochs=1", *digits)[2:], timeout=120)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run")["test"]["loss"] > 0
-
-
-def test_files_that_the_readme_links_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) > 10
-    assert [link for link in links if not (ROOT / link).exists()] == []
-    assert "<!--" not in README
 
 
 @pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)

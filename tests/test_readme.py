@@ -1,4 +1,4 @@
-"""What the README shows is what is printed, where that does not depend on the machine; and what it names exists."""
+"""What the README and its pages show is what is printed, but for times; and what they name exists."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,8 @@ from mpinn.scaling.answer import Inquiry, outlook
 from mpinn.words import size_text
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("mpinn/*/*.md")]
+"""The README, and what it leads to."""
 FOLDERS = ("mpinn/", "tests/", "jobs/", "data/")
 
 
@@ -21,12 +23,27 @@ def after(line: str) -> list[str]:
     return [text.removeprefix("    ") for text in re.split(r"\n(?!    |\n    )", rest)[0].splitlines()]
 
 
-def test_paths_that_it_names_exist() -> None:
-    named = {word.strip("`'\".,:;()[]") for word in re.split(r"[\s()\]\[]+", README)}
+def test_paths_that_they_name_exist() -> None:
+    words = re.split(r"[\s()\]\[]+", " ".join(page.read_text() for page in PAGES))
+    named = {word.strip("`'\".,:;()[]") for word in words}
     paths = {re.sub(r"#.*", "", word) for word in named if word.startswith(FOLDERS)}
-    assert {"mpinn/scaling/clusters", "mpinn/nn/layer.py", "jobs/cifar10.toml"} <= paths
+    assert {"mpinn/nn/layer.py", "jobs/cifar10.toml", "tests/gpu/run.sh"} <= paths
     assert len(paths) > 40
     assert [path for path in sorted(paths) if not list(ROOT.glob(path))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not heading or heading in headings(linked), f"{target}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
 
 
 def test_the_message_about_mistakes_is_what_is_printed(tmp_path: Path) -> None:
@@ -56,7 +73,8 @@ def _untimed(line: str) -> str:
 
 def test_what_it_shows_of_a_plan_is_what_is_predicted(tmp_path: Path) -> None:
     """Of the grid without stages, whose memory does not depend on where times have cut the depth."""
-    command = next(line for line in README.splitlines() if "--ranks 1-100000 -o scaling" in line)
+    page = (ROOT / "mpinn/scaling/README.md").read_text()
+    command = next(line for line in page.splitlines() if "--ranks 1-100000 -o scaling" in line)
     settings = tuple(re.findall(r"--set (\S+)", command))
     assert settings == ("model.name=resnet", "data.batch=1024")
     found = outlook(Inquiry(overrides=settings, ranks="8", profile=tmp_path / "profile.json"))
@@ -65,7 +83,7 @@ def test_what_it_shows_of_a_plan_is_what_is_predicted(tmp_path: Path) -> None:
         for one in found.predictions
         if (one.replicas, one.stages, one.schedule, one.consensus) == (8, 1, "serial", "gradients")
     )
-    row = next(line for line in README.splitlines() if re.match(r" +8 +8 x 1  gradients", line))
+    row = next(line for line in page.splitlines() if re.match(r" +8 +8 x 1  gradients", line))
     assert re.findall(r"[\d.]+ [KM]iB", row) == [size_text(one.memory), size_text(one.sent)]
 
 
