@@ -153,7 +153,7 @@ def stages(quick: bool, folder: Path, stand_in: bool) -> tuple[list[Stage], list
     files = sorted((ROOT / "tests" / "device").glob("test_*.py"))
     checks = [
         Stage("whole programs", ("tests/gpu/whole_program.py", *size), 300, hidden=AS_EXPECTED),
-        *(Stage(f"device, {file.stem[5:]}", (*tests, str(file)), 900 if stand_in else 200) for file in files),
+        *(Stage(f"device {file.stem[5:]}", (*tests, str(file)), 900 if stand_in else 200) for file in files),
     ]
     bench = ("-m", "mpinn", "bench", "gpu", *fast, "--json")
     benches = [
