@@ -71,10 +71,12 @@ MEASURED = 919
 
 @cache
 def frontend() -> Any:
-    """The module of cuDNN's graphs, or None where it cannot be imported."""
+    """The module of cuDNN's graphs, or None where it cannot be imported, or does not find cuDNN itself."""
     try:
         import cudnn
-    except (ImportError, OSError):
+
+        cudnn.backend_version()
+    except (ImportError, OSError, RuntimeError):
         return None
     return cudnn
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cupy
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "array"))
 
 from test_cpu_images import CONVOLUTIONS, DTYPES, ERROR, NORMED, POOLED, close, noise, wide
 
-from mpinn.array import cuda
+from mpinn.array import cuda, cuda_conv
 from mpinn.array import ops as plain
 from mpinn.array.pool import Pool
 
@@ -128,3 +129,15 @@ def test_means(shape: Any, size: Any, stride: Any, padding: Any, dtype: str) -> 
     dy = noise((shape[0], shape[3]), dtype, 2)
     exact = plain.channel_means_backward(*wide(dy), shape[1:], Pool())
     close(cuda.channel_means_backward(*there(dy), shape[1:], pool()).get(), exact, dtype)
+
+
+def test_graphs_without_cudnn_itself_are_no_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-cudnn-frontend can be imported, and fails only when it is asked for something."""
+
+    def version() -> int:
+        raise RuntimeError("Unable to find symbol cudnnGetVersion")
+
+    monkeypatch.setitem(sys.modules, "cudnn", SimpleNamespace(backend_version=version))
+    assert cuda_conv.frontend.__wrapped__() is None
+    monkeypatch.setitem(sys.modules, "cudnn", SimpleNamespace(backend_version=lambda: 91900))
+    assert cuda_conv.frontend.__wrapped__() is sys.modules["cudnn"]

@@ -7,6 +7,7 @@ stand-in for CuPy in tests/emulation.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from mpinn.comm.findings import Findings  # noqa: E402
 TIME_LIMIT = 100
 """Seconds of one job, of which the first few compile kernels."""
 STOPPED = 75
+LINE = 240
+"""Characters of a failure in one line."""
 PROBE = """
 import cupy
 from mpi4py import MPI
@@ -210,8 +213,18 @@ def run(cases: Sequence[Case], jobs: Jobs, direct: Findings, at_once: int) -> li
         for done in as_completed([pool.submit(compare, case, jobs, direct) for case in cases]):
             result = done.result()
             results.append(result)
-            print(line_of(result), flush=True)
+            # now, since those that are still to come may be cut off
+            print(
+                "\n".join([line_of(result), *([f"    {cause(result.failure)}"] if result.failure else [])]), flush=True
+            )
     return results
+
+
+def cause(failure: str) -> str:
+    """What a case should not have done, and the last error that it told of, in one line."""
+    first, *said = failure.strip().splitlines()
+    errors = [line.strip() for line in said if re.search(r"(Error|Exception|Interrupt|Signal|error)\b.*:", line)]
+    return ": ".join([first, *errors[-1:]])[:LINE]
 
 
 def said_of(direct: Findings) -> str:
@@ -262,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [result for result in results if result.failure]
     for result in failed:
         print(f"\n--- {result.case.name}\n{result.failure[-4000:]}")
+    for result in failed:
+        print(f"{result.case.name}: {cause(result.failure)}")
     print(f"{len(results) - len(failed)} of {len(results)} cases passed in {time.monotonic() - begun:.0f} s")
     return 1 if failed else 0
 

@@ -20,7 +20,10 @@ SYNCHRONOUS = frozenset(("nonzero", "flatnonzero", "argwhere", "unique", "extrac
 
 
 def lower(value: Any, lists: bool = True) -> Any:
-    """What stands on the host for an argument. Arrays of the host are refused, as CuPy does."""
+    """What stands on the host for an argument. Arrays of the host are refused, as CuPy does.
+
+    What takes no ``lists`` is a ufunc, which takes no array of one number either.
+    """
     if isinstance(value, ndarray):
         if value.data.device_id != _streams.current_device():
             raise ValueError(
@@ -29,7 +32,7 @@ def lower(value: Any, lists: bool = True) -> Any:
             )
         return value.host
     if isinstance(value, np.ndarray):
-        if value.ndim:
+        if value.ndim or not lists:
             raise TypeError(f"Unsupported type {type(value)}")
         return value[()]
     if isinstance(value, (list, tuple)):

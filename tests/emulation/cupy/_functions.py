@@ -31,7 +31,9 @@ _UFUNCS = (
     "tan tanh trunc"
 )
 UFUNCS = frozenset(_UFUNCS.split())
-UFUNC_OPTIONS = frozenset(("out", "dtype", "casting", "where"))
+UFUNC_OPTIONS = frozenset(("out", "dtype", "casting"))
+PRODUCT_OPTIONS = frozenset(("axes", "axis", "keepdims"))
+"""Of those ufuncs besides that work on more than elements."""
 ARGUMENTS = {
     "all": "a axis out keepdims",
     "allclose": "a b rtol atol equal_nan",
@@ -107,9 +109,7 @@ def call_ufunc(ufunc: np.ufunc, args: Any, options: dict[str, Any]) -> Any:
         raise ValueError("The 'out' parameter must have exactly one array value")
     if ufunc.__name__ not in UFUNCS:
         return NotImplemented
-    _refuse(ufunc.__name__, set(options) - (UFUNC_OPTIONS | {"axes", "axis", "keepdims"}))
-    if isinstance(options.get("where"), np.ndarray):
-        raise TypeError("Unsupported type numpy.ndarray for where")
+    _refuse(ufunc.__name__, set(options) - UFUNC_OPTIONS - (PRODUCT_OPTIONS if ufunc.signature else set()))
     return apply(ufunc, args, options)
 
 

@@ -31,7 +31,10 @@ MIXED: dict[str, Callable[[Any, Any], Any]] = {
     "ufunc": np.maximum,
     "ufunc out": lambda h, d: np.negative(h, out=d),
     "ufunc out the other way": lambda h, d: np.negative(d, out=h),
-    "ufunc where": lambda h, d: np.negative(d, out=d, where=h > 0),
+    "ufunc where": lambda h, d: np.negative(d, out=d, where=d > 0),
+    "ufunc where of a product": lambda h, d: np.matmul(d, d.T, out=d @ d.T, where=True),
+    "ufunc of one number in an array": lambda h, d: np.add(d, np.array(2.0)),
+    "ufunc axis": lambda h, d: np.add(d, d, axis=0),
     "set": lambda h, d: d.__setitem__(0, h[0]),
     "set the other way": lambda h, d: h.__setitem__(0, d[0]),
     "index": lambda h, d: d[np.arange(2)],
@@ -59,7 +62,7 @@ def test_host_and_device_do_not_mix(how: str, pair: tuple[Any, Any]) -> None:
 
 
 SAME: dict[str, Callable[[Any], Any]] = {
-    "numbers": lambda x: 2 * x + np.float32(1) - x / np.float64(3) + np.array(1.0),
+    "numbers": lambda x: 2 * x + np.float32(1) - x / np.float64(3),
     "sum": lambda x: x.sum(axis=0, dtype=np.float64),
     "mean": lambda x: np.mean(x, axis=1, keepdims=True),
     "matmul": lambda x: np.matmul(x, x.T),
