@@ -95,9 +95,13 @@ def grid_text(one: Prediction) -> str:
 
 
 def chosen(found: Sequence[Advice]) -> Prediction | None:
-    """The most ranks that are worth it: the fastest exact grid of an efficiency of at least `ENOUGH`."""
+    """The ranks that are worth it: of exact grids with an efficiency of at least `ENOUGH` the knee of their profile.
+
+    That is where speed-up times efficiency is largest (Eager, Zahorjan & Lazowska 1989, IEEE Transactions on Computers
+    38, 408-423): beyond it, ranks cost more efficiency than they win time.
+    """
     good = [one.exact for one in found if one.exact and one.exact.efficiency >= ENOUGH]
-    return max(good, key=lambda one: one.throughput, default=None)
+    return max(good, key=lambda one: one.speedup * one.efficiency, default=None)
 
 
 def counts_of(text: str) -> list[int]:

@@ -138,7 +138,7 @@ def _chosen(picked: Prediction | None, statistics: bool) -> Iterator[str]:
         f"recommended: {picked.ranks:,} ranks as {grid_text(picked)} (replicas x {axis}), {_names(picked)}: "
         f"{times_text(picked.speedup)} times one rank"
     )
-    yield f"             the fastest exact grid of at least {ENOUGH:.0%} efficiency"
+    yield f"             the most speed-up times efficiency of exact grids that are at least {ENOUGH:.0%} efficient"
     if statistics and picked.ranks > 1:
         yield "             (but for batch norm, which sees the samples of a replica, or of a micro-batch)"
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from planned import cluster, planner
 
 from mpinn.errors import InputError
 from mpinn.partition.costs import Link
-from mpinn.scaling.advice import advise, chosen, counts_of
+from mpinn.scaling.advice import Advice, advise, chosen, counts_of
 from mpinn.scaling.answer import Inquiry, drawn, outlook
 from mpinn.scaling.report import COLUMNS, lines, rows, seconds_text, size_text, times_text
 
@@ -73,7 +74,20 @@ def test_more_ranks_that_are_slower_are_called_so():
             assert best.exact.throughput >= one.exact.throughput
     picked = chosen(found)
     assert picked.efficiency >= 0.5
-    assert picked.throughput == max(one.exact.throughput for one in found if one.exact.efficiency >= 0.5)
+    assert picked.ranks < max(one.ranks for one in found)
+
+
+def test_ranks_that_win_little_are_not_recommended():
+    (one,), _ = advise(planner(on=cluster()), [1], 0)
+
+    def recommended(*speedups):
+        return chosen([Advice(n, replace(one.exact, ranks=n, speedup=s)) for n, s in speedups]).ranks
+
+    assert recommended((1, 1.0), (2, 1.04)) == 1
+    assert recommended((1, 1.0), (2, 1.9), (4, 2.1)) == 2
+    assert recommended((1, 1.0), (2, 1.9), (4, 3.4)) == 4
+    assert recommended((1, 1.0), (2, 1.9), (4, 3.4), (16, 7.9)) == 4
+    assert chosen([Advice(8, replace(one.exact, ranks=8, speedup=3.9))]) is None
 
 
 def told(**more):
