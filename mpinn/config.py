@@ -93,6 +93,12 @@ class Config:
     checkpoint: Checkpoint
     names: Mapping[str, str]
 
+    @property
+    def deal(self) -> Deal:
+        """How samples are dealt to the replicas: as configured, or as the consensus prefers."""
+        chosen: Deal = self.consensus.deal if self.data.deal == "auto" else self.data.deal
+        return chosen
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """Every table with every key, as strings, numbers and lists, from which `load` makes the same `Config`."""
         return {table: self._table(table) for table in ORDER}

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from train_jobs import datasets, records, train
 
+from mpinn.errors import InputError
+from mpinn.run.checks import Request, check
+
 SETTINGS = (
     "model.widths=[16,12]", "train.epochs=4", "train.log=1 step", "consensus.name=gradients", "run.dtype=float64",
     "run.kernels=plain",
@@ -37,3 +40,24 @@ def test_the_end_is_the_same_on_any_grids(way: str, tmp_path: Path) -> None:
     assert len(names) > 8
     for name in names:
         np.testing.assert_allclose(found[name], known[name], rtol=1e-9, atol=1e-12)
+
+
+def test_steps_that_would_mean_another_number_of_epochs_are_refused(tmp_path: Path) -> None:
+    """Where all replicas see the same samples, an epoch has as many steps more as there are replicas."""
+    run = tmp_path / "run"
+    settings = (
+        f"run.directory={run}",
+        "run.kernels=plain",
+        "model.widths=[4]",
+        "data.deal=same",
+        "data.batch=100",
+        "train.epochs=1",
+    )
+    assert train(2, run, *settings, "--stop-after", "15").returncode == STOPPED
+    only = r"^grid\.replicas: this run can go on with 2 replicas only, got 1: "
+    with pytest.raises(InputError, match=rf"{only}with data\.deal = same an epoch has 24 steps on 2 and 12 on 1$"):
+        check(Request(overrides=settings), 1)
+    assert check(Request(overrides=settings), 2).checkpoint == run / "checkpoint-00000015.h5"
+    assert train(2, run, *settings).returncode == 0
+    # nothing is left to do, on whatever ranks that is said again
+    assert check(Request(overrides=settings), 1).summary is not None

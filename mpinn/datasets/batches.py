@@ -10,7 +10,7 @@ from mpinn.array import ops as plain
 from mpinn.array.typing import Array, Dtype
 from mpinn.config import Deal, InputError
 from mpinn.datasets.ahead import Ahead
-from mpinn.datasets.deal import Order, share
+from mpinn.datasets.deal import Order, epoch_steps, share
 from mpinn.datasets.samples import Gather, Samples, Source, Split
 from mpinn.datasets.stored import Stored
 
@@ -81,7 +81,7 @@ class Batches:
         x = self._all("train") if self._shard is None or not samples else source.held("train", self._shard)
         self._ring = _Ring(source, train, x, -(-batch // replicas), self._dtype, SLOTS + held, ops, self._compute)
         self._evaluation: dict[tuple[str, int], _Ring] = {}
-        self.steps_per_epoch = -(-self._n // self._size)
+        self.steps_per_epoch = epoch_steps(self._n, batch, deal, replicas)
         costly = samples and (self._ring.bytes >= COSTLY or bool(source.augmentation) or isinstance(x, Stored))
         self._prepared: Callable[[int], Filled] = Ahead(self._make) if ahead and costly else self._make
 

@@ -43,6 +43,11 @@ class Order:
         return kept[self._first :: self._step]
 
 
+def epoch_steps(samples: int, batch: int, deal: Deal, replicas: int) -> int:
+    """How many steps an epoch of so many samples has with a global ``batch``: more, where all replicas see the same."""
+    return -(-samples // max(1, batch // replicas if deal == "same" else batch))
+
+
 def share(batch: int, size: int, n: int, replicas: int, replica: int) -> tuple[int, int, int]:
     """Which samples of a replica are in a batch of ``size`` positions: (first, last + 1, row of the first in it)."""
     low, high = batch * size, min((batch + 1) * size, n)

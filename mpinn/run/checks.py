@@ -19,7 +19,7 @@ from mpinn.nn.packed import population_of
 from mpinn.partition.cuts import cut
 from mpinn.run.fit import check_warm
 from mpinn.run.place import check_fresh, check_own, check_place, look_back, names_of
-from mpinn.run.resumption import check_resume, finished
+from mpinn.run.resumption import check_resume, check_steps, finished
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.storage.damage import reading
 from mpinn.storage.directory import RunDirectory, move_aside, write_text
@@ -121,6 +121,9 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
         notes += check_resume(checkpoint, config, model, facts)
     with reading(directory.summary):
         summary = finished(directory, checkpoint, config)
+    if summary is None:
+        with reading(checkpoint):
+            check_steps(checkpoint, config, data["sizes"]["train"], replicas)
     return Start(config, checkpoint, False, tuple(notes), summary, facts, found, request.trace)
 
 
@@ -206,6 +209,10 @@ def check_survival(config: Config, replicas: int, mortal: Callable[[], str]) -> 
         raise InputError("run.survive", why)
     if replicas == 1:
         raise InputError("run.survive", "there is one replica, and without all its ranks none can go on")
+    if config.deal == "same":
+        raise InputError(
+            "run.survive", "with data.deal = same fewer replicas have epochs of fewer steps: only false goes"
+        )
     if config.names["model"] == "population":
         raise InputError("run.survive", "no copy is kept of which members a population has left: only false goes")
 

@@ -319,12 +319,11 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
     """The data and the model, without any message."""
     config = start.config
     source = open_source(config.data)
-    deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
     replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
     compute = activations(config.run.dtype, config.run.bf16)
     spare = world.cores > world.local_size
     batches = Batches(
-        source, config.run.seed, config.data.batch, replicas, grid.replica, deal, dtype, ahead=spare,
+        source, config.run.seed, config.data.batch, replicas, grid.replica, config.deal, dtype, ahead=spare,
         held=config.schedule.held(grid.stages.size),
         samples=grid.stage == 0 or config.schedule.sampled, ops=ops, compute=compute,
     )  # fmt: skip

@@ -36,9 +36,8 @@ def _dealt(config: Config, replicas: int) -> list[str]:
     if replicas == 1:
         return []
     auto = config.data.deal == "auto"
-    deal = config.consensus.deal if auto else config.data.deal
     why = f", which the consensus {config.names['consensus']} prefers" if auto else ""
-    return [f"data.deal is {deal}{why}: {DEALT[deal]}"]
+    return [f"data.deal is {config.deal}{why}: {DEALT[config.deal]}"]
 
 
 def _meetings(config: Config, replicas: int) -> list[str]:

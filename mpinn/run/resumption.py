@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.config import CHOSEN, MAY_CHANGE, Config, difference, load
+from mpinn.datasets.deal import epoch_steps
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
@@ -15,6 +16,7 @@ from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import read_summary
 from mpinn.storage.reader import Checkpoint
 from mpinn.training.choices import CHOICES, DEFAULTS
+from mpinn.words import counted
 
 
 def check_resume(path: Path, config: Config, model: Model, data: Mapping[str, Any]) -> list[str]:
@@ -94,6 +96,17 @@ def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) 
     if others:
         where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
         raise InputError("data.path", f"{where} other data than this run was started with: {', '.join(others)}")
+
+
+def check_steps(path: Path, config: Config, samples: int, replicas: int) -> None:
+    """Steps must mean what they meant: a number of replicas on which an epoch has more or fewer of them is refused."""
+    with Checkpoint(path) as checkpoint:
+        was = checkpoint.grid[0]
+    before, now = (epoch_steps(samples, config.data.batch, config.deal, count) for count in (was, replicas))
+    if before != now:
+        only = f"this run can go on with {counted(was, 'replica')} only, got {replicas}"
+        why = f"with data.deal = same an epoch has {before} steps on {was} and {now} on {replicas}"
+        raise InputError("grid.replicas", f"{only}: {why}")
 
 
 def same(known: Any, found: Any) -> bool:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from mpinn.array.precision import activations
-from mpinn.config import Config
+from mpinn.config import Config, Deal
 from mpinn.consensus.registry import CONSENSUSES
+from mpinn.datasets.deal import epoch_steps
 from mpinn.models.model import Model
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.depth import Depth, Depths
@@ -171,15 +172,14 @@ class Planner:
             changes=changes(schedule, depth.options, stages, consensus, options, replicas, period),
         )  # fmt: skip
 
-    def deal(self, consensus: str) -> str:
+    def deal(self, consensus: str) -> Deal:
         """How samples are dealt to the replicas: as configured, or as the consensus prefers."""
         found = self.config.data.deal
-        return str(self.consensuses[consensus].deal) if found == "auto" else found
+        return self.consensuses[consensus].deal if found == "auto" else found
 
     def steps_per_epoch(self, consensus: str, batch: int, replicas: int) -> int:
-        """Where every replica sees the ``same`` samples, an epoch has as many steps more."""
-        size = batch // replicas if self.deal(consensus) == "same" else batch
-        return -(-self.samples.train // max(1, size))
+        """See `mpinn.datasets.deal.epoch_steps`."""
+        return epoch_steps(self.samples.train, batch, self.deal(consensus), replicas)
 
     def period(self, consensus: str, batch: int, replicas: int) -> int:
         """Steps from one meeting to the next."""

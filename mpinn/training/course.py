@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 from mpinn.config import Config
+from mpinn.datasets.deal import epoch_steps
 from mpinn.errors import InputError
 from mpinn.nn.optimizer import Optimizer
 from mpinn.words import counted
@@ -21,9 +22,7 @@ def check_course(config: Config, samples: int, replicas: int) -> None:
             "optimizer.milestones", 'decay = "step" needs at least one, such as ["30 epochs", "45 epochs"], got none'
         )
     rungs = getattr(config.model, "rungs", ())
-    deal = config.consensus.deal if config.data.deal == "auto" else config.data.deal
-    batch = config.data.batch // replicas if deal == "same" else config.data.batch
-    epoch = -(-samples // max(1, batch))
+    epoch = epoch_steps(samples, config.data.batch, config.deal, replicas)
     places, total = [rung.steps(epoch) for rung in rungs], train.epochs * epoch
     if train.epochs and any(one >= other for one, other in pairwise([0, *places, total])):
         given = ", ".join(f'"{rung}"' for rung in rungs)

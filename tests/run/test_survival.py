@@ -244,6 +244,7 @@ def test_the_mpirun_of_open_mpi_must_be_told(tmp_path: Path) -> None:
     ("settings", "why"),
     [
         (("grid.stages=2", "schedule.name=1f1b"), "there is one replica, and without all its ranks none can go on"),
+        (("data.deal=same",), "with data.deal = same fewer replicas have epochs of fewer steps: only false goes"),
         (
             ("model.name=population", "consensus.name=gradients"),
             "no copy is kept of which members a population has left: only false goes",
