@@ -61,3 +61,17 @@ def test_steps_that_would_mean_another_number_of_epochs_are_refused(tmp_path: Pa
     assert train(2, run, *settings).returncode == 0
     # nothing is left to do, on whatever ranks that is said again
     assert check(Request(overrides=settings), 1).summary is not None
+
+
+@pytest.mark.parametrize("ranks", [1, 6])
+def test_weights_of_other_replicas_than_there_are_now_are_not_shown(ranks: int, tmp_path: Path) -> None:
+    """A job that is killed before it has summed up may be started again on other ranks, with nothing left to train."""
+    run, settings = tmp_path / "run", ("run.kernels=plain", "model.widths=[4]", "data.batch=500", "train.epochs=1")
+    first = train(2, run, *settings)
+    assert first.returncode == 0
+    assert "weight at the last meeting" in first.stdout
+    (run / "summary.json").unlink()
+    again = train(ranks, run, *settings, *(STAGED if ranks == 6 else ()))
+    assert again.returncode == 0, again.stderr
+    assert "weight at the last meeting" not in again.stdout
+    assert "\nmeetings      1, weights from " in again.stdout

@@ -166,8 +166,9 @@ class RunKeeper:
             self._failure = self._failure or error
 
     def last_meeting(self) -> list[float] | None:
-        """On rank 0 the weights of the replicas when they last met, if they did."""
-        return next((list(r["meeting_weights"]) for r in reversed(self.records) if "meeting_weights" in r), None)
+        """On rank 0 the weights of the replicas when they last met, if they did and are still as many."""
+        found = next((list(r["meeting_weights"]) for r in reversed(self.records) if "meeting_weights" in r), [])
+        return found if len(found) == self.grid[0] else None
 
     def save(self, moment: Moment) -> None:
         """Start saving a checkpoint; raises SaveError if the one before it, or the metrics, could not be written."""
