@@ -123,6 +123,7 @@ class Members(Serial):
     def _names(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.population.panels)
 
+    @np.errstate(all="ignore")
     def measure(
         self, batches: Iterable[Batch], panels: Collection[str] | None = None, weights: Array | None = None
     ) -> Array:

@@ -24,10 +24,11 @@ EVALUATION_BATCH = 256
 Views: TypeAlias = tuple[Tree, Tree]
 
 
+@np.errstate(all="ignore")
 def totals(schedule: Schedule, loss: Loss, batches: Iterable[Batch], views: Views | None = None) -> Array:
     """Sums over the samples of ``batches``: [loss, right predictions, samples]; ``views`` are (weights, state).
 
-    Zeros on a rank on which the depth does not end.
+    Zeros on a rank on which the depth does not end. Where outputs overflow, the sums say so, and NumPy does not.
     """
     found: list[tuple[Array, Array, int]] = []
     part = next(iter(schedule.parts.values()))

@@ -1,5 +1,7 @@
 """``evaluate``: what it takes of the configuration, and what it refuses because it would change nothing."""
 
+from pathlib import Path
+
 import pytest
 from train_jobs import SMALL, here, world
 
@@ -39,3 +41,22 @@ def test_what_says_how_to_measure_is_taken(run: str, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert evaluate(world(), run, "validation", ("run.device=cpu", "run.kernels=plain", "data.memory=1.0"), False) == 0
     assert "digits validation, 300 samples: accuracy 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [(("model.widths=[8]",), "nan\n"), (("model.name=population", "model.activations=['relu']"), "")],
+    ids=["network", "population"],
+)
+def test_outputs_that_overflow_are_a_result_and_no_warning(
+    model: tuple[str, ...], loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step so long that the weights are finite, and what they make of the samples is not, of many members at least.
+
+    A warning would be an error here.
+    """
+    far = ("optimizer.rate=1e25", "optimizer.decay=constant", "optimizer.warmup=0 steps", "data.batch=1197")
+    assert here(tmp_path / "run", *far, *model, "train.epochs=1", "run.kernels=plain") == 0
+    capsys.readouterr()
+    assert evaluate(world(), str(tmp_path / "run"), "test", ("run.device=cpu",), False) == 0
+    assert f", loss {loss}" in capsys.readouterr().out
