@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 from mpinn.array.typing import Dtype, Shape
@@ -61,14 +60,6 @@ def sides_of(options: ModelOptions, model: Model, starts: Sequence[int], stops: 
             if name not in networks:
                 networks[name] = Side(Network(coarse(options, shapes[start : end + 1])), shapes[start], wanted=True)
     return Sides(networks, predictors, coarses)
-
-
-def of_bounds(options: ModelOptions, model: Model, bounds: Sequence[int]) -> Sides:
-    """The networks beside the fine blocks of one cut."""
-    found = sides_of(options, model, bounds[:-1], bounds[1:])
-    coarses = {pair: found.coarses[pair] for pair in pairwise(bounds) if pair[0]}
-    wanted = {*found.predictors.values(), *coarses.values()}
-    return Sides({name: found.networks[name] for name in found.names if name in wanted}, found.predictors, coarses)
 
 
 def _small(shape: Shape) -> Shape:

@@ -11,19 +11,6 @@ MergeLayer = Callable[[Mapping[str, Array], Array], Mapping[str, Array]]
 as the running mean and variance of a batch norm do. Replicas of weight 0 are left out of R."""
 
 
-def statistics(layer: Mapping[str, Array], weights: Array) -> dict[str, Array]:
-    """Running statistics of a layer as those of all its samples: ``mean`` and ``variance`` merge together.
-
-    mean = sum w_r mean_r, variance = max(0, sum w_r (variance_r + mean_r^2) - mean^2), in float64. Arrays with other
-    names are averaged.
-    """
-    merged = {name: _mean(values, weights) for name, values in layer.items()}
-    if "variance" in layer and "mean" in layer:
-        second = _mean(layer["variance"] + layer["mean"].astype(np.float64) ** 2, weights)
-        merged["variance"] = np.maximum(second - merged["mean"] ** 2, 0)
-    return merged
-
-
 Shares = Callable[[str], Array | None]
 """From the name of a parameter to the weights of its elements in C order, (R, size); None for one weight a replica."""
 
@@ -71,10 +58,3 @@ def mean_weights(weights: Array | None, replicas: int) -> Array:
     if weights.shape != (replicas,) or not np.isfinite(weights).all() or not weights.any():
         raise ValueError(f"the mean of {replicas} replicas cannot have the weights {weights}")
     return weights
-
-
-def _mean(values: Array, weights: Array) -> Array:
-    mean = Mean(weights, np.result_type(values.dtype, np.float64) if values.dtype.kind == "f" else values.dtype)
-    for replica, block in enumerate(values):
-        mean.add(replica, np.asarray(block))
-    return mean.result()

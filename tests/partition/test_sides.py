@@ -9,7 +9,7 @@ from models.test_parareal_models import CASES
 from mpinn.models.mlp import MLP
 from mpinn.models.parareal import parareal
 from mpinn.partition.profile import estimate, measure, together, units
-from mpinn.partition.sides import of_bounds, sides_of
+from mpinn.partition.sides import sides_of
 from mpinn.schedules.parareal import PararealOptions
 
 F4 = np.dtype("f4")
@@ -24,13 +24,10 @@ def test_they_are_those_of_the_parareal_network_for_every_cut(name):
     seen = set()
     for cuts in combinations(ends[:-1], 2):
         bounds = (0, *cuts, len(model.network))
-        narrow = of_bounds(options, model, bounds)
-        assert {*narrow.names} <= {*sides.names}
         network = parareal(options, model, bounds, "residual")
         for block, (start, stop) in zip(network.blocks, pairwise(bounds), strict=True):
             if start:
                 guess, small = sides.predictors[start], sides.coarses[start, stop]
-                assert (guess, small) == (narrow.predictors[start], narrow.coarses[start, stop])
                 assert [*sides.networks[guess].network.layers] == [*block.predictor.layers]
                 assert [*sides.networks[small].network.layers] == [*block.coarse.layers]
                 assert sides.networks[small].shape == block.inputs

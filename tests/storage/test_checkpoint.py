@@ -6,9 +6,9 @@ import pytest
 from ranks import SHAPES, ThreadChannel, Threads, alone, blank, filled, snapshot, specs
 
 import mpinn.storage.schema
+from mpinn.consensus.statistics import merge_layer
 from mpinn.nn.layout import Layout
 from mpinn.storage.checkpoint import SaveError, Saver
-from mpinn.storage.merge import statistics
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest, restore
 from mpinn.storage.schema import VectorSpec
@@ -184,7 +184,7 @@ def test_weights_that_give_no_mean_are_refused(tmp_path, weights):
 def test_variances_are_merged_with_how_far_the_means_are_apart(tmp_path):
     replicas = [specs(rank, "float64") for rank in range(3)]
     weights = np.array([0.25, 0, 0.75])
-    save_replicas(tmp_path, replicas, merge=weights, merges={"state": statistics})
+    save_replicas(tmp_path, replicas, merge=weights, merges={"state": merge_layer})
     with Checkpoint(tmp_path / "latest") as file:
         means = [r[2].vector[r[2].layout.entries[0].slice] for r in replicas]
         variances = [r[2].vector[r[2].layout.entries[1].slice] for r in replicas]
@@ -192,9 +192,7 @@ def test_variances_are_merged_with_how_far_the_means_are_apart(tmp_path):
         spread = 0.25 * (variances[0] + means[0] ** 2) + 0.75 * (variances[2] + means[2] ** 2) - mean**2
         assert (spread > 0).any()
         np.testing.assert_allclose(file.weights("hidden1/norm/mean", "state/network"), mean, rtol=1e-13)
-        np.testing.assert_allclose(
-            file.weights("hidden1/norm/variance", "state/network"), np.maximum(spread, 0), rtol=1e-12
-        )
+        np.testing.assert_allclose(file.weights("hidden1/norm/variance", "state/network"), spread, rtol=1e-12)
 
 
 def test_stages_and_replicas_share_one_file(tmp_path):
