@@ -250,7 +250,8 @@ class Trainer:
         stop, save = self.agreement.at(step, self._asked(), overdue, pace)
         stop = (stop or step == self.plan.stop_after) and not last
         save = save or (bool(self.plan.save) and step % self.plan.save == 0)
-        if last or stop or save or self.agreement.passed == step:
+        if self.agreement.passed == step:
+            self.stopwatch.training()
             self.keep(step)
         if not (last or stop or save):
             return False
@@ -270,10 +271,9 @@ class Trainer:
         return self.signals.received is not None
 
     def keep(self, step: int) -> None:
-        """Copy the state, if that is wanted. At a save too: what is then in a file is not behind what is in memory."""
+        """Copy the state, if that is wanted."""
         if self.boundaries is None:
             return
-        self.stopwatch.training()
         standing = Standing(
             step, self.samples, self.elapsed(), self.quality, self.schedule.behind, self._behind(step), monotonic()
         )
@@ -287,7 +287,10 @@ class Trainer:
     def _save(self, step: int) -> None:
         """Save what a run can go on from: nothing is saved, and the run ends, if that would not be finite."""
         self._saved_at = monotonic()
-        self._check_losses(step, self.tally.gather(self.control))
+        sums = self.tally.gather(self.control)
+        # what is in a file is not behind what is in memory; and now all have come here, and have the copy before
+        self.keep(step)
+        self._check_losses(step, sums)
         self._check_weights(step)
         self.keeper.save(self._moment(step))
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from mpinn.schedules.decoupled import Decoupled
 from mpinn.schedules.serial import Serial
 from mpinn.storage.history import Metrics
 from mpinn.storage.restore import newest
-from mpinn.training.trainer import DivergedError
+from mpinn.training import agreement
+from mpinn.training.boundary import Boundaries, Standing
+from mpinn.training.trainer import DivergedError, Outcome, Trainer
 
 pytestmark = pytest.mark.mpi
 Run = Callable[..., int]
@@ -191,3 +194,35 @@ def test_the_summary_counts_what_this_rank_sent(world: World, run: Run, mpi_tmp_
     # two layers of 64 x 12 and 12 x 10 weights and their biases in float32, each padded to 256 bytes
     vector = 64 * 12 * 4 + 256 + 512 + 256
     assert [rank["bytes"] for rank in found["ranks"]] == [meetings * (vector + 8)] * world.size
+
+
+def test_no_copy_is_made_at_a_save_before_all_have_the_one_before(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies are kept: of a rank that waits to save, one must be where the last of the others was."""
+    keep, step, times = Boundaries.keep, Serial.step, dict[int, float]()
+
+    def begun(self: Trainer) -> Outcome:
+        self.boundaries = Boundaries(self.keeper.vectors, tuple(range(world.size)))
+        return train_all(self)
+
+    def timed(self: Boundaries, standing: Standing) -> None:
+        times.setdefault(standing.step, perf_counter())
+        keep(self, standing)
+
+    def late(self: Serial, batch: Any, update: Any) -> Any:
+        if (world.rank, batch.index) == (world.size - 1, 20):
+            sleep(0.5)
+        return step(self, batch, update)
+
+    train_all = Trainer.run
+    for kind, name, other in ((Trainer, "run", begun), (Boundaries, "keep", timed), (Serial, "step", late)):
+        monkeypatch.setattr(kind, name, other)
+    monkeypatch.setattr(agreement, "HORIZON", 1e9)  # boundaries after 1, 2, 4, 8, 16 and 32 steps
+    alone = ("consensus.name=none", "train.epochs=7", "train.log=7 epochs", "train.evaluate=7 epochs")
+    assert run(*alone, "checkpoint.every=33 steps") == 0
+    assert 33 in times
+    assert (32 in times) == (world.size > 1)
+    order = np.array([times.get(32, -np.inf), -times[33]])
+    world.control.all_max(order).wait()
+    assert order[0] < -order[1]
