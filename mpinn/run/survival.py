@@ -87,6 +87,7 @@ class Survival:
         self.begin: Boundary | None = None
         """What an attempt begins with; None for what the start begins with."""
         self.cuts: Cuts | None = None
+        """Those of the attempt before, on all ranks or on none."""
         self.prepared = False
         """Whether the run directory is ready."""
         self.records: list[Record] = []
@@ -159,7 +160,8 @@ class Survival:
         world.control.all_max(told).wait()
         step, self.prepared, resumed = -int(told[0]), bool(told[2]), -1
         if self._boundaries is None or step < 0:
-            self.begin, self._boundaries, self.since = None, None, None
+            # one was not yet built, and all ask for the cuts again
+            self.begin, self._boundaries, self.since, self.cuts = None, None, None, None
         else:
             self.begin = self._boundaries.at(step)
             resumed, self._moment = step - self.begin.standing.behind, self.begin.standing.moment

@@ -3,12 +3,14 @@
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 from launch import finish, mpirun, ranks_of, start
-from train_jobs import SMALL, arguments, differences, records, wait_for
+from train_jobs import SMALL, arguments, differences, records, wait_for, world
 from ulfm import (
     FLAGS,
     SAVING,
@@ -24,10 +26,15 @@ from ulfm import (
     under_open_mpi,
 )
 
+from mpinn.array.typing import Array
+from mpinn.comm.channel import DONE, NullChannel, Pending
 from mpinn.errors import InputError
+from mpinn.partition.cuts import Cuts
 from mpinn.run.checks import Request, check
+from mpinn.run.keeper import RunKeeper
 from mpinn.run.survival import Death, Survival, left, outline
 from mpinn.storage.restore import newest
+from mpinn.training.boundary import Boundaries, Standing
 from mpinn.training.choices import read_config
 
 STOPPED = 75
@@ -297,3 +304,18 @@ def test_a_death_in_few_words() -> None:
     death = Death((1, 4), (0,), (0, 2), (4, 2, 1), (2, 2, 1), noticed=9, resumed=7)
     said = "ranks 1, 4 of replicas 0, 2 died after step 9, 2 of 4 replicas went on from step 7"
     assert outline(asdict(death)) == said
+
+
+def test_cuts_that_not_all_have_are_nobodys() -> None:
+    """A rank that heard of a death just before it was built finds the cuts with all others, or waits for ever."""
+
+    class Other(NullChannel):
+        def all_max(self, array: Array) -> Pending:
+            array[:] = np.maximum(array, [1, 0, 1])  # without a boundary, before the first step, directory ready
+            return DONE
+
+    survival, boundaries = Survival((2, 1, 1)), Boundaries([], (0, 1))
+    boundaries.keep(Standing(0, 0, 0.0, None, 0, 0, 0.0))
+    survival.track(cast(RunKeeper, None), boundaries, Cuts((0, 3)), lambda: 0)
+    survival.agree(replace(world(), control=Other("control")))
+    assert (survival.cuts, survival.begin, survival.prepared) == (None, None, True)
