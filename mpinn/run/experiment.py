@@ -185,7 +185,7 @@ def restored(stood: Standing, parts: Mapping[str, Part], stages: Channel) -> Res
             stages.broadcast(part.counters, 0).wait()
     dropped = f"what was in flight is dropped: the run goes back {stood.behind} batches, from step {stood.step}"
     return Resumed(
-        stood.step - stood.behind, stood.samples - stood.behind_samples, stood.seconds, stood.quality,
+        stood.resumed, stood.samples - stood.behind_samples, stood.seconds, stood.quality,
         [dropped] if stood.behind else [],
     )  # fmt: skip
 

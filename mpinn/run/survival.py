@@ -153,18 +153,27 @@ class Survival:
     def _grid(self) -> Shape:
         return len(self.replicas), self._shape[1], self._shape[2]
 
+    @property
+    def _latest(self) -> int:
+        """The step of the last boundary, -1 without one; where an attempt was not yet built, that with which it began.
+
+        Others may have been built, and have that one: it is where they stood when nothing was in flight.
+        """
+        if self.begin is not None:
+            return self.begin.standing.resumed
+        return -1 if self._boundaries is None else self._boundaries.latest
+
     def agree(self, world: World) -> None:
         """Find the step from which those that are left go on: all have it, and so had those that died."""
-        latest = -1 if self._boundaries is None else self._boundaries.latest
-        told = np.array([-latest, self._step(), self.prepared], np.int64)
+        told = np.array([-self._latest, self._step(), self.prepared], np.int64)
         world.control.all_max(told).wait()
         step, self.prepared, resumed = -int(told[0]), bool(told[2]), -1
         if self._boundaries is None or step < 0:
             # one was not yet built, and all ask for the cuts again
             self.begin, self._boundaries, self.since, self.cuts = None, None, None, None
         else:
-            self.begin = self._boundaries.at(step)
-            resumed, self._moment = step - self.begin.standing.behind, self.begin.standing.moment
+            self.begin = self.begin or self._boundaries.at(step)
+            resumed, self._moment = self.begin.standing.resumed, self.begin.standing.moment
         self.records = [record for record in self.records if record["step"] <= resumed]
         for death in self.deaths[self._told :]:
             death.noticed, death.resumed = int(told[1]), resumed

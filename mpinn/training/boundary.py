@@ -28,6 +28,11 @@ class Standing:
     behind_samples: int
     moment: float
 
+    @property
+    def resumed(self) -> int:
+        """The step after which a run goes on from here, without what was in flight."""
+        return self.step - self.behind
+
 
 @dataclass(frozen=True)
 class Boundary:

@@ -28,6 +28,7 @@ from ulfm import (
 
 from mpinn.array.typing import Array
 from mpinn.comm.channel import DONE, NullChannel, Pending
+from mpinn.comm.grid import World
 from mpinn.errors import InputError
 from mpinn.partition.cuts import Cuts
 from mpinn.run.checks import Request, check
@@ -306,16 +307,40 @@ def test_a_death_in_few_words() -> None:
     assert outline(asdict(death)) == said
 
 
-def test_cuts_that_not_all_have_are_nobodys() -> None:
-    """A rank that heard of a death just before it was built finds the cuts with all others, or waits for ever."""
+def agreeing(*other: int) -> World:
+    """One of two ranks, of which the other tells: minus its last boundary, its last step, is the directory ready."""
 
-    class Other(NullChannel):
+    class Control(NullChannel):
         def all_max(self, array: Array) -> Pending:
-            array[:] = np.maximum(array, [1, 0, 1])  # without a boundary, before the first step, directory ready
+            array[:] = np.maximum(array, other)
             return DONE
 
-    survival, boundaries = Survival((2, 1, 1)), Boundaries([], (0, 1))
-    boundaries.keep(Standing(0, 0, 0.0, None, 0, 0, 0.0))
-    survival.track(cast(RunKeeper, None), boundaries, Cuts((0, 3)), lambda: 0)
-    survival.agree(replace(world(), control=Other("control")))
+    return replace(world(), control=Control("control"))
+
+
+def kept(*standings: Standing) -> Boundaries:
+    boundaries = Boundaries([], (0, 1))
+    for standing in standings:
+        boundaries.keep(standing)
+    return boundaries
+
+
+def test_cuts_that_not_all_have_are_nobodys() -> None:
+    """A rank that heard of a death just before it was built finds the cuts with all others, or waits for ever."""
+    survival = Survival((2, 1, 1))
+    survival.track(cast(RunKeeper, None), kept(Standing(0, 0, 0.0, None, 0, 0, 0.0)), Cuts((0, 3)), lambda: 0)
+    survival.agree(agreeing(1, 0, 1))
     assert (survival.cuts, survival.begin, survival.prepared) == (None, None, True)
+
+
+def test_who_was_not_built_again_goes_on_with_those_who_were() -> None:
+    """After a second death, at which others had already copied the state in which all were to go on."""
+    survival, boundaries = Survival((3, 1, 1)), kept(*(Standing(step, 0, 0.0, None, 2, 0, 0.0) for step in (9, 10)))
+    survival.track(cast(RunKeeper, None), boundaries, Cuts((0, 3)), lambda: 10)
+    survival.agree(agreeing(-10, 10, 1))
+    begin = survival.begin
+    assert begin is boundaries.at(10)
+    survival.deaths.append(Death((2,), (), (2,), (3, 1, 1), (2, 1, 1)))
+    survival.agree(agreeing(-8, 10, 1))
+    assert survival.begin is begin
+    assert survival.deaths[0].resumed == 8
