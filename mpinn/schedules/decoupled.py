@@ -198,36 +198,35 @@ class Decoupled(Staged):
         self._iteration += 1
         forward = self._batches.get(self._iteration - self._forward_lag)
         backward = self._batches.get(self._iteration - self._backward_lag)
+        activation, gradient = self._activation, self._gradient
         if self._options.chained and forward is not None:
-            self._activation = self._stage.receive("activation", forward)
+            activation = self._stage.receive("activation", forward)
+        self._expect()
         measured = []
         if self._stage.last:
             if forward is not None:
-                measured = self._turn(forward, update)
+                measured = self._turn(forward, activation, update)
         elif self._options.order == "forward_first":
-            self._forward(forward, self._beside if backward is not None else None)
-            self._backward(backward, update)
+            self._forward(forward, activation, self._beside if backward is not None else None)
+            self._backward(backward, gradient, update)
         else:
-            self._backward(backward, update)
-            self._forward(forward)
+            self._backward(backward, gradient, update)
+            self._forward(forward, activation)
         self._batches.pop(self._iteration - self._backward_lag, None)
-        self._expect()
         return measured
 
     def _expect(self) -> None:
-        """Begin to receive what the next iteration needs, which the neighbours have sent in this one."""
+        """Begin to receive what the next iteration needs: the neighbours send it in this one, and all compute then."""
         forward = self._batches.get(self._iteration + 1 - self._forward_lag)
         backward = self._batches.get(self._iteration + 1 - self._backward_lag)
-        if forward is not None:
-            self._activation = self._stage.receive("activation", forward)
-        if backward is not None:
-            self._gradient = self._stage.receive("gradient", backward)
+        self._activation = None if forward is None else self._stage.receive("activation", forward)
+        self._gradient = None if backward is None else self._stage.receive("gradient", backward)
 
-    def _forward(self, batch: Batch | None, beside: Beside | None = None) -> None:
+    def _forward(self, batch: Batch | None, message: Message | None, beside: Beside | None = None) -> None:
         if batch is None:
             return
         stage, recompute = self._stage, self._options.recompute
-        x = self._taken(batch)
+        x = stage.take(message, batch)
         version = self._stash.hold(stage.version) if self._stash else None
         work = Work(batch, x if recompute else None, None, version, stage.version)
         self._works.append(work)
@@ -244,15 +243,10 @@ class Decoupled(Staged):
         y, work.saved = found
         self._stage.pass_on(y, work.batch)
 
-    def _taken(self, batch: Batch) -> Array:
-        message, self._activation = self._activation, None
-        return self._stage.take(message, batch)
-
-    def _backward(self, batch: Batch | None, update: Update) -> None:
+    def _backward(self, batch: Batch | None, message: Message | None, update: Update) -> None:
         if batch is None:
             return
         stage, work = self._stage, self._works.popleft()
-        message, self._gradient = self._gradient, None
         if message is not None:
             dy = stage.take(message, batch)
             if self._options.shrink != 1:
@@ -273,10 +267,10 @@ class Decoupled(Staged):
         if self._stash and work.version:
             self._stash.release(work.version)
 
-    def _turn(self, batch: Batch, update: Update) -> list[Measured]:
+    def _turn(self, batch: Batch, message: Message | None, update: Update) -> list[Measured]:
         """Forward, loss and backward of one batch, on the last stage."""
         stage, measured = self._stage, []
-        x = self._taken(batch)
+        x = stage.take(message, batch)
         if batch.count:
             y, saved = stage.forward(batch, x)
             loss, dy = stage.loss(y, batch)

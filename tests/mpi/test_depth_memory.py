@@ -169,8 +169,8 @@ def test_what_is_in_flight_is_what_the_plan_says(world: World, name: str) -> Non
     for _ in range(4 * world.size):  # copies are shared until all stages have work
         step()
     assert max(held) == planned
-    # beside that the pool has what a pass needs while it runs, and messages: those of the next step, and those sent
-    messages = 2 * (stages[number].before + stages[number].after)
+    # beside that the pool has what a pass needs while it runs, and messages: of this step, of the next one, and sent
+    messages = 3 * (stages[number].before + stages[number].after)
     beside = (demand.passes + demand.inputs) * stages[0].costs[0].input_bytes if not number else 0
     copies = demand.weights * part.weights.nbytes
     room = passing(part, cuts.shape(MODEL, number), not number)

@@ -24,6 +24,7 @@ from mpinn.nn.optimizer import SGD
 from mpinn.run.checks import Request
 from mpinn.schedules.decoupled import Decoupled
 from mpinn.schedules.layerwise import LayerwiseOptions
+from mpinn.schedules.registry import SCHEDULES
 from mpinn.trace import Trace
 
 pytestmark = pytest.mark.mpi
@@ -66,7 +67,7 @@ class Watched:
     """Options whose schedule `watch` may change before it is used."""
 
     watch: Callable[[Decoupled], None]
-    options: LayerwiseOptions = SIDE_BY_SIDE
+    options: Any = SIDE_BY_SIDE
 
     def build(self, *arguments: Any) -> Decoupled:
         schedule = self.options.build(*arguments)
@@ -105,6 +106,33 @@ def test_the_forward_pass_runs_while_the_backward_pass_does(world: World) -> Non
     assert {event.row for event in trace.events if event.name != "forward"} <= {0}
     plain = train(DENSE, Grid(world, 1, world.size), replace(SIDE_BY_SIDE, overlap="never"), steps)
     assert vectors(run.part) == vectors(plain.part)
+
+
+@pytest.mark.parametrize("name", ["fdg", "ddg", "layerwise"])
+def test_what_comes_is_expected_before_anything_is_computed(name: str, world: World) -> None:
+    """So that it may come while this stage computes, not only while it has nothing else to do."""
+    steps: list[list[str]] = []
+
+    def watch(schedule: Decoupled) -> None:
+        stage, step = schedule._stage, schedule.step
+        for method, event in (("receive", "expected"), ("forward", "computed"), ("backward", "computed")):
+            setattr(stage, method, noted(getattr(stage, method), event))
+        schedule.step = lambda *arguments: steps.append([]) or step(*arguments)  # type: ignore[assignment]
+
+    def noted(method: Callable[..., Any], event: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **switches: Any) -> Any:
+            found = method(*arguments, **switches)
+            # nothing comes to the first stage from before, nor to the last one from after
+            steps[-1] += [event] if found is not None or event == "computed" else []
+            return found
+
+        return call
+
+    train(DENSE, Grid(world, 1, world.size), Watched(watch, SCHEDULES[name]()), 3 * world.size + 4)
+    neighbours = (world.rank > 0) + (world.rank < world.size - 1)
+    assert steps[-1].count("expected") == neighbours
+    for events in steps:
+        assert events == sorted(events, reverse=True)
 
 
 def test_messages_are_those_of_the_main_thread(world: World) -> None:
