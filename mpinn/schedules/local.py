@@ -190,16 +190,14 @@ class Local(Staged):
     def _iterate(self, update: Update) -> list[Measured]:
         self._iteration += 1
         batch = self._batches.pop(self._iteration - self._lag, None)
-        measured = [] if batch is None else self._turn(batch, update)
-        following = self._batches.get(self._iteration + 1 - self._lag)
-        if following is not None:
-            self._activation = self._stage.receive("activation", following)
-        return measured
+        message, following = self._activation, self._batches.get(self._iteration + 1 - self._lag)
+        # so that it comes while this stage computes
+        self._activation = None if following is None else self._stage.receive("activation", following)
+        return [] if batch is None else self._turn(batch, message, update)
 
-    def _turn(self, batch: Batch, update: Update) -> list[Measured]:
+    def _turn(self, batch: Batch, message: Message | None, update: Update) -> list[Measured]:
         """Forward, loss, backward and update with one batch."""
         stage, measured = self._stage, []
-        message, self._activation = self._activation, None
         x = stage.take(message, batch)
         if batch.count:
             y, saved = stage.forward(batch, x)
