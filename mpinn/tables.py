@@ -72,7 +72,8 @@ class Data:
     """Samples of a step, of all replicas together: the global batch, which does not change with the grid."""
     deal: Literal["auto", "redealt", "fixed", "same", "skewed"] = "auto"
     """Which samples a replica sees: others in each epoch (redealt), a shard of its own for the whole run (fixed), all
-    of them (same), or a shard of few labels (skewed); ``auto`` is what the consensus prefers."""
+    of them (same), in a run that keeps its number of replicas, or a shard of few labels (skewed); ``auto`` is what the
+    consensus prefers."""
     crop: Natural = 0
     """Pixels of zeros around a training image, from which a window of the old size is cut at random; 0 for none."""
     flip: bool = False
