@@ -22,6 +22,7 @@ from mpinn.nn.layout import Layout
 from mpinn.nn.packed import population_of
 from mpinn.nn.part import COUNTERS, Part
 from mpinn.population.ranking import population_in
+from mpinn.run.stored import stored_tables
 from mpinn.schedules.schedule import Flight, Schedule
 from mpinn.storage.checkpoint import SaveError, Saver
 from mpinn.storage.damage import reading
@@ -317,7 +318,7 @@ class Stand:
         """Whether it was saved by stages that were these, of however many replicas."""
         bounds = tuple(np.asarray(checkpoint.scalars.get("bounds", ())).tolist())
         same_cuts = checkpoint.grid[1] == self.grid[1] and (self.grid[1] == 1 or bounds == self.bounds)
-        schedule = checkpoint.configuration["schedule"]
+        schedule = stored_tables(checkpoint)["schedule"]
         return same_cuts and all(schedule.get(key) == self.schedule[key] for key in self.schedule.keys() - FREE)
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from mpinn.config import CHOSEN, MAY_CHANGE, Config, difference, load
+from mpinn.config import CHOSEN, MAY_CHANGE, Config, difference
 from mpinn.datasets.deal import epoch_steps
 from mpinn.errors import InputError
 from mpinn.models.model import Model
 from mpinn.nn.layout import Layout
 from mpinn.run.keeper import bounds_of, saved_model
+from mpinn.run.stored import stored_tables
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.history import read_summary
 from mpinn.storage.reader import Checkpoint
-from mpinn.training.choices import CHOICES, DEFAULTS
 from mpinn.words import counted
 
 
@@ -55,14 +55,6 @@ def told_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[s
 def given(value: Any) -> str:
     """A value of a configuration in a sentence."""
     return "not set" if value is None else str(value)
-
-
-def stored_tables(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configuration of a checkpoint; keys that are newer than the file have the values of a run without them."""
-    try:
-        return load(checkpoint.configuration, (), CHOICES, DEFAULTS).tables()
-    except InputError as error:
-        raise InputError(str(checkpoint.path), f"its configuration is none of this program's: {error}") from None
 
 
 def check_network(path: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Runs with stages: a resumed one ends as if it had not been stopped; on another grid it goes back a few batches."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from test_resume import first, meet
@@ -102,6 +104,29 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(case: str, world: World,
 def newest_aside(path: Path) -> str:
     """The run that was last moved aside."""
     return max((place.name for place in path.glob("run.*")), key=lambda name: int(name.partition(".")[2]))
+
+
+def test_a_file_of_before_a_key_was_there_goes_on_with_what_is_in_flight(
+    world: World, run: Run, mpi_tmp_path: Path
+) -> None:
+    settings = deep("fdg", world.size)
+    assert run(*settings) == 0
+    meet(world)
+    assert run(*settings, fresh=True, stop_after=HALF) == 75
+    meet(world)
+    stopped, whole = (mpi_tmp_path / name for name in ("run", "run.1"))
+    if world.rank == 0:
+        with h5py.File(stopped / f"checkpoint-{HALF:08d}.h5", "r+") as file:
+            tables = json.loads(file["configuration"][()])
+            del tables["schedule"]["shrink"], file["configuration"]
+            file["configuration"] = np.bytes_(json.dumps(tables))
+        (stopped / "checkpoints.json").unlink()
+    meet(world)
+    assert run(*settings, resume=True) == 0
+    meet(world)
+    last = f"checkpoint-{WHOLE:08d}.h5"
+    assert differences(stopped / last, whole / last) == []
+    meet(world)
 
 
 @pytest.mark.parametrize(
