@@ -18,9 +18,10 @@ from mpinn.nn.layout import Layout
 from mpinn.nn.packed import population_of
 from mpinn.partition.cuts import size_of, trained
 from mpinn.population.standing import SHOWN, csv_text
+from mpinn.run.assembly import second_core
 from mpinn.run.binding import binding
 from mpinn.run.checks import Request, Start, check
-from mpinn.run.experiment import Experiment, build, second_core
+from mpinn.run.experiment import Experiment, build
 from mpinn.run.remarks import remarks
 from mpinn.run.summary import add_unsaved, collect, lines, may_meet
 from mpinn.run.survival import Death, Survival, survive

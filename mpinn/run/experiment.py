@@ -1,56 +1,40 @@
 """The composition root: from a configuration to the objects that train it. The only file that knows them all."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
-
-import numpy as np
 
 from mpinn.array.device import Device, choose_device
-from mpinn.array.precision import activations
-from mpinn.array.typing import Shape
 from mpinn.comm.channel import Channel
 from mpinn.comm.choice import choose_transports
 from mpinn.comm.findings import findings
 from mpinn.comm.grid import Grid, World
 from mpinn.config import Config
-from mpinn.consensus.consensus import Consensus
 from mpinn.datasets.batches import Batches
-from mpinn.datasets.source import open_source
 from mpinn.errors import InputError
 from mpinn.models.model import Model
-from mpinn.models.population import shard_of
 from mpinn.nn.packed import population_of
-from mpinn.nn.part import BEST, Part, build_part, in_memory
-from mpinn.partition.cuts import Cuts, cut, size_of, trained
+from mpinn.nn.part import Part
+from mpinn.partition.cuts import Cuts
 from mpinn.population.measure import MemberMeasure, MemberReplicaMeasure
 from mpinn.population.ranking import Ranking
 from mpinn.population.selection import Selection
 from mpinn.population.update import MemberUpdate
+from mpinn.run.assembly import Assembly, Loaded, assemble, find_cuts, find_warmth
 from mpinn.run.binding import choose_nccl, numbers
 from mpinn.run.checks import Start, prepare
-from mpinn.run.fit import warm_checkpoint, warm_start
-from mpinn.run.keeper import Resumed, RunKeeper, Stand, bounds_of, grid_vectors, model_vectors, resume, saved_model
+from mpinn.run.keeper import Resumed, RunKeeper, Stand, resume
 from mpinn.run.survival import Survival, take_over
-from mpinn.run.warm import Subject, warm
 from mpinn.schedules.members import Members
 from mpinn.schedules.schedule import Schedule
-from mpinn.schedules.stage import Place
 from mpinn.signals import Signals
 from mpinn.storage.directory import RunDirectory, step_of
 from mpinn.trace import Trace
 from mpinn.training.agreement import Agreement
 from mpinn.training.boundary import Boundaries, Standing
-from mpinn.training.choices import build_model, outputs_of
 from mpinn.training.measure import ReplicaMeasure, RunMeasure
-from mpinn.training.tally import Stopwatch, Tally
+from mpinn.training.tally import Stopwatch
 from mpinn.training.trainer import Plan, Trainer
 from mpinn.training.update import OptimizerUpdate
-
-TRACED = 200_000
-"""Events of one rank that a trace keeps."""
 
 
 @dataclass(eq=False)
@@ -84,66 +68,88 @@ def build(
 
     The run directory is first written when all that can raise InputError is done.
     """
-    config, run = start.config, start.config.run
+    config = start.config
+    device, grid, transport = _placed(world, config)
+    cuts = survival.cuts if survival and survival.cuts else find_cuts(world, start, grid, device.kernels)
+    warmth = None if survival and survival.begin else find_warmth(world, start)
+    assembly = assemble(world, start, grid, device.kernels, cuts, warmth)
+    begin = _begin(world, start, assembly, survival)
+    plan = plan_of(config, assembly.batches.steps_per_epoch, begin.step, stop_after)
+    if survival is None or not survival.prepared:
+        _check_stop(plan)
+    moved = _take(world, start, survival)
+    keeper = _keeper(start, assembly, survival)
+    keeper.rewind(begin.step, *((survival.records, survival.since or 0) if survival else ()))
+    trainer = _trainer(world, assembly, keeper, plan, begin, signals)
+    if survival is not None:
+        trainer.boundaries = Boundaries(keeper.vectors, survival.replicas)
+        trainer.keep(begin.step)
+        survival.track(keeper, trainer.boundaries, cuts, lambda: trainer.agreement.step)
+    fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
+    notes = (*begin.notes, *fitted, *([moved] if moved else []))
+    model, trace = assembly.loaded.model, assembly.trace
+    return Experiment(config, grid, trainer, keeper, trainer.measure, transport, device, model, cuts, trace, notes)
+
+
+def _placed(world: World, config: Config) -> tuple[Device, Grid, str]:
+    """What this rank computes with, its place, and a sentence about how messages go."""
+    run, wanted = config.run, config.grid
     device = world.everywhere(lambda: choose_device(run.device, run.kernels, world.local_rank, run.tf32, run.bf16))
     _check_alike(world, device)
-    ops = device.kernels
     found = findings(world, device.name)
     groups, said = choose_nccl(world, device) if run.collectives == "nccl" else (None, "")
     transports, transport = choose_transports(
         run.transport, world.library, found, device.memory, world.size, groups is not None and groups.made
     )
     transports, transport = replace(transports, nccl=groups), "; ".join(filter(None, [transport, said]))
-    wanted = config.grid
     grid = Grid(world, wanted.replicas, wanted.stages, wanted.shards, transports, ordered=run.deterministic)
-    kept = survival.begin if survival else None
-    cuts = survival.cuts if survival and survival.cuts else _cuts(world, start, grid, ops)
-    column = grid.replicas.split(0, grid.replica, "column")
-    trace = Trace(TRACED if start.trace else 0, ops.synchronize)
-    warmth = None if kept else _warmth(world, start)
-    loaded = world.everywhere(lambda: _load(world, start, grid, ops, cuts, warmth))
-    batches = loaded.batches
-    place = _place(grid, loaded.model, cuts, trace, second_core(world, ops))
-    schedule = _schedule(config, loaded, place, grid)
-    warm(world, config, _subjects(schedule, place, loaded))
-    consensus = config.consensus.build(grid.replicas, batches.steps_per_epoch)
-    consensus.prepare(schedule.parts)
-    tally = Tally()
-    grid_kinds = grid_vectors(consensus, tally, grid.place)
-    begin = Resumed()
-    path = start.checkpoint
-    if kept is not None and survival is not None:
-        kept.fill([*model_vectors(schedule.parts, grid.place), *grid_kinds], survival.replicas)
-        begin = restored(kept.standing, schedule.parts, grid.stages)
-    elif path is not None:
-        stand = Stand(grid.shape, grid.replica, grid.place, cuts.bounds, config.tables()["schedule"], ops.fill)
-        begin = world.everywhere(lambda: resume(path, schedule.parts, grid_kinds, stand))
-        if begin.flight is not None:
-            schedule.resume(begin.flight, batches.batch)
-    plan = plan_of(config, batches.steps_per_epoch, begin.step, stop_after)
-    if survival is None or not survival.prepared:
-        _check_stop(plan)
-    moved = _take(world, start, survival)
-    keeper = RunKeeper(
-        RunDirectory(run.directory), config, grid.shape, batches.steps_per_epoch, grid.control,
-        [*model_vectors(schedule.parts, grid.place), *grid_kinds], schedule, grid.replica, grid.place, cuts.bounds,
-        start.data, since=step_of(path) if path is not None else 0, ops=ops, heir=survival is not None,
+    return device, grid, transport
+
+
+def _begin(world: World, start: Start, assembly: Assembly, survival: Survival | None) -> Resumed:
+    """Fill the vectors with what there is to go on from: the state that ranks have left, or that of a file."""
+    grid, schedule, path = assembly.grid, assembly.schedule, start.checkpoint
+    if survival is not None and survival.begin is not None:
+        survival.begin.fill(assembly.vectors, survival.replicas)
+        return restored(survival.begin.standing, schedule.parts, grid.stages)
+    if path is None:
+        return Resumed()
+    tables = assembly.config.tables()["schedule"]
+    stand = Stand(grid.shape, grid.replica, grid.place, assembly.cuts.bounds, tables, assembly.ops.fill)
+    begin = world.everywhere(lambda: resume(path, schedule.parts, assembly.grid_vectors, stand))
+    if begin.flight is not None:
+        schedule.resume(begin.flight, assembly.batches.batch)
+    return begin
+
+
+def _keeper(start: Start, assembly: Assembly, survival: Survival | None) -> RunKeeper:
+    config, grid, path = assembly.config, assembly.grid, start.checkpoint
+    return RunKeeper(
+        RunDirectory(config.run.directory), config, grid.shape, assembly.batches.steps_per_epoch, grid.control,
+        assembly.vectors, assembly.schedule, grid.replica, grid.place, assembly.cuts.bounds,
+        start.data, since=step_of(path) if path is not None else 0, ops=assembly.ops, heir=survival is not None,
     )  # fmt: skip
-    keeper.rewind(begin.step, *((survival.records, survival.since or 0) if survival else ()))
+
+
+def _trainer(
+    world: World, assembly: Assembly, keeper: RunKeeper, plan: Plan, begin: Resumed, signals: Signals
+) -> Trainer:
+    config, grid, batches = assembly.config, assembly.grid, assembly.batches
+    schedule, consensus = assembly.schedule, assembly.consensus
     rate = config.optimizer.course(batches.steps_per_epoch, plan.total)
-    clip = config.train.clip
-    update = OptimizerUpdate(consensus, config.optimizer, rate, clip, schedule.parts, schedule.chained, trace)
-    measure = RunMeasure(schedule, config.loss, batches, grid.control, consensus, column)
+    common = consensus, config.optimizer, rate, config.train.clip, schedule.parts
+    update = OptimizerUpdate(*common, schedule.chained, assembly.trace)
+    measure = RunMeasure(schedule, config.loss, batches, grid.control, consensus, assembly.column)
     selection = None
     if isinstance(schedule, Members):
-        update = MemberUpdate(consensus, config.optimizer, rate, clip, schedule.parts, trace)
-        ranking = Ranking(len(config.model.members()), loaded.classes, config.model.patience)
-        measure = MemberMeasure(schedule, batches, grid.control, consensus, column, ranking)
-        selection = _selection(config, loaded, measure, grid, plan)
-        selection.changes = _changes(schedule.part, consensus, update, keeper, grid, tally)
+        update = MemberUpdate(*common, assembly.trace)
+        ranking = Ranking(len(config.model.members()), assembly.loaded.classes, config.model.patience)
+        measure = MemberMeasure(schedule, batches, grid.control, consensus, assembly.column, ranking)
+        selection = _selection(config, assembly.loaded, measure, grid, plan)
+        selection.changes = _changes(assembly, update, keeper)
         selection.resume(begin.scalars)
         keeper.facts, keeper.shares = selection.facts, selection.shares
-    trainer = Trainer(
+    return Trainer(
         plan=plan,
         control=grid.control,
         schedule=schedule,
@@ -155,24 +161,17 @@ def build(
         replica_measure=_replica_measure(config, schedule, batches, grid),
         agreement=Agreement(world.channel("agreement"), begin.step),
         signals=signals,
-        tally=tally,
-        stopwatch=Stopwatch(grid.replicas, grid.stages, column),
+        tally=assembly.tally,
+        stopwatch=Stopwatch(grid.replicas, grid.stages, assembly.column),
         keeper=keeper,
-        classes=loaded.classes,
-        trace=trace,
+        classes=assembly.loaded.classes,
+        trace=assembly.trace,
         ranks_per_replica=grid.stages.size * grid.shards.size,
         selection=selection,
         samples=begin.samples,
         seconds=begin.seconds,
         quality=begin.quality,
     )
-    if survival is not None:
-        trainer.boundaries = Boundaries(keeper.vectors, survival.replicas)
-        trainer.keep(begin.step)
-        survival.track(keeper, trainer.boundaries, cuts, lambda: trainer.agreement.step)
-    fitted = [] if warmth is None else [f"fine blocks of {warmth}; what is beside them was fitted to it"]
-    notes = (*begin.notes, *fitted, *([moved] if moved else []))
-    return Experiment(config, grid, trainer, keeper, measure, transport, device, loaded.model, cuts, trace, notes)
 
 
 def restored(stood: Standing, parts: Mapping[str, Part], stages: Channel) -> Resumed:
@@ -212,15 +211,6 @@ def _check_alike(world: World, device: Device) -> None:
         raise InputError("run.device", f"{who} found no GPU, and the others did: choose cpu, or gpu to hear why")
 
 
-def _schedule(config: Config, loaded: "_Loaded", place: Place, grid: Grid) -> Schedule:
-    population = population_of(loaded.model.network)
-    if population is None:
-        schedule: Schedule = config.schedule.build(loaded.part, config.loss, config.run.seed, place)
-        return schedule
-    share = grid.shards.size / len(population.members)
-    return Members(loaded.part, config.loss, config.run.seed, share, place.trace)
-
-
 def _replica_measure(
     config: Config, schedule: Schedule, batches: Batches, grid: Grid
 ) -> Callable[[int], ReplicaMeasure]:
@@ -231,120 +221,26 @@ def _replica_measure(
     return lambda step: ReplicaMeasure(schedule, config.loss, batches, step, seed, grid.replica)
 
 
-def _selection(config: Config, loaded: "_Loaded", measure: MemberMeasure, grid: Grid, plan: Plan) -> Selection:
+def _selection(config: Config, loaded: Loaded, measure: MemberMeasure, grid: Grid, plan: Plan) -> Selection:
     population = population_of(loaded.model.network)
     if population is None:
         raise TypeError("only members of a population are selected")
     return Selection(measure, grid.shards, population, loaded.shape, plan.rungs, config.model.survive)
 
 
-def _changes(
-    part: Part, consensus: Consensus, update: MemberUpdate, keeper: RunKeeper, grid: Grid, tally: Tally
-) -> Callable[[Part, frozenset[int]], None]:
-    """What must know of it when the members of this rank, now those of ``part``, change, or some learn no more."""
-
-    held = part
+def _changes(assembly: Assembly, update: MemberUpdate, keeper: RunKeeper) -> Callable[[Part, frozenset[int]], None]:
+    """What must know of it when the members of this rank change, or some learn no more."""
+    (held,) = assembly.schedule.parts.values()
 
     def changes(part: Part, stopped: frozenset[int]) -> None:
         nonlocal held
-        parts = {part.name: part}
         update.prepare(part, stopped)
         if part is not held:
-            consensus.prepare(parts)
+            assembly.consensus.prepare({part.name: part})
             held = part
-        keeper.vectors = [*model_vectors(parts, grid.place), *grid_vectors(consensus, tally, grid.place)]
+        keeper.vectors = assembly.vectors
 
     return changes
-
-
-def _cuts(world: World, start: Start, grid: Grid, ops: ModuleType) -> Cuts:
-    """Where the depth is cut, found by one rank; a run that goes on keeps the cuts that it has."""
-    config = start.config
-
-    def find() -> bytes:
-        pieces = config.schedule.pieces(grid.stages.size)
-        if start.checkpoint is not None and (kept := bounds_of(start.checkpoint, pieces)):
-            cuts = Cuts(kept, "as before")
-        else:
-            source = open_source(config.data)
-            outputs = outputs_of(source.summary())
-            model = build_model(config, source.sample_shape, outputs)
-            cuts = cut(config, model, outputs, grid.replicas.size, ops)
-        return json.dumps([cuts.bounds, cuts.reason]).encode()
-
-    bounds, reason = json.loads(world.verdict(find))
-    return Cuts(tuple(bounds), reason)
-
-
-def _warmth(world: World, start: Start) -> Path | None:
-    """The checkpoint with whose fine blocks a new run begins; found by one rank."""
-    if start.checkpoint is not None or not start.config.schedule.warm:
-        return None
-    return Path(world.verdict(lambda: str(warm_checkpoint(start.config, lambda said: None)).encode()).decode())
-
-
-def second_core(world: World, ops: ModuleType) -> bool:
-    """Whether every rank of this machine has a core for a second thread that computes there."""
-    return ops.LIBRARY is np and world.cores >= 2 * world.local_size
-
-
-def _place(grid: Grid, model: Model, cuts: Cuts, trace: Trace, second_core: bool) -> Place:
-    stage = grid.stage
-    aside = grid.stages.split(0, stage, "aside")
-    final = model.network.output_shape(model.shape)
-    return Place(grid.stages, aside, cuts.shape(model, stage), cuts.shape(model, stage + 1), trace, final, second_core)
-
-
-def _subjects(schedule: Schedule, place: Place, loaded: "_Loaded") -> list[Subject]:
-    """What a step computes with on this rank: a loss ends the depth, and every auxiliary part."""
-    last, target = place.channel.rank == place.channel.size - 1, loaded.target_shape
-    return [
-        (part, place.outputs, target) if part.auxiliary else (part, loaded.shape, target if last else None)
-        for part in schedule.parts.values()
-    ]
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    part: Part
-    batches: Batches
-    model: Model
-    shape: Shape
-    """Of a sample where it enters this rank."""
-    classes: int
-    target_shape: Shape
-
-
-def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, warmth: Path | None) -> _Loaded:
-    """The data and the model, without any message."""
-    config = start.config
-    source = open_source(config.data)
-    replicas, dtype = grid.replicas.size, np.dtype(config.run.dtype)
-    compute = activations(config.run.dtype, config.run.bf16)
-    spare = world.cores > world.local_size
-    batches = Batches(
-        source, config.run.seed, config.data.batch, replicas, grid.replica, config.deal, dtype, ahead=spare,
-        held=config.schedule.held(grid.stages.size),
-        samples=grid.stage == 0 or config.schedule.sampled, ops=ops, compute=compute,
-    )  # fmt: skip
-    summary = source.summary()
-    model = build_model(config, source.sample_shape, outputs_of(summary))
-    slots = config.optimizer.slots
-    if start.checkpoint is not None:
-        model = saved_model(start.checkpoint, model)
-    whole = trained(config, model, cuts)
-    if population_of(model.network) is None:
-        stages = grid.stages.size
-        network, shape = config.schedule.share(whole, model, cuts.bounds, grid.stage, stages, size_of(config, replicas))
-    else:
-        network, shape = shard_of(model, grid.shard, grid.shards.size), model.shape
-        slots = (*slots, *((BEST,) if config.model.patience else ()))
-    with in_memory(network, shape):
-        part = build_part("network", network, shape, dtype, slots, ops=ops, compute_dtype=compute)
-    part.initialize(config.run.seed)
-    if warmth is not None:
-        warm_start(warmth, config, model, whole, part, source)
-    return _Loaded(part, batches, model, shape, source.classes, tuple(summary["target_shape"]))
 
 
 def plan_of(config: Config, steps_per_epoch: int, start: int, stop_after: int) -> Plan:

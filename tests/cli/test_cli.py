@@ -125,8 +125,8 @@ def test_the_keyboard_ends_a_job_that_does_not_stop(rank: int, tmp_path: Path) -
 
 def test_the_keyboard_ends_at_once_what_is_not_training(tmp_path: Path) -> None:
     program = DRILL.format(what="pass", rank=0, patience=1) + (
-        "from mpinn.run import experiment\n"
-        "experiment._load = lambda *given: os.kill(os.getpid(), signal.SIGINT) or time.sleep(1000)\n"
+        "from mpinn.run import assembly\n"
+        "assembly._load = lambda *given: os.kill(os.getpid(), signal.SIGINT) or time.sleep(1000)\n"
     )
     job = mpirun(2, "-c", "import os\n" + program + PROGRAM, *arguments(tmp_path / "run", *LONG)[2:], timeout=30)
     assert job.returncode == 130
