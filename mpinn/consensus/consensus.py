@@ -50,9 +50,9 @@ class Measure(Protocol):
 class Meeting:
     """What happened when the replicas met: scores and weights, both (R,), and the replicas that were re-seeded.
 
-    ``weights`` is None when no replica was finite, so that there was nothing to combine. Of a population both are means
-    over the members that some replica has as they should be, and ``members`` counts those that were re-seeded, once for
-    each replica on which they were.
+    ``weights`` is None when no replica, or no score, was finite, so that there was nothing to combine. Of a population
+    both are means over the members that some replica has as they should be, and ``members`` counts those that were
+    re-seeded, once for each replica on which they were.
     """
 
     scores: Array

@@ -27,7 +27,8 @@ from mpinn.schedules.stage import Message, Place, Stage, Total
 from mpinn.schedules.staged import Staged
 
 Order: TypeAlias = Literal["naive", "gpipe", "1f1b"]
-Turn: TypeAlias = tuple[Literal["forward", "backward"], int]
+Way: TypeAlias = Literal["forward", "backward"]
+Turn: TypeAlias = tuple[Way, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +110,13 @@ class Pipeline(Staged):
 
     def _run(self, pieces: Sequence[Batch], update: Update, losses: list[Array]) -> None:
         stage, works = self._stage, {}
-        plan = list(turns(self._order, stage.number, stage.count, len(pieces)))
+        following: dict[Way, int] = {"forward": 0, "backward": 0}
         coming: dict[Turn, Message | None] = {}
-        for place, (way, piece) in enumerate(plan):
+        for way, piece in turns(self._order, stage.number, stage.count, len(pieces)):
+            following[way] = piece + 1
             # the messages of this turn and of the next of each kind are expected before the stage computes
-            for turn in _next(plan, place):
-                if turn not in coming:
+            for turn in ((way, piece), *following.items()):
+                if turn not in coming and turn[1] < len(pieces):
                     kind: Literal["activation", "gradient"] = "activation" if turn[0] == "forward" else "gradient"
                     coming[turn] = stage.receive(kind, pieces[turn[1]])
             message = coming.pop((way, piece))
@@ -149,10 +151,3 @@ class Pipeline(Staged):
         if dy is None:
             dy = stage.take(message, pieces[piece])
         stage.backward(pieces[piece], saved, dy, update, total=total)
-
-
-def _next(plan: Sequence[Turn], place: int) -> Iterator[Turn]:
-    """The turn at ``place``, and the first one of either kind after it."""
-    yield plan[place]
-    for kind in ("forward", "backward"):
-        yield from [turn for turn in plan[place + 1 :] if turn[0] == kind][:1]

@@ -181,6 +181,7 @@ class Trainer:
         self.trace.add("mix", begun, step - 1)
         if meeting.weights is None:
             self._check_weights(step)
+            self.reporter.line(f"step {step}: no replica has a score that is finite: none moves to a mean")
             return
         self.schedule.met(self.control.rank // self.ranks_per_replica in meeting.reseeded)
         weights, scores = np.asarray(meeting.weights).tolist(), meeting.scores.tolist()

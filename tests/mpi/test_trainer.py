@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -12,6 +13,7 @@ from train_jobs import SMALL, datasets, records, summary
 
 from mpinn.comm.grid import World
 from mpinn.commands.train import train
+from mpinn.consensus.consensus import Qualities
 from mpinn.errors import FatalError
 from mpinn.run.checks import Request
 from mpinn.schedules.decoupled import Decoupled
@@ -20,6 +22,7 @@ from mpinn.storage.history import Metrics
 from mpinn.storage.restore import newest
 from mpinn.training import agreement
 from mpinn.training.boundary import Boundaries, Standing
+from mpinn.training.measure import ReplicaMeasure
 from mpinn.training.trainer import DivergedError, Outcome, Trainer
 
 pytestmark = pytest.mark.mpi
@@ -132,6 +135,25 @@ def test_one_poisoned_replica_is_left_out_and_starts_again_from_the_others(
     if world.rank == 0:
         told = f"step 12: replica {where} is not finite; it goes on from the mean of the others"
         assert capfd.readouterr().out.count(told) == 1
+
+
+def test_replicas_without_a_finite_score_do_not_meet_and_that_is_said(
+    world: World, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, validation = [], ReplicaMeasure.validation
+
+    def unknown(self: ReplicaMeasure) -> Qualities:
+        asked.append(self)
+        found = validation(self)
+        return replace(found, loss=np.full_like(found.loss, np.nan)) if len(asked) == 2 else found
+
+    monkeypatch.setattr(ReplicaMeasure, "validation", unknown)
+    assert run("consensus.score=inverse_loss") == 0
+    met = [line["step"] for line in records(mpi_tmp_path / "run") if "meeting_weights" in line]
+    assert met == ([] if world.size == 1 else [6, 18])
+    if world.rank == 0:
+        told = "step 12: no replica has a score that is finite: none moves to a mean"
+        assert capfd.readouterr().out.count(told) == (world.size > 1)
 
 
 def test_a_poisoned_replica_starts_again_from_the_others_whatever_was_in_flight(
