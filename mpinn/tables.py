@@ -31,8 +31,8 @@ class Run:
     """What sums and gathers arrays on GPUs; ``nccl`` works within a machine, needs a GPU for each rank, and beside it
     the transport of all else is not direct."""
     deterministic: bool = False
-    """Add what ranks sum in the order of the ranks, whatever order MPI would choose: takes memory for the contributions
-    of all."""
+    """Add what ranks sum in the order of the ranks, whatever order MPI would choose. With NCCL it takes memory for the
+    contributions of all."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """``auto`` is a GPU where there is one: that of the rank's number on its machine."""
     tf32: bool = False

@@ -3,7 +3,7 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic, sleep
 from typing import NoReturn
@@ -23,6 +23,7 @@ from mpinn.comm.channel import (
 from mpinn.comm.job import JOB, ranks_of
 from mpinn.comm.library import MPI
 from mpinn.comm.meter import Meter
+from mpinn.comm.ordered import OrderedSum
 from mpinn.comm.pending import BLOCKED, LONGEST, LOST, SHORTEST, MpiPending, wait_politely
 from mpinn.comm.transport import ALL, NOTHING, Direct, Loan, Transport, Transports, same
 
@@ -45,8 +46,8 @@ Begun = tuple[list[MPI.Request], Sequence[Loan]]
 class MpiChannel:
     """A channel over an MPI communicator, which it owns.
 
-    polite: waiting sleeps between tests. ordered: sums are gathered and added in the order of the ranks, so that they
-    do not depend on the algorithm that MPI chooses; takes ``size`` times the memory, meant for tests.
+    polite: waiting sleeps between tests. ordered: sums are added in the order of the ranks (`mpinn.comm.ordered`), so
+    that they do not depend on the algorithm that MPI chooses.
     """
 
     def __init__(
@@ -69,6 +70,9 @@ class MpiChannel:
         self.transports = transports or same(Direct())
         self.polite = polite
         self.ordered = ordered
+        self._slices = MPI.Intracomm(communicator.Dup()) if ordered else communicator
+        """For messages of sums in order, which meet no others."""
+        self._sums = 0
         self.under_way: set[MpiPending] = set()
         self._chunk = chunk
         self._longest = min(chunk, self.transports.messages.piece)
@@ -151,6 +155,8 @@ class MpiChannel:
     def revoke(self) -> None:
         """Let the messages of all its ranks fail, for ever."""
         self.communicator.Revoke()
+        if self.ordered:
+            self._slices.Revoke()
 
     def settle(self) -> None:
         """Return when MPI has done with the arrays of a channel that is revoked."""
@@ -172,11 +178,22 @@ class MpiChannel:
     def _sum_in_order(self, array: Array) -> Pending:
         check_reducible(self.name, "all_sum", array)
         self.meter.count("all_sum", array.nbytes)
-        index = self.meter.begin()
-        gathered = np.empty_like(array, shape=(self.size, *array.shape))
-        gathered[self.rank] = array
-        add = partial(add_rows, gathered, array)
-        return MpiPending(self, ("all_sum", None), *self._gather(gathered), index=index, finish=add)
+        self._sums += 1
+        return OrderedSum(self, array, self._sums, self.meter.begin())
+
+    def exchange(
+        self, leaving: Iterable[tuple[int, Array]], coming: Iterable[tuple[int, Array]], tag: int, index: int
+    ) -> Pending:
+        """Messages of a sum in order; empty arrays are none."""
+        requests: list[MPI.Request] = []
+        loans: list[Loan] = []
+        for peers, way, filled in ((coming, self._slices.Irecv, NOTHING), (leaving, self._slices.Isend, ALL)):
+            for rank, array in peers:
+                start = partial(_between, way, rank, tag)
+                begun = self._bytes(array, start, filled, filled is NOTHING, fresh=True) if array.size else ([], ())
+                requests += begun[0]
+                loans += begun[1]
+        return MpiPending(self, ("all_sum", None), requests, loans, index=index)
 
     def _gather(self, into: Array) -> Begun:
         """Collect row r of ``into`` from rank r; rows too long for one message are broadcast in pieces.
@@ -208,11 +225,8 @@ class MpiChannel:
         return _begin(self.transports.messages, pieces, start, filled, wanted, fresh)
 
 
-def add_rows(rows: Array, into: Array) -> None:
-    """The sum of the rows, in their order; rows: (R, *shape), into: shape."""
-    into[...] = rows[0]
-    for row in rows[1:]:
-        np.add(into, row, out=into)
+def _between(way: Callable[..., MPI.Request], rank: int, tag: int, buffer: Array) -> MPI.Request:
+    return way(_raw(buffer), rank, tag)
 
 
 def _begin(

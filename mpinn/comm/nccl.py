@@ -24,7 +24,8 @@ from mpinn.comm.job import JOB
 from mpinn.comm.library import MPI
 from mpinn.comm.memory import Event
 from mpinn.comm.meter import DeviceMeter
-from mpinn.comm.mpi import MpiChannel, add_rows
+from mpinn.comm.mpi import MpiChannel
+from mpinn.comm.ordered import add_rows
 from mpinn.comm.transport import Transports
 
 Finish: TypeAlias = Callable[[], None]

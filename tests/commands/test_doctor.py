@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import h5py
 import pytest
 from launch import alone, mpirun, open_mpi, open_mpi_library
+from printed import facts, rows
 
 import mpinn
 from mpinn.commands.doctor import warnings
 from mpinn.storage.versions import versions
 
-Table = dict[str, str]
 AMOUNT = r"(\d[\d.e+-]*) {unit} \((\d[\d.e+-]*) to (\d[\d.e+-]*)\)"
 
 
@@ -33,16 +33,6 @@ def told() -> Callable[[int], str]:
         return job.stdout
 
     return run
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of all rows of all tables."""
-    return [re.split(" {2,}", line.strip()) for line in text.splitlines() if re.search(r"\S {2,}\S", line)]
-
-
-def facts(text: str) -> Table:
-    """The rows of the second table, by their first cell."""
-    return {row[0]: row[1] for row in rows(text) if len(row) == 2}
 
 
 @pytest.mark.parametrize("ranks", [0, 1, 4])

@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 
 import pytest
 from launch import ROOT, mpirun
-from test_doctor import facts, rows
+from printed import facts, rows
 
 from emulation.child import HERE
 from mpinn.comm import probe

@@ -2,7 +2,9 @@
 
 import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,37 @@ def test_ordered_sum_is_that_of_a_loop(world: World, transport: type[Transport],
     for rank in range(1, world.size):
         expected += values(rank, (1001,), dtype)
     assert array.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("transport", [Direct, partial(Staged, piece=64)])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 50])
+def test_ordered_sums_end_in_any_order(world: World, transport: Callable[[], Transport], size: int) -> None:
+    """Whoever comes first to the second half of which sum; each rank in an order of its own."""
+    channel = world.channel("ordered", transports=same(transport()), ordered=True)
+    arrays = [values(world.rank, (size,), "float64", seed) for seed in range(7)]
+    sums = [channel.all_sum(array) for array in arrays]
+    open_ = [*np.random.default_rng(world.rank).permutation(7)]
+    while open_:
+        open_ = [number for number in open_ if not sums[number].test()]
+    for seed, (pending, array) in enumerate(zip(sums, arrays, strict=True)):
+        pending.wait()
+        expected = values(0, (size,), "float64", seed)
+        for rank in range(1, world.size):
+            expected += values(rank, (size,), "float64", seed)
+        assert array.tobytes() == expected.tobytes()
+
+
+def test_an_ordered_sum_takes_room_for_one_array_more(world: World) -> None:
+    channel = world.channel("ordered", ordered=True)
+    array = values(world.rank, (400_000,), "float64")
+    channel.all_sum(array).wait()
+    tracemalloc.start()
+    try:
+        channel.all_sum(array).wait()
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1.1 * array.nbytes
 
 
 def test_many_messages_in_flight_keep_their_order_and_tags(channel: Channel) -> None:
