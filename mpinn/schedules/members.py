@@ -32,6 +32,7 @@ class Members(Serial):
         self.share = share
         self._idle: frozenset[str] = frozenset()
         self._fleets: dict[tuple[frozenset[str], int], list[Fleet]] = {}
+        self._starts = starts_of(part)
 
     @property
     def part(self) -> Part:
@@ -69,6 +70,7 @@ class Members(Serial):
         self._part = part
         self.parts = {part.name: part}
         self._idle = frozenset()
+        self._starts = starts_of(part)
         self._begin()
 
     def _begin(self) -> None:
@@ -87,26 +89,34 @@ class Members(Serial):
 
     def _backpropagate(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:
         part, begun, version = self._part, self._trace.now(), self.staleness.updates
-        total = self._together(batch, context) if part.ops.TOGETHER else self._one_by_one(batch, context)
-        ready(part, slice(0, part.layout.size))
+        if part.ops.TOGETHER:
+            total = self._together(batch, context)
+            ready(part, slice(0, part.layout.size))
+        else:
+            total = self._one_by_one(batch, context, ready)
         self._trace.add("forward", begun, batch.index, version)
         return total
 
-    def _one_by_one(self, batch: Batch, context: Pass) -> Array:
+    def _one_by_one(self, batch: Batch, context: Pass, ready: Callable[[Part, slice], None]) -> Array:
+        """From the last panel on, since a gradient leaves from its end on."""
         part = self._part
         weights, grads = part.weight_views.get(LAYER, EMPTY), part.grad_views.get(LAYER, EMPTY)
-        total = 0.0
-        for name, panel in self.population.panels:
+        sums, end = [], part.layout.size
+        for name, panel in reversed(self.population.panels):
             if name in self.idle:
                 continue
             y, saved = panel.forward(weights[name], {}, batch.x, context)
             losses, dy = self._member_loss.members(y, batch.target, context)
             _, finish = panel.backward(weights[name], saved, dy, context)
             finish(grads[name])
-            total += float(part.ops.finite_sum(losses))
+            sums.append(float(part.ops.finite_sum(losses)))
             # so that the next panel has their buffers, which are in the cache
             del y, saved, dy, finish
-        return np.asarray(total * self.share)
+            ready(part, slice(self._starts[name], end))
+            end = self._starts[name]
+        if end:
+            ready(part, slice(0, end))
+        return np.asarray(sum(reversed(sums), 0.0) * self.share)
 
     def _together(self, batch: Batch, context: Pass) -> Array:
         part = self._part
@@ -162,6 +172,11 @@ class Members(Serial):
             place = rows.stop
             if name in names:
                 yield rows, panel.forward(own[name], {}, batch.x, context)[0]
+
+
+def starts_of(part: Part) -> dict[str, int]:
+    """Where in the vectors of the part each panel begins."""
+    return {entry.path[1]: entry.start for entry in reversed([*part.layout])}
 
 
 def population_of_part(part: Part) -> Packed:

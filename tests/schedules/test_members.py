@@ -67,6 +67,31 @@ def test_a_rank_without_samples_takes_part_in_the_step() -> None:
     assert not part.grads.any()
 
 
+@pytest.mark.parametrize("idle", [(), (0,), (1,), (19,), tuple(range(20))])
+def test_the_gradient_of_each_panel_is_ready_before_the_next_one_is_computed(idle: tuple[int, ...]) -> None:
+    part = population(SEVERAL, (5,), ops=cpu)
+    schedule = Members(part, CrossEntropy(), 0)
+    names = [name for name, _ in schedule.population.panels]
+    assert len(names) == 20
+    schedule.idle = frozenset(names[place] for place in idle)
+    (batch,) = batches(*samples(), 40, 1)
+    seen: list[slice] = []
+    early: list[np.ndarray] = []
+
+    class Seen(Plainly):
+        def ready(self, part, span) -> None:  # type: ignore[no-untyped-def]
+            seen.append(span)
+            early.append(part.grads[span].copy())
+
+    part.grads.fill(0)
+    schedule.step(batch, Seen(SGD(momentum=0.0), 0.0))
+    assert [span.stop for span in seen] == [part.layout.size, *(span.start for span in seen[:-1])]
+    assert seen[-1].start == 0
+    assert len(seen) == 20 - len(idle) + (0 in idle)
+    for span, gradient in zip(seen, early, strict=True):
+        np.testing.assert_array_equal(part.grads[span], gradient)
+
+
 def test_panels_in_which_nobody_learns_are_not_computed() -> None:
     part = population(SEVERAL, (5,))
     schedule = Members(part, CrossEntropy(), 0)
