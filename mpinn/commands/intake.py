@@ -3,7 +3,8 @@
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -64,6 +65,8 @@ def intake(
         raise InputError("", "import runs on one rank; the run that it makes goes on with any number")
     if directory.exists():
         raise InputError(str(directory), "it exists: name a directory that does not")
+    if any(own.partition("=")[0].strip() == "run.directory" for own in overrides):
+        raise InputError("run.directory", f"the run directory is {str(directory)!r}, as named: leave this out")
     given = read_arrays(file)
     tables = read_toml(config) if config else _tables(given)
     start = check(Request({**tables, "run": {**tables.get("run", {}), "directory": str(directory)}}, overrides), 1)
@@ -72,13 +75,15 @@ def intake(
         experiment = build(world, start, signals)
         part = experiment.trainer.schedule.parts["network"]
         _fill(part, given)
+        classes = experiment.trainer.classes
         quality = experiment.measure.quality("validation")
-        score = quality.accuracy if experiment.trainer.classes else -quality.loss
+        quality = quality if classes else replace(quality, accuracy=nan)
+        score = quality.accuracy if classes else -quality.loss
         experiment.keeper.save(Moment(0, quality, score, np.ones(1), 0, 0.0))
         experiment.keeper.close()
     finally:
         start.lock.release()
-    accuracy = f", accuracy {quality.accuracy:.4f}" if experiment.trainer.classes else ""
+    accuracy = f", accuracy {quality.accuracy:.4f}" if classes else ""
     for note in notes:
         print(note)
     print(f"{directory}: {part.layout.count:,} parameters of {file}, validation loss {quality.loss:.4f}{accuracy}")

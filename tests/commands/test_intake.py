@@ -128,3 +128,28 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
             take(tmp_path / file, tmp_path / directory)
     done = alone("-m", "mpinn", "import", str(tmp_path / "none.npz"), str(tmp_path / "back"))
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_run_directory_is_that_which_is_named(tmp_path: Path) -> None:
+    """An override in its place would write into a run that is there."""
+    assert here(tmp_path / "run", *SMALL) == 0
+    export(tmp_path / "run", "npz", tmp_path / "model.npz", None, False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match=r"run\.directory: the run directory is '.*back', as named: leave this out"):
+        take(tmp_path / "model.npz", tmp_path / "back", f" run.directory = {tmp_path / 'run'}")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert not (tmp_path / "back").exists()
+
+
+def test_values_have_no_accuracy_here_either(tmp_path: Path) -> None:
+    x, values = np.random.default_rng(0).normal(size=(2, 200, 3))
+    np.savez(tmp_path / "values.npz", x_train=x, y_train=values, x_test=x, y_test=values)
+    own = ("data.name=npz", f"data.path={tmp_path / 'values.npz'}", "data.batch=20")
+    regression = ("loss.name=squared_error", "consensus.score=inverse_loss", "model.widths=[4]", "train.epochs=1")
+    assert here(tmp_path / "run", *own, *regression) == 0
+    export(tmp_path / "run", "npz", tmp_path / "model.npz", None, False)
+    assert take(tmp_path / "model.npz", tmp_path / "back") == 0
+    for run in ("run", "back"):
+        with mpinn.open(tmp_path / run) as saved:
+            loss, accuracy = saved.checkpoint.scalars["validation"]
+        assert (loss > 0, np.isnan(accuracy)) == (True, True), run
