@@ -31,7 +31,8 @@ class Parameter:
 class Checkpoint:
     """One checkpoint file, open for reading; arrays are read when they are asked for.
 
-    Raises InputError, which names the file, for whatever is not a readable checkpoint of this format and version.
+    Raises InputError, which names the file, for whatever is not a readable checkpoint of this format and version, or is
+    closed.
     """
 
     def __init__(self, path: str | Path):
@@ -39,7 +40,7 @@ class Checkpoint:
         self._listed: dict[str, dict[str, tuple[Parameter, h5py.Dataset]]] = {}
         """What is below a path, by its name there, once all of it has been asked for."""
         try:
-            self._file = h5py.File(self.path, "r", locking="best-effort")
+            self._opened = h5py.File(self.path, "r", locking="best-effort")
         except FileNotFoundError as error:
             raise self._wrong("no such file") from error
         except OSError as error:
@@ -48,12 +49,13 @@ class Checkpoint:
             self._read_header()
             check_links(self._file)
         except BaseException:
-            self._file.close()
+            self._opened.close()
             raise
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, after which nothing more can be read from it."""
+        self._opened.close()
+        self._listed.clear()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -164,6 +166,12 @@ class Checkpoint:
                     dataset[block.selection]
                 except (OSError, RuntimeError) as error:
                     raise self._wrong(f"/{name} cannot be read: {error}") from error
+
+    @property
+    def _file(self) -> h5py.File:
+        if not self._opened:
+            raise self._wrong("it has been closed, and nothing more can be read from it")
+        return self._opened
 
     def _read_header(self) -> None:
         try:

@@ -41,6 +41,8 @@ def newest(directory: str | Path, log: Log) -> Path | None:
 def checkpoint_of(path: Path, want_best: bool, log: Log) -> Path:
     """The file itself, or the best or newest good checkpoint of a run directory; raises InputError."""
     if path.is_file():
+        if want_best:
+            raise InputError(str(path), "the best is one of a run directory's checkpoints, and this is one file")
         return path
     if not path.exists():
         raise InputError(str(path), "there is no such file or directory")

@@ -42,6 +42,27 @@ def test_weights_by_name_and_by_layer(file):
             saved.layer("hidden3")
 
 
+def test_what_has_been_closed_says_so_and_is_not_called_damaged(file):
+    with mpinn.open(file) as saved:
+        saved.weights["hidden1/weight"]
+        weights = saved.weights
+    for read in (
+        lambda: saved.history,
+        lambda: saved.configuration,
+        lambda: saved.weights,
+        lambda: weights["hidden1/weight"],
+        lambda: saved.predict(np.zeros((1, 3, 2))),
+        lambda: saved.checkpoint.verify(),
+    ):
+        with pytest.raises(InputError, match=r"a\.h5: it has been closed, and nothing more can be read from it"):
+            read()
+
+
+def test_the_best_is_one_of_a_directory(file):
+    with pytest.raises(InputError, match="the best is one of a run directory's checkpoints, and this is one file"):
+        mpinn.open(file, best=True)
+
+
 def test_a_replica_has_weights_of_its_own(file):
     with mpinn.open(file, replica=1) as saved, h5py.File(file) as plain:
         own = plain["replica/1/model/network/output/weight"][()]
