@@ -14,6 +14,7 @@ from mpinn.analysis.saved import SavedModel
 from mpinn.array.typing import Array
 from mpinn.config import InputError, not_one_of
 from mpinn.storage.directory import partial
+from mpinn.storage.restore import check_digest
 from mpinn.storage.schema import NORMALISATION, ORIGIN
 
 
@@ -25,6 +26,7 @@ def export(path: Path, to: str, out: Path | None, replica: int | None, best: boo
     if out.suffix != f".{to}":
         raise InputError("--out", f"expected the name of a .{to} file, got {str(out)!r}")
     with SavedModel(path, replica, best) as model:
+        check_digest(model.checkpoint.path)
         facts = describe(model)
         temporary = partial(out)
         try:

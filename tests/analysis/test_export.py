@@ -9,7 +9,7 @@ from launch import alone
 from nn.layer_examples import EXAMPLES, IMAGE, title
 from onnx import TensorProto, helper
 from safetensors import safe_open
-from train_jobs import SMALL, train
+from train_jobs import SMALL, here, train
 from trained import CLASSES, draw, save_model
 
 import mpinn
@@ -220,3 +220,15 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         export(tmp_path / "b.h5", "npz", None, None, False)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_file_is_not_exported(tmp_path):
+    """Damage in a text, which has no checksum of its own: the digest in checkpoints.json tells."""
+    assert here(tmp_path / "run", *SMALL) == 0
+    (file,) = (tmp_path / "run").glob("checkpoint-*.h5")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"activation": "relu"', b'"activation": "gelu"'))
+    assert file.read_bytes() != content
+    with pytest.raises(InputError, match=r"damaged: its digest is not that of checkpoints\.json"):
+        export(file, "npz", tmp_path / "model.npz", None, False)
+    assert not (tmp_path / "model.npz").exists()
