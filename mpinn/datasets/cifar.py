@@ -151,7 +151,8 @@ def _archive(path: Path, wanted: set[str]) -> dict[str, bytes]:
                 if member.isreg() and name in wanted and (content := archive.extractfile(member)):
                     files[name] = content.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(str(path), f"cannot be read as an archive: {error}") from error
+        reason = str(error).partition(":\n")[0]  # below which tarfile says of each compression why it is not that
+        raise InputError(str(path), f"cannot be read as an archive: {reason}") from error
     return files
 
 

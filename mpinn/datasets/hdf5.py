@@ -61,6 +61,8 @@ def _arrays(path: Path, file: h5py.File) -> Mapping[str, Samples]:
             for kind in ("x", "target"):
                 entry = group.get(kind)
                 if isinstance(entry, h5py.Dataset):
+                    if entry.shape is None:
+                        raise InputError(f"{path}:{entry.name}", "there are no values in it")
                     _check_size(path, entry)
                     arrays[f"{split}/{kind}"] = Stored(path, f"{split}/{kind}", entry.shape, entry.dtype)
     return arrays

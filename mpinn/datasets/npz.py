@@ -1,5 +1,6 @@
 """Data sets in NumPy's own files, .npz."""
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -15,6 +16,8 @@ from mpinn.datasets.sound import Contents
 NAMES = (("x_{}", "y_{}"), ("{}_x", "{}_y"), ("{}_x", "{}_target"))
 """The ways to name the arrays; {} is train, test and, if there is one, validation."""
 
+CONVERT = "convert it before it is saved, with astype(float) or astype(int)"
+
 HEADERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 
 
@@ -23,51 +26,51 @@ def npz(data: Data, read: int) -> Source:
     if not data.path:
         raise InputError("data.path", 'data.name = "npz" needs the path of a file')
     path = Path(data.path)
-    found = _load(path)
-    fitting = [names for names in NAMES if {name.format("train") for name in names} <= found.keys()]
-    if not fitting:
-        raise InputError(
-            str(path),
-            f"expected x_train and y_train, or train_x and train_y, and so on; got {', '.join(found) or 'nothing'}",
-        )
-    x, target = fitting[0]
-    named = {
-        f"{split}/{kind}": name.format(split)
-        for split in ("train", "validation", "test")
-        for kind, name in (("x", x), ("target", target))
-    }
-    arrays = {
-        place: _images(found[name]) if place.endswith("/x") else _column(found[name])
-        for place, name in named.items()
-        if name in found
-    }
-    return Contents(path.name, f"{path}:", arrays, {}, read, named).source()
-
-
-def _load(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError("data.path", f"there is no file {str(path)!r}")
     try:
         with open(path, "rb") as opened:
             if not is_zipfile(opened):
                 raise InputError("data.path", f"{str(path)!r} is not a .npz file")
-        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            named = _named(path, file.files)
+            _check_headers(path, set(named.values()))
+            found = {place: file[name] for place, name in named.items() if name in file.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise InputError("data.path", f"{str(path)!r} cannot be read as .npz: {error}") from error
+    arrays = {place: _images(array) if place.endswith("/x") else _column(array) for place, array in found.items()}
+    return Contents(path.name, f"{path}:", arrays, {}, read, named).source()
 
 
-def _check_sizes(path: Path) -> None:
-    """ValueError if an array claims more than its file has, before memory is taken for it."""
+def _named(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names of the arrays that are a data set, by what they are, such as train/x."""
+    fitting = [pair for pair in NAMES if {name.format("train") for name in pair} <= {*names}]
+    if not fitting:
+        expected = "expected x_train and y_train, or train_x and train_y, and so on"
+        raise InputError(str(path), f"{expected}; got {', '.join(names) or 'nothing'}")
+    x, target = fitting[0]
+    return {
+        f"{split}/{kind}": name.format(split)
+        for split in ("train", "validation", "test")
+        for kind, name in (("x", x), ("target", target))
+    }
+
+
+def _check_headers(path: Path, wanted: set[str]) -> None:
+    """Raise for what is no array of numbers, or claims more than its file has, before memory is taken for it."""
     with ZipFile(path) as archive:
         for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name not in wanted:
+                continue
             with archive.open(entry) as file:
                 version = read_magic(file)
                 if version not in HEADERS:
                     raise ValueError(f"{entry.filename} is of a version {version} that no array of numbers needs")
                 shape, _, dtype = HEADERS[version](file)
-            if not dtype.hasobject and prod(shape) * dtype.itemsize > min(entry.file_size, MOST * entry.compress_size):
+            if dtype.hasobject:
+                raise InputError(f"{path}:{name}", f"expected integers or floats, got the type {dtype}: {CONVERT}")
+            if prod(shape) * dtype.itemsize > min(entry.file_size, MOST * entry.compress_size):
                 raise ValueError(f"{entry.filename} claims the shape {shape}, for which too few bytes are stored")
 
 

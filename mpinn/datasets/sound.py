@@ -17,6 +17,7 @@ CHUNK = 2**20
 
 MOST_CLASSES = 100_000
 """From so many on there are as many samples as classes, or the labels are not what they are taken for."""
+NOT_FINITE = "there are values that are not finite (NaN or infinity)"
 COUNT = "labels count classes from 0, and are no identifiers"
 LARGEST = np.finfo(np.float32).max
 
@@ -65,13 +66,14 @@ class Contents:
         return values
 
     def _split(self, name: str) -> Split:
-        x, target = self._array(f"{name}/x"), self._array(f"{name}/target")[:]
+        x, stored = self._array(f"{name}/x"), self._array(f"{name}/target")
         if x.ndim not in (2, 4):
             raise self._wrong(
                 f"{name}/x", f"expected the shape (n, features) or (n, height, width, channels), got {x.shape}"
             )
-        if target.ndim not in (1, 2):
-            raise self._wrong(f"{name}/target", f"expected the shape (n,) or (n, outputs), got {target.shape}")
+        if stored.ndim not in (1, 2):
+            raise self._wrong(f"{name}/target", f"expected the shape (n,) or (n, outputs), got {stored.shape}")
+        target = stored[:]
         if len(x) != len(target):
             raise self._wrong(f"{name}/target", f"{len(target)} targets for {len(x)} samples of x")
         if x.size == 0:
@@ -128,8 +130,8 @@ class Contents:
             self._finite(f"{name}/x", split.x)
 
     def _finite(self, name: str, values: Samples) -> None:
-        if not all(np.isfinite(part).all() for part in chunks(values)):
-            raise self._wrong(name, "there are values that are not finite (NaN or infinity)")
+        if not finite(values):
+            raise self._wrong(name, NOT_FINITE)
         if values.dtype.itemsize > LARGEST.itemsize and any(np.abs(part).max() > LARGEST for part in chunks(values)):
             raise self._wrong(name, f"there are values beyond {LARGEST:.2g}, the largest of float32: scale them")
 
@@ -146,7 +148,8 @@ class Contents:
             with np.errstate(over="ignore", invalid="ignore"):
                 mean, std = statistics(x)
             if not np.isfinite([*mean, *std]).all():
-                raise self._wrong("train/x", "the values are too large for their mean and deviation: scale them")
+                large = "the values are too large for their mean and deviation: scale them"
+                raise self._wrong("train/x", large if finite(x) else NOT_FINITE)
             return mean, std
         mean, std = self._attribute("mean", x.shape[-1]), self._attribute("std", x.shape[-1])
         if std.min() <= 0:
@@ -170,6 +173,11 @@ def statistics(x: Samples) -> tuple[Array, Array]:
         # The rounded mean of equal values is not always their value.
         constant &= (part == first).all(axis=axes)
     return mean, np.where(constant | (square == 0), 1.0, np.sqrt(square / count))
+
+
+def finite(x: Samples) -> bool:
+    """Whether no value is NaN or infinity."""
+    return all(np.isfinite(part).all() for part in chunks(x))
 
 
 def chunks(x: Samples) -> Iterator[Array]:

@@ -61,11 +61,23 @@ def test_what_is_wrong_is_said(tmp_path):
         f"{path}:y_test: labels must lie in 0 to 3, these lie in 9 to 9"
     )
     objects = arrays() | {"y_test": np.array([None] * 40, object)}
-    assert refusal(write(path, **objects)).startswith(f"data.path: '{path}' cannot be read as .npz: Object arrays")
+    convert = "convert it before it is saved, with astype(float) or astype(int)"
+    assert refusal(write(path, **objects)) == (
+        f"{path}:y_test: expected integers or floats, got the type object: {convert}"
+    )
+    assert refusal(write(path, **arrays() | {"y_train": np.array(3)})) == (
+        f"{path}:y_train: expected the shape (n,) or (n, outputs), got ()"
+    )
     path.write_bytes(b"not a zip")
     assert refusal(Data(name="npz", path=str(path))) == f"data.path: '{path}' is not a .npz file"
     np.save(tmp_path / "a.npy", np.ones(3))
     assert "is not a .npz file" in refusal(Data(name="npz", path=str(tmp_path / "a.npy")))
+
+
+def test_what_else_is_in_the_file_is_not_read(tmp_path):
+    """Such as the names of classes, which pandas has as objects."""
+    data = write(tmp_path / "a.npz", **arrays(), class_names=np.array(["cat", "dog", "fish", None], object))
+    assert check_source(data)["classes"] == 4
 
 
 @pytest.mark.parametrize(

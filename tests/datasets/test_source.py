@@ -1,6 +1,7 @@
 """Reading data sets: what a sound file gives, and what is said of each that is not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -249,6 +250,18 @@ def test_what_is_wrong_with_a_file_is_said(case: str, tmp_path):
     arrays, attributes, message = BAD[case]
     data = write(tmp_path / "bad.h5", arrays, **attributes)
     assert refusal(data) == f"{data.path}:/{message}"
+
+
+def test_a_data_set_without_a_shape_is_named(tmp_path):
+    data = write(tmp_path / "bad.h5", contents() | {"validation/x": h5py.Empty("f4")})
+    assert refusal(data) == f"{data.path}:/validation/x: there are no values in it"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_called_so_where_samples_stay_in_the_file(value: float, tmp_path):
+    data = write(tmp_path / "bad.h5", altered("train/x", (3, 1, 1, 1), value))
+    said = "there are values that are not finite (NaN or infinity)"
+    assert refusal(replace(data, memory=0.0)) == f"{data.path}:/train/x: {said}"
 
 
 def test_files_that_cannot_be_opened(tmp_path):
