@@ -28,10 +28,9 @@ def report(paths: Sequence[Path], out: Path) -> None:
 
     A run without a line of metrics is left out, with a sentence that says so; raises InputError if none is left.
     """
-    try:
-        from mpinn.analysis.pictures import pictures as draw
-    except ImportError as error:
-        raise InputError("report", f"it needs pip install 'mpinn[report]' ({error})") from None
+    check_place(out)
+    from mpinn.analysis.pictures import pictures as draw
+
     given = [Run(path) for path in paths]
     runs = [run for run in given if run.begun]
     if not runs:
@@ -39,7 +38,6 @@ def report(paths: Sequence[Path], out: Path) -> None:
         raise InputError(str(given[0].path), f"the run has no line of metrics yet{others}")
     left_out = [f"{run.path} is left out: it has no line of metrics yet." for run in given if not run.begun]
     series = series_of(runs)
-    _check_place(out)
     tables, pictures = [*_tables(series, runs)], [*draw(series)]
     shown: list[Table | Picture] = [*(table for table in tables if not table.long), *pictures]
     files = [table for table in tables if table.long]
@@ -65,8 +63,12 @@ def report(paths: Sequence[Path], out: Path) -> None:
     print(f"{out / PAGE}: {len(pictures)} figures, {len(tables)} tables")
 
 
-def _check_place(out: Path) -> None:
-    """Only a report is written over."""
+def check_place(out: Path) -> None:
+    """Raise InputError unless figures can be drawn, and ``out`` is free or a report: nothing else is written over."""
+    try:
+        import mpinn.analysis.pictures  # noqa: F401
+    except ImportError as error:
+        raise InputError("report", f"it needs pip install 'mpinn[report]' ({error})") from None
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     page = out / PAGE

@@ -26,7 +26,10 @@ def inspect(
     python -m mpinn inspect runs/digits/checkpoint-00000540.h5 --json
     """
     from mpinn.analysis.inspect import inspect as run
+    from mpinn.errors import InputError
 
+    if data and not units:
+        raise InputError("--data", "goes with --units: nothing else needs the data set")
     run(Path(path), json, units, data)
 
 
@@ -134,9 +137,11 @@ def compare(
     python -m mpinn compare jobs/compare/*.toml --seeds 3 -o runs/compare/report
     python -m mpinn compare jobs/compare/*.toml --set data.name=cifar10 --runs runs/cifar10 -o runs/cifar10/report
     """
+    from mpinn.analysis.report import check_place
     from mpinn.analysis.report import report as tell
     from mpinn.commands.compare import compare as run
 
+    check_place(out)
     done = run(experiments, seeds, ranks, launcher, tuple(settings or ()), runs)
     if done:
         tell(done, out)

@@ -112,6 +112,8 @@ def _many(
         raise InputError("--check", "runs on 1 to 4 ranks: it does not go with --ranks")
     if check:
         refuse({"--weak": weak, "--samples": samples, "--network": network, "--out": out}, "does not go with --check")
+    if out is not None:
+        _check_place(out)
     inquiry = Inquiry(config, settings, ranks, network, samples, weak, memory, profile, estimated, launcher)
     if check:
         compare(inquiry)
@@ -124,14 +126,22 @@ def _many(
         print(f"\n{_draw(told, out)}, {out / TABLE}: {len(told.predictions):,} predictions")
 
 
-def _draw(told: "Outlook", out: Path) -> Path:
+def _check_place(out: Path) -> None:
+    """Raise InputError, before anything is measured, where no figure can be drawn or ``out`` is no directory."""
     from mpinn.errors import InputError
-    from mpinn.scaling.answer import FIGURE, drawn
 
     try:
-        from mpinn.analysis.scaling import Line, scaling_figure
+        import mpinn.analysis.scaling  # noqa: F401
     except ImportError as error:
         raise InputError("--out", f"it needs pip install 'mpinn[report]' ({error})") from None
+    if out.exists() and not out.is_dir():
+        raise InputError("--out", f"{str(out)!r} is a file: name a directory")
+
+
+def _draw(told: "Outlook", out: Path) -> Path:
+    from mpinn.analysis.scaling import Line, scaling_figure
+    from mpinn.scaling.answer import FIGURE, drawn
+
     weak, first = told.scaling == "weak", told.predictions[0]
     label = "samples a second" if weak else "seconds of a step"
 

@@ -208,6 +208,8 @@ def test_units_of_moved_data_hint_at_the_option_that_says_where(ending: str, tmp
     assert told.stderr.endswith("; where it is here, say with --data ...\n")
     told = alone("-m", "mpinn", "evaluate", str(place))
     assert told.stderr.endswith("; where it is here, say with --set data.path=...\n")
+    told = alone("-m", "mpinn", "inspect", str(place), "--data", str(moved))
+    assert (told.returncode, told.stderr) == (2, "mpinn: --data: goes with --units: nothing else needs the data set\n")
     told = alone("-m", "mpinn", "inspect", str(place), "--units", "--data", str(moved))
     assert told.returncode == (0 if ending == "npz" else 2)
     if ending != "npz":

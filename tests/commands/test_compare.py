@@ -106,6 +106,15 @@ def test_what_is_wrong_is_said_before_the_first_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_where_no_report_can_be_written_nothing_is_trained(tmp_path: Path) -> None:
+    good = write(tmp_path, "good", "replicas = 1")
+    (tmp_path / "text").write_text("mine")
+    done = alone("-m", "mpinn", "compare", str(good), "-o", str(tmp_path / "text"))
+    said = f"mpinn: --out: '{tmp_path}/text' is there and is no report: name another directory\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_compared_jobs_have_one_budget() -> None:
     configs = {file.stem: read_config(str(file), ()) for file in COMPARED}
     assert {"serial", "weighted", "parareal-2", "fdg", "layerwise", "gpipe"} <= {*configs}

@@ -141,6 +141,13 @@ def test_texts_of_numbers():
     assert [size_text(value) for value in (0, 1536, 5 * 2**20, 3 * 2**30)] == ["0 B", "1.5 KiB", "5 MiB", "3 GiB"]
 
 
+def test_a_place_that_is_no_directory_is_refused_before_anything_is_measured(tmp_path: Path):
+    (tmp_path / "text").write_text("mine")
+    job = alone("-m", "mpinn", "plan", "--ranks", "1-4", "--estimated", "-o", "text", cwd=tmp_path)
+    said = "mpinn: --out: 'text' is a file: name a directory\n"
+    assert (job.returncode, job.stdout, job.stderr) == (2, "", said)
+
+
 def test_the_command_writes_a_figure_and_a_table(tmp_path: Path):
     line = ("-m", "mpinn", "plan", "--ranks", "1-100000", "--estimated", "--weak", "--samples", "100000000")
     job = alone(*line, "--network", "h100-ndr", "-o", "out/deep", cwd=tmp_path)
