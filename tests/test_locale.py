@@ -43,3 +43,12 @@ def test_a_report_of_a_run_with_such_a_name(name: str, tmp_path: Path) -> None:
     page = (out / "index.html").read_text(encoding="utf-8")
     shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     assert f"again/{shown}" in page
+
+
+def test_what_the_locale_cannot_write_is_replaced_on_the_screen(tmp_path: Path) -> None:
+    assert here(tmp_path / "run", *SMALL) == 0
+    shutil.move(tmp_path / "run", tmp_path / "größe-1")
+    plain = {name: value for name, value in ASCII.items() if name != "PYTHONIOENCODING"}
+    job = alone("-m", "mpinn", "inspect", "größe-1", cwd=tmp_path, env=plain)
+    assert (job.returncode, job.stderr) == (0, "")
+    assert job.stdout.splitlines()[0].split() == ["run", "gr????e-1"]  # two bytes of UTF-8 each

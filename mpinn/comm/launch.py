@@ -1,5 +1,6 @@
 """What can be known of the launcher before MPI is started: this process's rank, and whether a person is watching."""
 
+import codecs
 import fcntl
 import os
 import struct
@@ -81,8 +82,14 @@ def settle_streams() -> None:
             nowhere = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
             setattr(sys, name, nowhere)
             setattr(sys, f"__{name}__", nowhere)
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, TextIOWrapper) and not _prints_all(sys.stdout):
         sys.stdout.reconfigure(errors="replace")
+
+
+def _prints_all(stream: TextIOWrapper) -> bool:
+    """Whether no character raises: with surrogateescape, which locale C brings, none does in UTF-8 alone."""
+    narrow = stream.errors == "surrogateescape" and codecs.lookup(stream.encoding).name != "utf-8"
+    return stream.errors != "strict" and not narrow
 
 
 def silence_other_ranks(launch: Launch | None = None) -> None:
