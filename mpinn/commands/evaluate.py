@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mpinn.array.typing import Array
 from mpinn.comm.grid import World
 from mpinn.config import Config, InputError, load
 from mpinn.datasets.batches import Batches
-from mpinn.datasets.source import check_source, open_source
+from mpinn.datasets.source import Source, check_source, open_source
 from mpinn.models.model import Model
 from mpinn.nn.network import Whole
 from mpinn.nn.part import build_part
@@ -113,12 +114,21 @@ def device_of(config: Config, local_rank: int, overrides: Sequence[str]) -> Devi
     return choose_device(where, run.kernels, local_rank, run.tf32, short)
 
 
+def _normalised_as_in_training(source: Source, checkpoint: Checkpoint) -> Source:
+    """The data with the numbers that the model was trained with, which another file's training split has not."""
+    known = checkpoint.data
+    if not {"mean", "std"} <= known.keys():  # a file of the first programs
+        return source
+    return replace(source, mean=np.asarray(known["mean"]), std=np.asarray(known["std"]))
+
+
 def _sums(world: World, file: Path, config: Config, split: str, device: Device) -> Array:
     source = open_source(config.data)
     dtype, ops = np.dtype(config.run.dtype), device.kernels
     model = build_model(config, source.sample_shape, outputs_of(source.summary()))
     compute = activations(config.run.dtype, config.run.bf16 and bool(device.name))
     with Checkpoint(file) as checkpoint:
+        source = _normalised_as_in_training(source, checkpoint)
         if config.names["model"] == "population":
             part = read_member(checkpoint, None).part
         else:

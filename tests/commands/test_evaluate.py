@@ -1,11 +1,15 @@
 """``evaluate``: what it takes of the configuration, and what it refuses because it would change nothing."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from train_jobs import SMALL, here, world
 
+import mpinn
 from mpinn.commands.evaluate import evaluate
+from mpinn.commands.extract import extract
 from mpinn.errors import InputError
 
 
@@ -60,3 +64,29 @@ def test_outputs_that_overflow_are_a_result_and_no_warning(
     capsys.readouterr()
     assert evaluate(world(), str(tmp_path / "run"), "test", ("run.device=cpu",), False) == 0
     assert f", loss {loss}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["mlp", "population"])
+def test_other_data_are_normalised_as_in_training(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with the numbers of their own training split: `predict` and exported models don't know those."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(3, 2, (200, 4)), np.arange(200) % 3
+    np.savez(tmp_path / "one.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    np.savez(tmp_path / "other.npz", x_train=50 * x, y_train=labels, x_test=x[:70], y_test=labels[:70])
+    data = ("data.name=npz", "data.batch=20", "train.epochs=2", "model.widths=[5]", f"model.name={kind}")
+    assert here(tmp_path / "run", *data, f"data.path={tmp_path / 'one.npz'}") == 0
+    capsys.readouterr()
+    assert evaluate(world(), str(tmp_path / "run"), "test", (f"data.path={tmp_path / 'other.npz'}",), False) == 0
+    told = re.search(r"70 samples: accuracy ([\d.]+), loss ([\d.]+)", capsys.readouterr().out)
+    single = tmp_path / "run"
+    if kind == "population":
+        extract(single, None, tmp_path / "best")
+        single = tmp_path / "best"
+    with mpinn.open(single) as saved:
+        y = saved.predict(x[:70]).astype(np.float64)
+    losses = np.log(np.exp(y).sum(axis=1)) - y[np.arange(70), labels[:70]]
+    assert told is not None
+    np.testing.assert_allclose(float(told[2]), losses.mean(), atol=2e-4)
+    np.testing.assert_allclose(float(told[1]), (y.argmax(axis=1) == labels[:70]).mean(), atol=1e-4)
