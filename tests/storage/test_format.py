@@ -2,14 +2,16 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from train_jobs import SMALL, train
+from train_jobs import SMALL, here, train
 
 import mpinn
+from mpinn.commands.extract import extract
 from mpinn.config import InputError
 from mpinn.storage import schema
 from mpinn.storage.reader import Checkpoint
@@ -132,6 +134,38 @@ def test_a_file_that_is_kept_predicts_what_h5py_alone_makes_of_it(replica: int |
         found = saved.predict(x)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def member_by_hand(file: h5py.File, number: int, x: np.ndarray) -> np.ndarray:
+    """What a member of a population of relu predicts, from h5py, NumPy and the words of the page alone."""
+    model = json.loads(file["configuration"][()])["model"]
+    axes = product(model["activations"], model["layers"], range(model["repetitions"]), model["widths"])
+    members = [(layers, width) for _, layers, _, width in axes]
+    panel, place = file["scalars/member_panel"][:], file["scalars/member_place"][:]
+    before = np.flatnonzero((panel == panel[number]) & (place < place[number]))
+    layers, width = members[number]
+    first = sum(members[other][1] for other in before)
+    matrix = sum(members[other][1] ** 2 for other in before)
+    units = slice(first, first + width)
+    arrays = file[f"model/network/population/panel{panel[number]}"]
+    x = ((x - file["data/mean"][:]) / file["data/std"][:]).reshape(len(x), -1)
+    y = np.maximum(x @ arrays["hidden1/weight"][units].T + arrays["hidden1/bias"][units], 0)
+    for depth in range(2, layers + 1):
+        weight = arrays[f"hidden{depth}/weight"][matrix : matrix + width**2].reshape(width, width)
+        y = np.maximum(y @ weight.T + arrays[f"hidden{depth}/bias"][units], 0)
+    return y @ arrays["output/weight"][units] + arrays["output/bias"][len(before)]
+
+
+def test_every_member_predicts_what_h5py_alone_makes_of_it(tmp_path: Path) -> None:
+    population = ("model.name=population", "model.layers=[1,2,3]", "model.widths=[2,3,5]", "model.repetitions=2")
+    assert here(tmp_path / "run", *SMALL[1:], *population, 'model.activations=["relu"]') == 0
+    x = np.random.default_rng(0).integers(0, 17, (50, 8, 8, 1))
+    with h5py.File(tmp_path / "run" / "latest") as file:
+        expected = [member_by_hand(file, number, x) for number in range(18)]
+    for number, values in enumerate(expected):
+        extract(tmp_path / "run", number, tmp_path / f"member-{number}")
+        with mpinn.open(tmp_path / f"member-{number}") as saved:
+            np.testing.assert_allclose(saved.predict(x), values, rtol=1e-4, atol=1e-5)
 
 
 def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
