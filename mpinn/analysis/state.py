@@ -36,6 +36,7 @@ def describe_state(path: Path) -> tuple[Description, Path | None]:
         "requeue": run.requeue.exists(),
         "checkpoints": [{**asdict(entry), "best": entry is best, "wrong": wrong[entry.file]} for entry in saved],
         "newest": None if file is None else file.name,
+        "inspections": [file.name for file in run.inspections()],
         "unsaved": unsaved_best(records, None if best is None else best.score),
         "notes": notes,
         "records": len(records),

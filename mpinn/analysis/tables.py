@@ -9,6 +9,7 @@ from rich.text import Text
 from mpinn.analysis.values import number, pairs, shape_text, short
 from mpinn.evaluation import unsaved_text
 from mpinn.screen import Screen, facts, table
+from mpinn.words import counted
 
 Row = Mapping[str, Any]
 NUMBERS = ("norm", "mean", "std", "min", "max")
@@ -79,6 +80,8 @@ def _apart(screen: Screen, heading: str, rows: Sequence[Row]) -> None:
 
 def _run(screen: Screen, run: Row) -> None:
     told = {"run": run["directory"], "state": _state(run), "newest": run["newest"] or "none"}
+    if run["inspections"]:
+        told["failed"] = f"{', '.join(run['inspections'])}: what it was then, which inspect and diff take"
     if run["unsaved"]:
         told["best seen"] = unsaved_text(run["unsaved"])
     screen.print(facts(told))
@@ -114,7 +117,7 @@ def _checkpoint(screen: Screen, file: Row) -> None:
     for name in ("model", "schedule", "consensus", "optimizer"):
         if name in configuration and name not in idle:
             told[name] = pairs({key: value for key, value in configuration[name].items() if not _is_chain(value)})
-    told["grid"] = " x ".join(f"{length} {axis}" for axis, length in file["grid"].items())
+    told["grid"] = " x ".join(counted(length, axis.removesuffix("s")) for axis, length in file["grid"].items())
     told["type"] = f"{file['dtype']}, written by mpinn {file['program']}"
     # what it has for each member is summed up below
     scalars = {name: value for name, value in file["scalars"].items() if members is None or "member_" not in name}

@@ -12,7 +12,7 @@ from mpinn.scaling.advice import ENOUGH, Advice, chosen, grid_text
 from mpinn.scaling.cluster import Cluster
 from mpinn.scaling.predict import Prediction, Samples, Scaling
 from mpinn.schedules.registry import SCHEDULES
-from mpinn.words import size_text
+from mpinn.words import counted, size_text
 
 COLUMNS = (
     "ranks", "replicas", "stages", "shards", "schedule", "consensus", "global_batch", "batch_of_a_replica",
@@ -135,7 +135,7 @@ def _chosen(picked: Prediction | None, statistics: bool) -> Iterator[str]:
         return
     axis = "shards" if picked.shards > 1 else "stages"
     yield (
-        f"recommended: {picked.ranks:,} ranks as {grid_text(picked)} (replicas x {axis}), {_names(picked)}: "
+        f"recommended: {counted(picked.ranks, 'rank')} as {grid_text(picked)} (replicas x {axis}), {_names(picked)}: "
         f"{times_text(picked.speedup)} times one rank"
     )
     yield f"             the most speed-up times efficiency of exact grids that are at least {ENOUGH:.0%} efficient"
@@ -148,7 +148,7 @@ def _matrix(outlook: Outlook, picked: Prediction | None) -> Iterator[str]:
     if picked is None or outlook.config.names["model"] == "population":
         return
     known = [one for one in outlook.predictions if one.ranks == picked.ranks]
-    yield f"\nstep and grid on {picked.ranks:,} ranks, each schedule and consensus on its fastest grid"
+    yield f"\nstep and grid on {counted(picked.ranks, 'rank')}, each schedule and consensus on its fastest grid"
     found = [["", *CONSENSUSES]]
     for schedule in SCHEDULES:
         cells = [schedule]

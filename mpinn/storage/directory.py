@@ -38,6 +38,10 @@ class RunDirectory:
         """The file that a run leaves when it fails: to look at, never to resume from."""
         return self.path / f"inspection-{step:08d}.h5"
 
+    def inspections(self) -> list[Path]:
+        """The files of failures that are there, the highest step first."""
+        return sorted(self.path.glob("inspection-*.h5"), reverse=True)
+
     def checkpoints(self) -> list[Path]:
         """The checkpoint files that are there, the highest step first."""
         found = [path for path in self.path.glob("checkpoint-*.h5") if CHECKPOINT.fullmatch(path.name)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoint_files import values, write_file
 from launch import alone
-from train_jobs import SMALL, here
+from train_jobs import SMALL, arguments, here
 
 from mpinn.analysis.inspect import describe, inspect
 from mpinn.analysis.values import short
@@ -31,6 +31,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("runs") / "small"
     assert here(place, *SMALL, "checkpoint.every=1 epoch") == 0
     return place
+
+
+def test_the_file_that_a_run_leaves_when_it_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = alone(*arguments(tmp_path / "run", *SMALL, "optimizer.rate=1e30"))
+    assert "is not finite" in failed.stderr
+    (left,) = (tmp_path / "run").glob("inspection-*.h5")
+    assert describe(tmp_path / "run")["run"]["inspections"] == [left.name]
+    inspect(tmp_path / "run")
+    assert f"failed  {left.name}: what it was then, which inspect and diff take" in capsys.readouterr().out
+    inspect(left)
+    shown = capsys.readouterr().out
+    assert "nan, inf" in shown
+    assert "1 replica x 1 stage x 1 shard\n" in shown
 
 
 @pytest.fixture(scope="module", params=["classes", "values"])

@@ -109,6 +109,9 @@ def test_what_is_printed():
     assert matrix[0].split() == ["averaging", "gossip", "gradients", "none", "outer"]
     assert [line.split()[0] for line in matrix[1:]][:3] == ["serial", "naive", "gpipe"]
     assert not any("batch norm" in line for line in strong)
+    single = lines(told(ranks="1"))
+    assert any(line.startswith("recommended: 1 rank as 1 x 1 ") for line in single)
+    assert any(line.startswith("\nstep and grid on 1 rank, each ") for line in single)
     normed = lines(outlook(Inquiry(overrides=("model.name=cnn",), estimated=True, ranks="1,2")))
     assert any("but for batch norm, which sees the samples of a replica" in line for line in normed)
     weak = lines(told(ranks="1,2", weak=True))
