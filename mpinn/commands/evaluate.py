@@ -58,6 +58,8 @@ def _check(path: str, overrides: tuple[str, ...], want_best: bool) -> bytes:
     with reading(file), Checkpoint(file) as checkpoint:
         config = at_home(load(checkpoint.configuration, overrides, CHOICES, DEFAULTS))
         _check_overrides(overrides)
+        # a batch is one of training, of which other data may have fewer samples
+        config = replace(config, data=replace(config.data, batch=1))
         if config.names["model"] == "population":
             member = read_member(checkpoint, None).member.number
             notes.append(f"member {member}, the best of the population on the validation split")
@@ -76,6 +78,8 @@ def _check_overrides(overrides: Sequence[str]) -> None:
     """Raise InputError for one that would change nothing."""
     for key in (own.partition("=")[0].strip() for own in overrides):
         table = key.partition(".")[0]
+        if key == "data.batch":
+            raise InputError(key, "it is one of training, and a model is only measured here: leave this out")
         if table == "grid":
             raise InputError(key, "every rank measures the whole model on its share of the samples: leave this out")
         if table in IDLE:

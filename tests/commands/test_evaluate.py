@@ -28,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("train.epochs", "9", r"\[train\] says how to train, and a model is only measured here"),
         ("optimizer.rate", "9.0", r"\[optimizer\] says how to train, and a model is only measured here"),
         ("consensus.score", "best", r"\[consensus\] says how to train, and a model is only measured here"),
+        ("data.batch", "9", "it is one of training, and a model is only measured here"),
         ("checkpoint.keep", "9", r"\[checkpoint\] says how to train, and a model is only measured here"),
     ],
 )
@@ -70,11 +71,11 @@ def test_outputs_that_overflow_are_a_result_and_no_warning(
 def test_other_data_are_normalised_as_in_training(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not with the numbers of their own training split: `predict` and exported models don't know those."""
+    """Not with the numbers of their own training split, of less than a batch: `predict` does not know those."""
     rng = np.random.default_rng(0)
     x, labels = rng.normal(3, 2, (200, 4)), np.arange(200) % 3
     np.savez(tmp_path / "one.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
-    np.savez(tmp_path / "other.npz", x_train=50 * x, y_train=labels, x_test=x[:70], y_test=labels[:70])
+    np.savez(tmp_path / "other.npz", x_train=50 * x[:9], y_train=labels[:9], x_test=x[:70], y_test=labels[:70])
     data = ("data.name=npz", "data.batch=20", "train.epochs=2", "model.widths=[5]", f"model.name={kind}")
     assert here(tmp_path / "run", *data, f"data.path={tmp_path / 'one.npz'}") == 0
     capsys.readouterr()
