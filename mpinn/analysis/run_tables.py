@@ -1,7 +1,7 @@
 """Tables of runs: what they reached, how they differ, their lines of metrics, their ranks and stages."""
 
 from collections.abc import Sequence
-from math import isfinite, nan
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def run_table(series: Sequence[Series]) -> Table:
             samples, seconds = (_last(run, name) for name in ("samples", "seconds"))
             speed = samples / seconds if samples and seconds else None
             networks = (told.get("population") or {}).get("members", 1)
-            memory = [rank["memory"] for rank in told.get("ranks", ()) if isfinite(rank.get("memory", nan))]
+            memory = [peak for rank in told.get("ranks", ()) if (peak := rank.get("memory")) and isfinite(peak)]
             rows.append([
                 one.label, run.name, run.seed, tables["model"]["name"], tables["data"]["name"],
                 tables["schedule"]["name"], _consensus(run), *run.grid[:2], tables["train"]["epochs"],

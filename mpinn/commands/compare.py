@@ -13,6 +13,7 @@ from typing import Any
 
 from mpinn.comm.launch import read_launch
 from mpinn.config import InputError, difference
+from mpinn.run.summary import quality_text
 from mpinn.signals import STOPPED
 from mpinn.storage.directory import RunDirectory
 from mpinn.training.choices import read_config
@@ -134,5 +135,4 @@ def log_of(job: Job) -> Path:
 
 
 def _reached(summary: dict[str, Any]) -> str:
-    test = ", ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
-    return f"test {test}, {summary['seconds']:.1f} s of training"
+    return f"test {quality_text(summary['test'])}, {summary['seconds']:.1f} s of training"

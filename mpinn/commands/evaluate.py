@@ -26,6 +26,7 @@ from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import check_digest, checkpoint_of
 from mpinn.training.choices import CHOICES, DEFAULTS, at_home, build_model, outputs_of
 from mpinn.training.measure import EVALUATION_BATCH, quality, totals
+from mpinn.training.reporter import loss_text
 
 IDLE = ("grid", "optimizer", "consensus", "train", "checkpoint")
 """Tables of the configuration that say how to train, and nothing of how a model is measured."""
@@ -46,7 +47,7 @@ def evaluate(world: World, path: str, split: str, overrides: tuple[str, ...], wa
         found = quality(sums)
         accuracy = f"accuracy {found.accuracy:.4f}, " if told["classes"] else ""
         print(f"{file}: step {told['step']}, {config.data.name} {split}, {int(sums[2])} samples: "
-              f"{accuracy}loss {found.loss:.4f}", flush=True)  # fmt: skip
+              f"{accuracy}loss {loss_text(found.loss)}", flush=True)  # fmt: skip
     return 0
 
 

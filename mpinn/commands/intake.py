@@ -23,6 +23,7 @@ from mpinn.run.experiment import build
 from mpinn.signals import Signals
 from mpinn.storage.schema import NORMALISATION, ORIGIN
 from mpinn.training.choices import CHOICES, DEFAULTS, build_model, outputs_of
+from mpinn.training.reporter import loss_text
 from mpinn.training.trainer import Moment
 
 
@@ -86,7 +87,8 @@ def intake(
     accuracy = f", accuracy {quality.accuracy:.4f}" if classes else ""
     for note in notes:
         print(note)
-    print(f"{directory}: {part.layout.count:,} parameters of {file}, validation loss {quality.loss:.4f}{accuracy}")
+    measured = f"validation loss {loss_text(quality.loss)}{accuracy}"
+    print(f"{directory}: {part.layout.count:,} parameters of {file}, {measured}")
     print(f"train it      python -m mpinn {quote(str(experiment.keeper.directory.config))}", flush=True)
     return 0
 

@@ -29,6 +29,7 @@ from mpinn.run.timeline import common_zero, write_timeline
 from mpinn.run.watchdog import Watchdog
 from mpinn.signals import STOPPED, Signals
 from mpinn.storage.directory import RunDirectory, write_text
+from mpinn.storage.history import plain
 from mpinn.training.course import rare, unreached
 from mpinn.training.reporter import open_reporter
 from mpinn.training.trainer import Outcome
@@ -200,7 +201,7 @@ def _finish(world: World, experiment: Experiment, outcome: Outcome, deaths: Sequ
     if summary["population"]:
         texts[directory.ranking] = csv_text(summary["population"]["ranking"])
         del summary["population"]["ranking"][SHOWN:]
-    texts[directory.summary] = json.dumps(summary, indent=1) + "\n"
+    texts[directory.summary] = json.dumps(plain(summary), indent=1, allow_nan=False) + "\n"
     _conclude(world, said, texts)
     return 0
 

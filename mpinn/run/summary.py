@@ -20,6 +20,7 @@ from mpinn.run.experiment import Experiment
 from mpinn.run.survival import Death, outline
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import best_of, read_index
+from mpinn.training.reporter import loss_text
 from mpinn.training.tally import Times
 from mpinn.words import counted
 
@@ -144,8 +145,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         + (f"schedule {summary['schedule']}, " if stages > 1 else "")
         + joined
         + f"{replicas} x {stages} x {shards} ranks (replicas x stages x shards)",
-        "test": _quality(summary["test"]),
-        "validation": _quality(summary["validation"]),
+        "test": quality_text(summary["test"]),
+        "validation": quality_text(summary["validation"]),
         **({"best seen": unsaved_text(unsaved)} if (unsaved := summary.get("unsaved")) else {}),
         "trained": f"{counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')}, "
         f"{counted(summary['samples'], 'sample')} "
@@ -180,8 +181,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     return ["", *_aligned(facts), *ranking, "", *since, *table, "", *_aligned(where)]
 
 
-def _quality(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+def quality_text(numbers: Mapping[str, float | None]) -> str:
+    """Such as "accuracy 0.9833, loss 0.0444"; what is not finite is None in a summary that was read."""
+    return ", ".join(f"{name} {loss_text(nan if value is None else value)}" for name, value in numbers.items())
 
 
 def _aligned(facts: Mapping[str, str]) -> list[str]:

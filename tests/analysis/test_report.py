@@ -113,6 +113,17 @@ def test_results_are_means_with_a_deviation(tmp_path):
     assert [told["a"][name] for name in ("networks", "networks x samples/s")] == [1, told["a"]["samples/s"]]
 
 
+@pytest.mark.parametrize("unknown", ["null", "NaN"])
+def test_where_the_system_does_not_tell_of_memory_the_column_is_empty(unknown, tmp_path):
+    """NaN stood in the first summaries, null does in those that are JSON."""
+    path = make_run(tmp_path / "a", [1.0, 0.5], [0.8, 0.9])
+    text = re.sub(r'"memory": \d+\.0', f'"memory": {unknown}', (path / "summary.json").read_text())
+    assert text.count(unknown) == 2
+    (path / "summary.json").write_text(text)
+    table = result_table(series_of([Run(path)]))
+    assert dict(zip(table.columns, table.rows[0], strict=True))["MB of a rank"] is None
+
+
 def test_a_population_trains_as_many_networks_and_old_summaries_know_no_memory(tmp_path):
     path = make_run(tmp_path / "a", [1.0, 0.5], [0.8, 0.9])
     told = json.loads((path / "summary.json").read_text())

@@ -1,7 +1,13 @@
 """The summary as it is printed."""
 
-import pytest
+import json
+from pathlib import Path
 
+import numpy as np
+import pytest
+from train_jobs import here
+
+from mpinn.run import summary
 from mpinn.run.summary import bytes_text, lines
 
 RANKS = [
@@ -55,6 +61,10 @@ def test_one_of_a_thing_is_not_many() -> None:
     assert told.startswith("trained       0 epochs, 12,345 steps, 71,820 samples in ")
 
 
+def test_of_a_loss_that_is_huge_four_digits_are_printed() -> None:
+    assert "test          loss 2.442e+75" in lines({**SUMMARY, "test": {"loss": 2.442231582560380162e75}})
+
+
 def test_a_regression_without_meetings() -> None:
     values = {"test": {"loss": 0.5}, "validation": {"loss": 0.75}, "consensus": "none", "score": None}
     values |= {"weights": None, "meetings": None, "start": 300}
@@ -81,3 +91,29 @@ def test_of_one_replica_of_a_population_no_consensus_is_told() -> None:
     assert lines(alone)[1] == "run           population on digits, 1 x 1 x 2 ranks (replicas x stages x shards)"
     shared = {**alone, "grid": [2, 1, 1], "consensus": "gradients", "score": None}
     assert lines(shared)[1].startswith("run           population on digits, consensus gradients, 2 x 1 x 1 ranks")
+
+
+def test_its_file_is_json_also_where_numbers_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss of test samples that overflow, and a system that does not tell of its memory."""
+    rng = np.random.default_rng(0)
+    x, values = rng.normal(size=(200, 64)).astype(np.float32), rng.normal(size=(200, 2)).astype(np.float32)
+    huge = np.full_like(x[:5], 3e38)
+    np.savez(tmp_path / "huge.npz", x_train=x, y_train=values, x_test=huge, y_test=values[:5])
+    monkeypatch.setattr(summary, "_peak", lambda: float("nan"))
+    settings = ("data.name=npz", f"data.path={tmp_path / 'huge.npz'}", "data.batch=20", "train.epochs=1")
+    settings += ("loss.name=squared_error", "consensus.score=inverse_loss", "model.widths=[3]")
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert here(tmp_path / "run", *settings) == 0
+        first = capsys.readouterr().out
+        assert here(tmp_path / "run", *settings) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    told = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=refuse)
+    assert (told["test"], told["ranks"][0]["memory"]) == ({"loss": None}, None)
+    again = capsys.readouterr().out
+    for printed in (first, again):
+        assert "test          loss nan\n" in printed or "test          loss inf\n" in printed
