@@ -17,6 +17,8 @@ CHUNK = 2**20
 
 MOST_CLASSES = 100_000
 """From so many on there are as many samples as classes, or the labels are not what they are taken for."""
+SHOWN = 5
+"""Labels that are named."""
 NOT_FINITE = "there are values that are not finite (NaN or infinity)"
 COUNT = "labels count classes from 0, and are no identifiers"
 LARGEST = np.finfo(np.float32).max
@@ -42,14 +44,15 @@ class Contents:
         """The data set, with a tenth of train as validation if there is none; raises InputError."""
         splits = {name: self._split(name) for name in ("train", "validation", "test") if self._present(name)}
         classes = self._classes(splits["train"].target)
-        note = ""
+        notes = [self._unused(splits["train"].target, classes)]
         if "validation" not in splits:
             splits["train"], splits["validation"] = self._carve(splits["train"])
-            note = f"{self.title} has no validation split: {splits['validation'].size} samples of train are taken"
+            taken = f"{splits['validation'].size} samples of train are taken"
+            notes.insert(0, f"{self.title} has no validation split: {taken}")
         for name, split in splits.items():
             self._check(name, split, splits["train"], classes)
         mean, std = self._statistics(splits["train"].x)
-        return Source(splits, mean, std, classes, note)
+        return Source(splits, mean, std, classes, "; ".join(filter(None, notes)))
 
     def _wrong(self, name: str, message: str) -> InputError:
         return InputError(f"{self.place}{self.names.get(name, name)}", message)
@@ -115,6 +118,15 @@ class Contents:
         if largest < 0:
             raise self._wrong("train/target", f"the largest label is {largest}: {COUNT}")
         return largest + 1
+
+    def _unused(self, target: Array, classes: int) -> str:
+        """A sentence about labels that were counted among the classes and are not there, as where they begin with 1."""
+        if "classes" in self.attributes or target.ndim == 2 or target.min() < 0:
+            return ""
+        unused = np.flatnonzero(np.bincount(target, minlength=classes) == 0).tolist()
+        first = ", ".join(map(str, unused[:SHOWN])) + ", ..." * (len(unused) > SHOWN)
+        found = f"of {classes} classes, which labels count from 0, {len(unused)} have no sample in train: {first}"
+        return found if unused else ""
 
     def _check(self, name: str, split: Split, train: Split, classes: int) -> None:
         if split.x.shape[1:] != train.x.shape[1:]:

@@ -128,6 +128,21 @@ def test_without_validation_a_fixed_tenth_of_train_is_taken(tmp_path):
     np.testing.assert_allclose(source.mean, train.x[:].mean(axis=0))
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (range(3), ""),
+        (range(1, 4), "of 4 classes, which labels count from 0, 1 have no sample in train: 0"),
+        (range(0, 20, 2), "of 19 classes, which labels count from 0, 9 have no sample in train: 1, 3, 5, 7, 9, ..."),
+    ],
+)
+def test_labels_that_are_not_there_are_told_of(labels: range, said: str, tmp_path: Path) -> None:
+    x, target = np.random.default_rng(0).normal(size=(40, 3)), np.resize([*labels], 40)
+    own = {f"{kind}_{split}": it for split in ("train", "validation", "test") for kind, it in (("x", x), ("y", target))}
+    np.savez(tmp_path / "a.npz", **own)
+    assert check_source(Data(name="npz", path=str(tmp_path / "a.npz"), batch=4))["note"] == said
+
+
 def test_a_regression_has_no_classes(tmp_path):
     arrays = contents()
     for name in ("train", "validation", "test"):
