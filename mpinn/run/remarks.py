@@ -25,6 +25,7 @@ def remarks(config: Config, model: Model, replicas: int, stages: int) -> list[st
     """Those of a run on so many replicas and stages."""
     return [
         *_dealt(config, replicas),
+        *_members(config, replicas),
         *_meetings(config, replicas),
         *_single(config, model, replicas),
         *_outer(config, replicas),
@@ -38,6 +39,15 @@ def _dealt(config: Config, replicas: int) -> list[str]:
     auto = config.data.deal == "auto"
     why = f", which the consensus {config.names['consensus']} prefers" if auto else ""
     return [f"data.deal is {config.deal}{why}: {DEALT[config.deal]}"]
+
+
+def _members(config: Config, replicas: int) -> list[str]:
+    """Ranks that were given no place in the grid are replicas, and whoever has many members may not mean that."""
+    grid = config.grid
+    if config.names["model"] != "population" or replicas == 1 or (grid.replicas, grid.shards) != (0, 1):
+        return []
+    said = f"each of the {replicas} replicas trains all members, on samples of its own"
+    return [f"{said}: grid.shards = 0 deals members to the ranks, with the result of one rank"]
 
 
 def _meetings(config: Config, replicas: int) -> list[str]:

@@ -81,6 +81,24 @@ def test_a_parareal_network_bears_smaller_steps(
 
 
 @pytest.mark.parametrize(
+    ("settings", "replicas", "said"),
+    [
+        ((), 2, True),
+        (("grid.replicas=2",), 2, False),
+        (("grid.shards=0",), 1, False),
+        (("grid.shards=2", "grid.replicas=0"), 1, False),
+        (("model.name=mlp",), 2, False),
+    ],
+)
+def test_replicas_of_a_population_that_nobody_asked_for(
+    settings: tuple[str, ...], replicas: int, said: bool, tmp_path: Path
+) -> None:
+    chosen = config(tmp_path, 2, "model.name=population", *settings)
+    dealt = "each of the 2 replicas trains all members, on samples of its own: grid.shards = 0 deals members to the "
+    assert any(text.startswith(dealt) for text in told(chosen, replicas, 1)) == said
+
+
+@pytest.mark.parametrize(
     ("settings", "ranks", "said"),
     [
         ((), 1, ["one replica never meets: this is plain training of one model"]),
@@ -112,7 +130,7 @@ def test_replicas(settings: tuple[str, ...], ranks: int, said: list[str], tmp_pa
         (("model.name=cnn", "model.widths=[8]", "data.batch=4"), 4, "4 over 4 replicas"),
         (("model.name=resnet", "model.depth=8", "data.batch=4"), 4, ""),
         (("model.name=layers", f"model.layers={PIXEL}", "data.batch=4"), 4, "4 over 4 replicas"),
-        (("model.name=population", "data.batch=4"), 4, ""),
+        (("model.name=population", "data.batch=4", "grid.replicas=4"), 4, ""),
     ],
 )
 def test_a_batch_norm_of_single_samples(settings: tuple[str, ...], ranks: int, dealt: str, tmp_path: Path) -> None:
