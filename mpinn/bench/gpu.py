@@ -18,14 +18,17 @@ import numpy as np
 from mpinn.array.device import choose_device
 from mpinn.array.typing import Array
 from mpinn.bench import gpu_kernels, gpu_population, population
+from mpinn.bench.attempt import attempt
 from mpinn.bench.gpu_programs import CLASSES, Peer, Program, apart, batches, find_peer, initial, our_gradient, ours
 from mpinn.bench.gpu_roofline import PRECISIONS, Ceilings, Precision, demand, measure
 from mpinn.bench.timing import Spread, ratio_text, seconds_text
+from mpinn.errors import FatalError
 from mpinn.models.mlp import MLP
 from mpinn.models.model import Model
 from mpinn.models.resnet import ResNet
 from mpinn.models.vgg import VGG
 from mpinn.nn.part import Part
+from mpinn.words import counted
 
 IMAGES = (32, 32, 3)
 PEER = "PyTorch"
@@ -99,21 +102,32 @@ class Row:
 
 
 def run(
-    ops: Any, ceilings: Ceilings, peer: Peer | None, works: Sequence[Work] = WORKS, effort: Effort = QUICK
+    ops: Any,
+    ceilings: Ceilings,
+    peer: Peer | None,
+    works: Sequence[Work] = WORKS,
+    effort: Effort = QUICK,
+    failed: list[str] | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each work and precision as soon as they are there; ``ops``: the kernels of the device."""
+    """The rows of each work and precision as soon as they are there; ``ops``: the kernels of the device.
+
+    See `attempt` for ``failed``.
+    """
     before = ops.Choices.tf32
     try:
         for work in works:
             start = initial(work.model)
-            exact = _exact(work, start, ops) if work.compared else None
+            title, exact = f"{work.name}, batch {work.batch}", None
+            with attempt(f"{title}, gradient in float64", failed):
+                exact = _exact(work, start, ops) if work.compared else None
             for name, precision in PRECISIONS.items():
-                ops.Choices.tf32 = precision.tf32
-                errors = {} if exact is None else _errors(work, start, ops, peer, precision, exact)
-                programs = _programs(work, start, ops, peer, precision, effort)
-                least = ceilings.seconds(demand(work.model.network, work.model.shape, work.batch), name)
-                yield _rows(work.name, work.batch, name, programs, least, effort, errors)
-                del programs
+                with attempt(f"{title}, {name}", failed):
+                    ops.Choices.tf32 = precision.tf32
+                    errors = {} if exact is None else _errors(work, start, ops, peer, precision, exact)
+                    programs = _programs(work, start, ops, peer, precision, effort)
+                    least = ceilings.seconds(demand(work.model.network, work.model.shape, work.batch), name)
+                    yield _rows(work.name, work.batch, name, programs, least, effort, errors)
+                    del programs
     finally:
         ops.Choices.tf32 = before
 
@@ -153,23 +167,33 @@ def populations(
     peer: Peer | None,
     effort: Effort = QUICK,
     works: Sequence[population.Work] = gpu_population.POPULATIONS,
+    failed: list[str] | None = None,
 ) -> Iterator[list[Row]]:
     """The same of populations, which we multiply as float32 in any case."""
     for work in works:
-        start = population.part_of(work.model)
-        exact = gpu_population.exact(work, start, ops)
+        title = f"population of {len(work.members):,}, {work.features} features"
+        start, exact = population.part_of(work.model), None
+        with attempt(f"{title}, gradient in float64", failed):
+            exact = gpu_population.exact(work, start, ops)
         for name in ("float32", "TF32") if peer is not None else ("float32",):
-            found = {OURS: gpu_population.ours(work, start, ops)}
-            if peer is not None:
-                ways = {PEER: False, f"{PEER}, compiled": True} if effort.compiled else {PEER: False}
-                for way, compiled in ways.items():
-                    found[way] = gpu_population.theirs(work, start, peer, PRECISIONS[name], compiled)
-            programs = {way: own for way, (own, _) in found.items()}
-            errors = apart({way: own for way, (_, own) in found.items()}, exact)
-            least = ceilings.seconds(gpu_population.demand(work), "float32")
-            title = f"population of {len(work.members):,}, {work.features} features"
-            yield _rows(title, work.batch, name, programs, least, effort, errors)
-            del found, programs
+            with attempt(f"{title}, batch {work.batch}, {name}", failed):
+                programs, errors = _members(work, start, exact, name, ops, peer, effort)
+                least = ceilings.seconds(gpu_population.demand(work), "float32")
+                yield _rows(title, work.batch, name, programs, least, effort, errors)
+                del programs
+
+
+def _members(
+    work: population.Work, start: Part, exact: Array | None, name: str, ops: Any, peer: Peer | None, effort: Effort
+) -> tuple[dict[str, Program], dict[str, float]]:
+    """Ours and PyTorch's, and the errors of their gradients."""
+    found = {OURS: gpu_population.ours(work, start, ops)}
+    if peer is not None:
+        ways = {PEER: False, f"{PEER}, compiled": True} if effort.compiled else {PEER: False}
+        for way, compiled in ways.items():
+            found[way] = gpu_population.theirs(work, start, peer, PRECISIONS[name], compiled)
+    gradients = {way: own for way, (_, own) in found.items()}
+    return {way: own for way, (own, _) in found.items()}, {} if exact is None else apart(gradients, exact)
 
 
 def _rows(
@@ -244,23 +268,30 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def show(quick: bool = False, kernels: bool = False, compiled: bool = False, file: Path | None = None) -> None:
-    """Measure on the first GPU and print: training steps, or single kernels; raises InputError where there is none."""
+    """Measure on the first GPU and print: training steps, or single kernels.
+
+    Raises InputError where there is none, and FatalError at the end if some measurement failed.
+    """
     device = choose_device("gpu", "auto", 0)
     ceilings = measure(device.kernels)
-    told: dict[str, Any] = {"device": device.said, "ceilings": asdict(ceilings), "rows": []}
+    failed: list[str] = []
+    told: dict[str, Any] = {"device": device.said, "ceilings": asdict(ceilings), "rows": [], "failed": failed}
     if kernels:
         gpu_kernels.print_head(device.said, ceilings)
-        for found in gpu_kernels.run(device.kernels, ceilings, quick=quick):
+        for found in gpu_kernels.run(device.kernels, ceilings, quick=quick, failed=failed):
             gpu_kernels.print_rows([found])
             _keep(told, [found], file)
-        return
-    peer = find_peer()
-    effort = QUICK if quick else Effort(compiled=compiled)
-    print_head(device.said, ceilings, peer)
-    steps = run(device.kernels, ceilings, peer, effort=effort)
-    for rows in chain(steps, populations(device.kernels, ceilings, peer, effort)):
-        print_rows(rows)
-        _keep(told, rows, file)
+    else:
+        peer = find_peer()
+        effort = QUICK if quick else Effort(compiled=compiled)
+        print_head(device.said, ceilings, peer)
+        steps = run(device.kernels, ceilings, peer, effort=effort, failed=failed)
+        for rows in chain(steps, populations(device.kernels, ceilings, peer, effort, failed=failed)):
+            print_rows(rows)
+            _keep(told, rows, file)
+    if failed:
+        _keep(told, [], file)
+        raise FatalError(f"{counted(len(failed), 'measurement')} failed, the first {failed[0]}")
 
 
 def _keep(told: dict[str, Any], rows: Sequence[Any], file: Path | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpinn.array.pool import Pool
+from mpinn.bench.attempt import attempt
 from mpinn.bench.gpu_bench import Bench, Call, Maker
 from mpinn.bench.gpu_kernel_list import benches
 from mpinn.bench.gpu_roofline import PRECISIONS, Ceilings
@@ -70,13 +71,16 @@ class Rotation:
         self._next = (self._next + 1) % len(self._calls)
 
 
-def run(ops: Any, ceilings: Ceilings, quick: bool = False, batch: int = 128) -> Iterator[Row]:
-    """The rows, each as soon as it is there; ``ops``: the kernels of the current device."""
+def run(
+    ops: Any, ceilings: Ceilings, quick: bool = False, batch: int = 128, failed: list[str] | None = None
+) -> Iterator[Row]:
+    """The rows, each as soon as it is there; ``ops``: the kernels of the current device. See `attempt` for failed."""
     before = ops.Choices.tf32
     try:
         for bench in benches(batch, quick):
             ops.Choices.tf32 = PRECISIONS[bench.precision].tf32
-            yield measure(bench, ops, ceilings)
+            with attempt(f"{bench.kernel}, {bench.size}, {bench.precision}", failed):
+                yield measure(bench, ops, ceilings)
     finally:
         ops.Choices.tf32 = before
 

@@ -4,6 +4,8 @@ import json
 import shutil
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from emulation.child import emulated
@@ -11,6 +13,7 @@ from emulation.child import emulated
 from mpinn.bench import gpu, gpu_kernel_list, gpu_kernels
 from mpinn.bench.gpu_roofline import PASSES, VECTORS, Ceilings, demand
 from mpinn.bench.timing import Spread
+from mpinn.errors import FatalError
 from mpinn.models.resnet import ResNet
 from mpinn.nn.layout import Layout
 
@@ -114,6 +117,34 @@ def test_rows_of_steps_fit_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 120
     assert "10,368" in lines[-1]
     assert " 50%" in lines[-1]
+
+
+def test_a_measurement_that_fails_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fake(bench: gpu_kernel_list.Bench, ops: Any, ceilings: Ceilings) -> gpu_kernels.Row:
+        if bench.size == "2":
+            raise RuntimeError("out of memory")
+        return gpu_kernels.Row(bench.kernel, bench.size, bench.precision, Spread(1, 1, 1), 1e6, 0.0, 0.9)
+
+    given = [SimpleNamespace(kernel="conv", size=size, precision="TF32") for size in "123"]
+    monkeypatch.setattr(gpu_kernels, "benches", lambda batch, quick: given)
+    monkeypatch.setattr(gpu_kernels, "measure", fake)
+    monkeypatch.setattr(gpu, "measure", lambda kernels: CEILINGS)
+    device = SimpleNamespace(said="a device", kernels=SimpleNamespace(Choices=SimpleNamespace(tf32=False)))
+    monkeypatch.setattr(gpu, "choose_device", lambda *wanted: device)
+    failure = "conv, 2, TF32: RuntimeError: out of memory"
+    with pytest.raises(FatalError, match=f"^1 measurement failed, the first {failure}$"):
+        gpu.show(kernels=True, file=tmp_path / "kernels.json")
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        ["conv", "1"], ["FAILED", "conv,"], ["conv", "3"],
+    ]  # fmt: skip
+    told = json.loads((tmp_path / "kernels.json").read_text())
+    assert [row["size"] for row in told["rows"]] == ["1", "3"]
+    assert told["failed"] == [failure]
+    # whoever gives no list hears of it
+    with pytest.raises(RuntimeError, match="out of memory"):
+        [*gpu_kernels.run(device.kernels, CEILINGS)]
 
 
 def test_every_bench_has_something_to_do() -> None:
