@@ -43,8 +43,10 @@ class Noted:
         return losses, dy
 
     def of_members(self, batches: int) -> Array:
-        """(M, batches), of panel after panel."""
-        return np.concatenate(self._found).reshape(batches, -1).T
+        """(M, batches), of panel after panel; in each batch the last panel came first."""
+        panels = len(self._found) // batches
+        each = [self._found[first : first + panels][::-1] for first in range(0, len(self._found), panels)]
+        return np.array([np.concatenate(losses) for losses in each]).T
 
 
 @KERNELS
