@@ -135,6 +135,31 @@ def test_what_comes_is_expected_before_anything_is_computed(name: str, world: Wo
         assert events == sorted(events, reverse=True)
 
 
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_a_pipeline_expects_the_next_message_of_each_kind_before_it_computes(name: str, world: World) -> None:
+    steps: list[list[str]] = []
+
+    def watch(schedule: Any) -> None:
+        stage, step, receive = schedule._stage, schedule.step, schedule._stage.receive
+        stage.forward, stage.backward = noted(stage.forward, "forward"), noted(stage.backward, "backward")
+        schedule.step = lambda *arguments: steps.append([]) or step(*arguments)
+        stage.receive = lambda kind, batch: steps[-1].append(kind) or receive(kind, batch)
+
+    def noted(method: Callable[..., Any], event: str) -> Callable[..., Any]:
+        return lambda *arguments, **switches: steps[-1].append(event) or method(*arguments, **switches)
+
+    train(DENSE, Grid(world, 1, world.size), Watched(watch, SCHEDULES[name]()), 5)
+    assert len(steps) == 5
+    for events in steps:
+        pieces = events.count("forward")
+        assert pieces == events.count("backward") > 1
+        for place, event in enumerate(events):
+            if event in ("forward", "backward"):
+                done = events[: place + 1]
+                assert done.count("activation") == min(pieces, done.count("forward") + 1)
+                assert done.count("gradient") == min(pieces, done.count("backward") + 1)
+
+
 def test_messages_are_those_of_the_main_thread(world: World) -> None:
     threads: set[threading.Thread] = set()
 
