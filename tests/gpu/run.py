@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
@@ -39,6 +40,8 @@ AS_EXPECTED = r"  \d\.\de[-+]\d+  .* s$"
 FAST_ENOUGH = r"  \d+%(  small)?$"
 """Rows of kernels that are as fast as they may be expected to be."""
 PRINTING = threading.Lock()
+HEARS = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+"""Where a shell without job control has started this in the background, its children would not be told to end."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # jobs that run at once would all be bound to the first cores
@@ -111,7 +114,7 @@ def run(stage: Stage, folder: Path, environment: dict[str, str]) -> Ended:
     with own.open("w") as file:
         job = subprocess.Popen(
             [sys.executable, *stage.arguments], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=HEARS,
         )  # fmt: skip
         try:
             code: int | None = job.wait(stage.limit)

@@ -1,10 +1,12 @@
 """The checks of a machine with a GPU, rehearsed on the stand-in for one, and what they compare."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -75,13 +77,20 @@ def test_a_stage_ends_at_its_limit_with_all_below_it(tmp_path: Path, capsys: pyt
     assert "wrong: FAILED (3)" in log
 
 
-def test_a_stage_that_is_cut_off_says_what_it_has_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("here", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_stage_that_is_cut_off_says_what_it_has_found(
+    here: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     test = tmp_path / "test_some.py"
     test.write_text(
         "import time\n\ndef test_wrong():\n    assert 6 * 7 == 41\n\ndef test_slow():\n    time.sleep(60)\n"
     )
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path), str(test))
-    ended = run(Stage("tests", tests, 6), tmp_path, {})
+    before = signal.signal(signal.SIGINT, here)
+    try:
+        ended = run(Stage("tests", tests, 6), tmp_path, {})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.code is None
     assert ended.seconds < 6 + TO_END
     assert "assert (6 * 7) == 41" in capsys.readouterr().out
