@@ -147,7 +147,7 @@ def without_test(file: h5py.File) -> None:
 
 
 DATA: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "three axes": (lambda file: samples(file, (20, 3, 2)), "/train/x: expected the shape"),
+    "five axes": (lambda file: samples(file, (20, 3, 2, 2, 1)), "/train/x: expected the shape"),
     "labels out of range": (labels_out_of_range, "/train/target: labels must lie in 0 to 2, these lie in 0 to 3"),
     "negative labels": (lambda file: samples(file, target=np.arange(20) - 1), "/train/target: labels must lie in 0 to"),
     "broken labels": (lambda file: samples(file, target=np.full(20, 0.5)), "/train/target: labels must be whole"),

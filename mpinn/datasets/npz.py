@@ -8,7 +8,6 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
-from mpinn.array.typing import Array
 from mpinn.config import Data, InputError
 from mpinn.datasets.samples import MOST, Source
 from mpinn.datasets.sound import Contents
@@ -35,10 +34,9 @@ def npz(data: Data, read: int) -> Source:
         with np.load(path, allow_pickle=False) as file:
             named = _named(path, file.files)
             _check_headers(path, set(named.values()))
-            found = {place: file[name] for place, name in named.items() if name in file.files}
+            arrays = {place: file[name] for place, name in named.items() if name in file.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise InputError("data.path", f"{str(path)!r} cannot be read as .npz: {error}") from error
-    arrays = {place: _images(array) if place.endswith("/x") else _column(array) for place, array in found.items()}
     return Contents(path.name, f"{path}:", arrays, {}, read, named).source()
 
 
@@ -72,13 +70,3 @@ def _check_headers(path: Path, wanted: set[str]) -> None:
                 raise InputError(f"{path}:{name}", f"expected integers or floats, got the type {dtype}: {CONVERT}")
             if prod(shape) * dtype.itemsize > min(entry.file_size, MOST * entry.compress_size):
                 raise ValueError(f"{entry.filename} claims the shape {shape}, for which too few bytes are stored")
-
-
-def _images(x: Array) -> Array:
-    """Images without an axis of channels get one."""
-    return np.ascontiguousarray(x[..., None] if x.ndim == 3 else x)
-
-
-def _column(target: Array) -> Array:
-    """Labels in a column become a row."""
-    return target[:, 0] if target.ndim == 2 and target.shape[1] == 1 and target.dtype.kind in "ui" else target

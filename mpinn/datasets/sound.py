@@ -9,6 +9,7 @@ import numpy as np
 from mpinn.array.typing import Array
 from mpinn.config import InputError
 from mpinn.datasets.samples import Samples, Source, Split
+from mpinn.datasets.stored import Stored
 
 CARVE = int.from_bytes(b"carv")
 """Seed of the permutation whose last tenth is the validation split of a data set without one; the same in every run."""
@@ -69,14 +70,15 @@ class Contents:
         return values
 
     def _split(self, name: str) -> Split:
-        x, stored = self._array(f"{name}/x"), self._array(f"{name}/target")
+        x, stored = _images(self._array(f"{name}/x")), self._array(f"{name}/target")
         if x.ndim not in (2, 4):
             raise self._wrong(
-                f"{name}/x", f"expected the shape (n, features) or (n, height, width, channels), got {x.shape}"
+                f"{name}/x",
+                f"expected the shape (n, features), (n, height, width) or (n, height, width, channels), got {x.shape}",
             )
         if stored.ndim not in (1, 2):
             raise self._wrong(f"{name}/target", f"expected the shape (n,) or (n, outputs), got {stored.shape}")
-        target = stored[:]
+        target = _column(stored[:])
         if len(x) != len(target):
             raise self._wrong(f"{name}/target", f"{len(target)} targets for {len(x)} samples of x")
         if x.size == 0:
@@ -173,6 +175,18 @@ class Contents:
         if values.shape != (channels,) or values.dtype.kind not in "uif" or not np.isfinite(values).all():
             raise self._wrong("", f"the attribute {name} must be {channels} finite numbers, one for each channel")
         return values.astype(np.float64)
+
+
+def _images(x: Samples) -> Samples:
+    """Images without an axis of channels get one; what is in memory is contiguous."""
+    if isinstance(x, Stored):
+        return x.with_channel() if x.ndim == 3 else x
+    return np.ascontiguousarray(x[..., None] if x.ndim == 3 else x)
+
+
+def _column(target: Array) -> Array:
+    """Labels in a column become a row."""
+    return target[:, 0] if target.ndim == 2 and target.shape[1] == 1 and target.dtype.kind in "ui" else target
 
 
 def statistics(x: Samples) -> tuple[Array, Array]:

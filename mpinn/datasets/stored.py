@@ -16,13 +16,17 @@ class ReadError(LocalError, OSError):
 class Stored:
     """One data set of a file, or the samples ``chosen`` of it, read as they are asked for; shaped like an array.
 
-    The file is opened by the first read and stays open; it is only read, so it isn't locked, which many shared file
-    systems refuse. Threads may read at the same time.
+    ``channel``: with an axis of one channel at the end, which the file has not. The file is opened by the first read
+    and stays open; it is only read, so it isn't locked, which many shared file systems refuse. Threads may read at the
+    same time.
     """
 
-    def __init__(self, path: Path, name: str, shape: Shape, dtype: Dtype, chosen: Array | None = None):
-        self._path, self._name, self._chosen = path, name, chosen
-        self.shape = shape if chosen is None else (len(chosen), *shape[1:])
+    def __init__(
+        self, path: Path, name: str, shape: Shape, dtype: Dtype, chosen: Array | None = None, channel: bool = False
+    ):
+        self._path, self._name, self._chosen, self._channel = path, name, chosen, channel
+        samples = shape[0] if chosen is None else len(chosen)
+        self.shape = (samples, *shape[1:], 1) if channel else (samples, *shape[1:])
         self.dtype = dtype.newbyteorder("=")
         self._whole = shape
         self._dataset: h5py.Dataset | None = None
@@ -55,7 +59,11 @@ class Stored:
     def only(self, samples: Array) -> "Stored":
         """The same data set, of which there are only these samples."""
         chosen = samples if self._chosen is None else self._chosen[samples]
-        return Stored(self._path, self._name, self._whole, self.dtype, chosen)
+        return Stored(self._path, self._name, self._whole, self.dtype, chosen, self._channel)
+
+    def with_channel(self) -> "Stored":
+        """The same images, (n, H, W), with an axis of one channel."""
+        return Stored(self._path, self._name, self._whole, self.dtype, self._chosen, channel=True)
 
     def take(self, samples: Array, out: Array) -> None:
         """Write ``samples`` (count,) into ``out`` (count, ...) in their order; the file is read in its own order."""
@@ -71,8 +79,8 @@ class Stored:
             self._dataset = self._open()
         # h5py's own indexing by a list takes ten times as long as one selection for each run of samples
         dataset, kind = self._dataset.id, h5py.h5t.py_create(self.dtype)
-        file, memory = dataset.get_space(), h5py.h5s.create_simple(out.shape)
-        rest, zeros = self.shape[1:], (0,) * (self.ndim - 1)
+        rest = self._whole[1:]
+        file, memory, zeros = dataset.get_space(), h5py.h5s.create_simple((len(out), *rest)), (0,) * len(rest)
         for source, target, length in zip(sources, targets, lengths, strict=True):
             file.select_hyperslab((source, *zeros), (length, *rest))
             memory.select_hyperslab((target, *zeros), (length, *rest))

@@ -151,6 +151,23 @@ def test_a_regression_has_no_classes(tmp_path):
     assert (summary["classes"], summary["target_shape"]) == (0, [2])
 
 
+@pytest.mark.parametrize("memory", [0, 1])
+def test_images_without_an_axis_of_channels_and_labels_in_a_column(memory, tmp_path):
+    arrays = contents()
+    grey = {name: values[..., :1] if name.endswith("/x") else values for name, values in arrays.items()}
+    bare = {name: values[..., 0] if name.endswith("/x") else values[:, None] for name, values in grey.items()}
+    sources = []
+    for name, values in (("grey", grey), ("bare", bare)):
+        data = replace(write(tmp_path / f"{name}.h5", values), memory=memory)
+        assert check_source(data)["sample_shape"] == [5, 4, 1]
+        sources.append(open_source(data))
+    full, found = sources
+    assert found.summary() == full.summary()
+    for split, there in full.splits.items():
+        np.testing.assert_array_equal(found.held(split)[:], there.x[:])
+        np.testing.assert_array_equal(found.splits[split].target, there.target)
+
+
 def test_labels_may_be_stored_as_whole_floats(tmp_path):
     arrays = contents()
     arrays["test/target"] = arrays["test/target"].astype(np.float32)
@@ -182,10 +199,11 @@ BAD = {
         "train/x: expected integers or floats, got the type |S1",
     ),
     "length": (contents() | {"test/target": np.zeros(11, int)}, {}, "test/target: 11 targets for 12 samples of x"),
-    "three axes": (
-        contents() | {"train/x": np.ones((40, 5, 4))},
+    "five axes": (
+        contents() | {"train/x": np.ones((40, 5, 4, 2, 1))},
         {},
-        "train/x: expected the shape (n, features) or (n, height, width, channels), got (40, 5, 4)",
+        "train/x: expected the shape (n, features), (n, height, width) or (n, height, width, channels), "
+        "got (40, 5, 4, 2, 1)",
     ),
     "scalar target": (
         contents() | {"train/target": np.ones((40, 1, 1))},

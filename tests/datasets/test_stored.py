@@ -41,6 +41,17 @@ def test_any_samples_in_any_order(file, samples: list[int], chosen: list[int]):
     np.testing.assert_array_equal(some.only(wanted)[:], X[np.array(chosen)[wanted]])
 
 
+@settings(deadline=None)
+@given(samples=st.lists(st.integers(0, 59), max_size=40), chosen=st.lists(st.integers(0, 59), min_size=60))
+def test_images_with_an_axis_of_channels_that_the_file_has_not(file, samples: list[int], chosen: list[int]):
+    images, wanted = Stored(file, "x", X.shape, X.dtype).with_channel(), np.array(samples, np.int64)
+    assert (images.shape, images.ndim, images.size) == ((60, 3, 2, 1), 4, 360)
+    np.testing.assert_array_equal(images[wanted], X[wanted, ..., None])
+    some = images.only(np.array(chosen))
+    np.testing.assert_array_equal(some[wanted], X[np.array(chosen)[wanted], ..., None])
+    np.testing.assert_array_equal(some.only(wanted)[:], X[np.array(chosen)[wanted], ..., None])
+
+
 def test_slices_are_in_memory_and_in_the_machines_own_order(file):
     stored = Stored(file, "x", X.shape, X.dtype)
     for part in (slice(None), slice(3, 9), slice(50, 99), slice(None, None, -7)):
