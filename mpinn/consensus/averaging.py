@@ -18,7 +18,7 @@ from msgspec import Meta
 from mpinn.array.typing import Array, Shape
 from mpinn.comm.channel import Channel
 from mpinn.config import Deal, Period
-from mpinn.consensus.consensus import Measure, Meeting
+from mpinn.consensus.consensus import Measure, Meeting, Passive
 from mpinn.consensus.groups import Groups, MemberGroups, groups_of
 from mpinn.consensus.packing import Packing
 from mpinn.consensus.scores import SCORES, Local, ScoreName, mean_weights
@@ -71,14 +71,12 @@ class AveragingOptions(MeetingOptions):
         return Averaging(channel, self, self.period.steps(steps_per_epoch))
 
 
-class Averaging:
+class Averaging(Passive):
     """Replicas that meet every ``period`` steps, and after the last one. One replica never meets.
 
     A replica is left out of a meeting when something that it would contribute, or its score, is not finite. It goes on
     from the mean, and its optimizer starts anew, or from the mean too if slots are averaged.
     """
-
-    bucket = 0
 
     def __init__(self, channel: Channel, options: AveragingOptions, period: int):
         self.masks = channel.size > 1
@@ -124,9 +122,6 @@ class Averaging:
             self._groups[part.name] = groups_of(part)
         return self._groups[part.name]
 
-    def ready(self, part: Part, span: slice) -> None:
-        """Gradients stay at home."""
-
     def gradients(self, part: Part, batch: Batch) -> int:
         """The replica's own samples are all there are; a score is that of the model, so only its part is counted."""
         if batch.count and not part.auxiliary:
@@ -136,12 +131,6 @@ class Averaging:
                 self._steps += 1
         self._agreed.fill(self._channel.size == 1)
         return batch.count
-
-    def combine(self, part: Part) -> None:
-        """Nothing is combined between meetings."""
-
-    def adapted(self, part: Part) -> None:
-        """Nothing is combined between meetings."""
 
     def drains(self, step: int, last: bool) -> bool:
         """Before a meeting, unless what is in flight is to be kept."""
@@ -193,9 +182,6 @@ class Averaging:
         scores = np.divide(scores, good, out=np.full_like(scores, np.nan), where=good > 0.5)
         shares = shares / members if members else np.full_like(shares, 1 / len(shares))
         return Meeting(scores, shares, members=int(masked.sum()))
-
-    def close(self) -> None:
-        """Nothing is under way."""
 
     def _gather(self, measure: Measure) -> Array:
         """What each replica brings to the score, (R, G), NaN for a group that it has not got as it should be."""

@@ -122,3 +122,37 @@ class Consensus(Protocol):
     def close(self) -> None:
         """Training ends here, on all replicas: complete what is under way."""
         ...
+
+
+class Passive:
+    """What a consensus does at the moments that do not concern it: nothing."""
+
+    masks = False
+    bucket = 0
+
+    def prepare(self, parts: Mapping[str, Part]) -> None:
+        """Nothing is kept of a part."""
+
+    def ready(self, part: Part, span: slice) -> None:
+        """Gradients stay at home."""
+
+    def gradients(self, part: Part, batch: Batch) -> int:
+        """The replica's own samples are all there are."""
+        return batch.count
+
+    def combine(self, part: Part) -> None:
+        """Nothing is mixed."""
+
+    def adapted(self, part: Part) -> None:
+        """Nothing is mixed."""
+
+    def drains(self, step: int, last: bool) -> bool:
+        """Nobody meets."""
+        return False
+
+    def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
+        """Nobody meets."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is under way."""

@@ -25,7 +25,7 @@ import numpy as np
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, Pending
 from mpinn.config import Deal, Period
-from mpinn.consensus.consensus import Measure, Meeting
+from mpinn.consensus.consensus import Measure, Meeting, Passive
 from mpinn.consensus.graphs import GRAPHS, GraphName, metropolis
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layout import Layout
@@ -55,7 +55,7 @@ class GossipOptions:
         return Gossip(channel, self, self.period.steps(steps_per_epoch))
 
 
-class Gossip:
+class Gossip(Passive):
     """Replicas that mix with the update of every ``period``-th batch; one replica never mixes.
 
     An update of several batches mixes, once, if one of them is such a batch. The batch, not the step, counts, so
@@ -66,9 +66,6 @@ class Gossip:
     with a whole step where every update is of one batch; the weights are not written until the mix. Every neighbour's
     vector is kept: on a complete graph as many as there are other replicas.
     """
-
-    masks = False
-    bucket = 0
 
     def __init__(self, channel: Channel, options: GossipOptions, period: int):
         self.agreed = channel.size == 1
@@ -119,10 +116,6 @@ class Gossip:
             exchange.begin()
             exchange.settle()
             exchange.mix()
-
-    def drains(self, step: int, last: bool) -> bool:
-        """Nobody meets."""
-        return False
 
     def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
         """Under combine-then-adapt let the weights leave that the next update will mix. Nobody meets."""

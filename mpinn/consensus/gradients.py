@@ -10,7 +10,7 @@ from msgspec import Meta
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel, Pending
 from mpinn.config import Deal
-from mpinn.consensus.consensus import Measure, Meeting
+from mpinn.consensus.consensus import Passive
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layout import Layout
 from mpinn.nn.part import Part
@@ -39,7 +39,7 @@ class _Flight:
     pending: list[Pending] = field(default_factory=list)
 
 
-class Gradients:
+class Gradients(Passive):
     """All replicas apply the same gradient: the sum over the global batch, divided once by its samples.
 
     The sum over replicas is divided by the samples of the global batch, so uneven shares and ragged last batches weigh
@@ -49,8 +49,6 @@ class Gradients:
     gradient came to them. All weights stay equal; running statistics of batch norms are each replica's own.
     """
 
-    masks = False
-
     def __init__(self, channel: Channel, bucket: int):
         self.agreed = True
         self.merge: Array = np.full(channel.size, 1 / channel.size)
@@ -58,9 +56,6 @@ class Gradients:
         self._channel = channel
         self.bucket = bucket if channel.size > 1 else 0
         self._flights: dict[str, _Flight] = {}
-
-    def prepare(self, parts: Mapping[str, Part]) -> None:
-        """Nothing is kept of a part."""
 
     def ready(self, part: Part, span: slice) -> None:
         """Let every bucket leave that ``span`` completes; poke what is on its way."""
@@ -96,20 +91,3 @@ class Gradients:
         for pending in flight.pending:
             pending.wait()
         return batch.total
-
-    def combine(self, part: Part) -> None:
-        """Weights agree already."""
-
-    def adapted(self, part: Part) -> None:
-        """Weights agree already."""
-
-    def drains(self, step: int, last: bool) -> bool:
-        """Nobody meets."""
-        return False
-
-    def weights(self, parts: Mapping[str, Part], step: int, measure: Measure, last: bool) -> Meeting | None:
-        """Weights agree already."""
-        return None
-
-    def close(self) -> None:
-        """Nothing is under way."""

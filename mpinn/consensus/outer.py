@@ -18,7 +18,7 @@ from msgspec import Meta
 from mpinn.array.typing import Array
 from mpinn.comm.channel import Channel
 from mpinn.consensus.averaging import AveragingOptions, MeetingOptions
-from mpinn.consensus.consensus import Measure, Meeting
+from mpinn.consensus.consensus import Measure, Meeting, Passive
 from mpinn.consensus.scores import ScoreName
 from mpinn.datasets.batches import Batch
 from mpinn.nn.layout import Layout
@@ -50,14 +50,12 @@ class OuterOptions(MeetingOptions):
         return Outer(channel, self, steps_per_epoch)
 
 
-class Outer:
+class Outer(Passive):
     """Replicas that meet as under `Averaging`, with its messages, and take the outer step from the mean.
 
     The step is the same on every replica, so the start and the momentum are too, and are stored once. One replica never
     meets. A replica that is not finite is left out, and goes on from the new weights with its optimizer reset.
     """
-
-    bucket = 0
 
     def __init__(self, channel: Channel, options: OuterOptions, steps_per_epoch: int):
         self._averaging = AveragingOptions(
@@ -93,9 +91,6 @@ class Outer:
             memory[f"outer/momentum/{name}"] = part.layout, np.zeros_like(part.weights)
         self.memory = memory
 
-    def ready(self, part: Part, span: slice) -> None:
-        """Gradients stay at home."""
-
     def gradients(self, part: Part, batch: Batch) -> int:
         """The replica's own samples are all there are; before the first of them is the start."""
         self._begin(part)
@@ -111,12 +106,6 @@ class Outer:
         if all(bool(np.isnan(start[entry.slice]).all()) for entry in part.layout):
             np.copyto(start, part.weights)
 
-    def combine(self, part: Part) -> None:
-        """Nothing is combined between meetings."""
-
-    def adapted(self, part: Part) -> None:
-        """Nothing is combined between meetings."""
-
     def drains(self, step: int, last: bool) -> bool:
         """Before a meeting, unless what is in flight is to be kept."""
         return self._averaging.drains(step, last)
@@ -130,9 +119,6 @@ class Outer:
             for part in parts.values():
                 self._step(part)
         return meeting
-
-    def close(self) -> None:
-        """Nothing is under way."""
 
     def _start(self, part: Part) -> Array:
         return self.memory[f"outer/start/{part.name}"][1]
