@@ -96,9 +96,9 @@ def test_of_one_replica_of_a_population_no_consensus_is_told() -> None:
 def test_its_file_is_json_also_where_numbers_are_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A loss of test samples that overflow, and a system that does not tell of its memory."""
+    """A loss of test samples that overflow when they are normalised, and a system that does not tell of its memory."""
     rng = np.random.default_rng(0)
-    x, values = rng.normal(size=(200, 64)).astype(np.float32), rng.normal(size=(200, 2)).astype(np.float32)
+    x, values = rng.normal(0, 1e-3, (200, 64)).astype(np.float32), rng.normal(size=(200, 2)).astype(np.float32)
     huge = np.full_like(x[:5], 3e38)
     np.savez(tmp_path / "huge.npz", x_train=x, y_train=values, x_test=huge, y_test=values[:5])
     monkeypatch.setattr(summary, "_peak", lambda: float("nan"))
