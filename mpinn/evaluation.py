@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from mpinn.words import loss_text
+
 MEASURES = ("validation_accuracy", "validation_loss")
 """Of a line of the metrics; the first that it has counts."""
 
@@ -26,7 +28,7 @@ def unsaved_best(records: Sequence[Mapping[str, Any]], saved: float | None) -> d
 def unsaved_text(found: Mapping[str, Any]) -> str:
     """What `unsaved_best` found as people read it."""
     (name, value) = next((name, value) for name, value in found.items() if name != "step")
-    return f"step {found['step']}, {name} {value:.4f}, not saved: only saved steps can be --best"
+    return f"step {found['step']}, {name} {loss_text(value)}, not saved: only saved steps can be --best"
 
 
 def _evaluation(record: Mapping[str, Any]) -> tuple[float, dict[str, Any]] | None:

@@ -113,3 +113,8 @@ def size_text(count: float) -> str:
         count /= 1024
         units.pop(0)
     return f"{count:.0f} {units[0]}" if count >= 100 else f"{count:.3g} {units[0]}"
+
+
+def loss_text(value: float) -> str:
+    """Four decimals, or four digits where a loss is so large or so small that decimals say nothing."""
+    return f"{value:.4g}" if value >= 1e6 or 0 < value < 1e-4 else f"{value:.4f}"

@@ -35,6 +35,13 @@ def test_it_is_unsaved_if_no_checkpoint_is_as_good(saved: float | None, told: in
         assert unsaved_text(found) == "step 10, accuracy 0.8750, not saved: only saved steps can be --best"
 
 
+@pytest.mark.parametrize(("loss", "text"), [(0.25, "0.2500"), (4.9321e-07, "4.932e-07"), (4.75306e33, "4.753e+33")])
+def test_a_loss_is_told_as_everywhere(loss: float, text: str) -> None:
+    assert (
+        unsaved_text({"step": 10, "loss": loss}) == f"step 10, loss {text}, not saved: only saved steps can be --best"
+    )
+
+
 @pytest.mark.parametrize("every", ["1 steps", "100 epochs"])
 def test_a_run_says_whether_its_best_evaluation_is_saved(
     every: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -26,8 +26,8 @@ WALLS = {
 """Who may import what: the only folders for each library."""
 
 ORDER = [
-    {"errors", "evaluation", "screen", "signals", "trace", "words"},
-    {"length"},
+    {"errors", "screen", "signals", "trace", "words"},
+    {"evaluation", "length"},
     {"tables"},
     {"config", "array"},
     {"nn", "comm", "datasets"},

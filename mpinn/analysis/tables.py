@@ -9,7 +9,7 @@ from rich.text import Text
 from mpinn.analysis.values import number, pairs, shape_text, short
 from mpinn.evaluation import unsaved_text
 from mpinn.screen import Screen, facts, table
-from mpinn.words import counted
+from mpinn.words import counted, loss_text
 
 Row = Mapping[str, Any]
 NUMBERS = ("norm", "mean", "std", "min", "max")
@@ -148,7 +148,7 @@ def _members(screen: Screen, found: Row) -> None:
         measured = row["validation_loss"] if accuracy is None else accuracy
         hidden = f"{row['layers']} x {row['width']}"
         others = (row["activation"], f"{row['rate']:.3g}", f"{row['weight_decay']:.3g}", str(row["seed"]))
-        cells.append([str(row["member"]), f"{measured:.4f}", hidden, *others])
+        cells.append([str(row["member"]), loss_text(measured), hidden, *others])
     names = ("best members", "validation", "hidden layers", "activation", "rate", "weight decay", "seed")
     screen.rows(names, cells)
 

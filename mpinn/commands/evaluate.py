@@ -26,7 +26,7 @@ from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import check_digest, checkpoint_of
 from mpinn.training.choices import CHOICES, DEFAULTS, at_home, build_model, outputs_of
 from mpinn.training.measure import EVALUATION_BATCH, quality, totals
-from mpinn.training.reporter import loss_text
+from mpinn.words import loss_text
 
 IDLE = ("grid", "optimizer", "consensus", "train", "checkpoint")
 """Tables of the configuration that say how to train, and nothing of how a model is measured."""

@@ -23,8 +23,8 @@ from mpinn.run.experiment import build
 from mpinn.signals import Signals
 from mpinn.storage.schema import NORMALISATION, ORIGIN
 from mpinn.training.choices import CHOICES, DEFAULTS, build_model, outputs_of
-from mpinn.training.reporter import loss_text
 from mpinn.training.trainer import Moment
+from mpinn.words import loss_text
 
 
 @dataclass(frozen=True)

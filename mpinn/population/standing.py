@@ -9,6 +9,7 @@ from typing import Any
 from mpinn.nn.optimizer import Optimizer
 from mpinn.nn.packed import Member
 from mpinn.population.ranking import Ranking
+from mpinn.words import loss_text
 
 SHOWN = 10
 """Members that a summary shows."""
@@ -58,7 +59,7 @@ def lines(rows: Sequence[dict[str, Any]], accuracy: bool) -> list[str]:
     measure = "validation_accuracy" if accuracy else "validation_loss"
     found = ["place   member  validation  hidden layers  activation       rate  weight decay  seed"]
     for row in rows[:SHOWN]:
-        measured = "none" if row[measure] is None else f"{row[measure]:.4f}"
+        measured = "none" if row[measure] is None else loss_text(row[measure])
         hidden = f"{row['layers']} x {row['width']}"
         found.append(
             f"{row['place']:>5}  {row['member']:>7}  {measured:>10}  {hidden:>13}  {row['activation']:<10}"

@@ -20,9 +20,8 @@ from mpinn.run.experiment import Experiment
 from mpinn.run.survival import Death, outline
 from mpinn.storage.directory import RunDirectory
 from mpinn.storage.index import best_of, read_index
-from mpinn.training.reporter import loss_text
 from mpinn.training.tally import Times
-from mpinn.words import counted
+from mpinn.words import counted, loss_text
 
 
 def collect(experiment: Experiment, outcome: str, deaths: Sequence[Death] = ()) -> dict[str, Any]:

@@ -119,8 +119,3 @@ def open_reporter(rank: int, total: int, start: int = 0) -> Reporter:
     if rank:
         return Silent()
     return Bar(total, start) if on_terminal() else Plain(total)
-
-
-def loss_text(value: float) -> str:
-    """Four decimals, or four digits where a loss is so large that decimals say nothing."""
-    return f"{value:.4g}" if value >= 1e6 else f"{value:.4f}"

@@ -23,8 +23,9 @@ from mpinn.trace import SILENT, Trace
 from mpinn.training.agreement import Agreement
 from mpinn.training.boundary import Boundaries, Standing
 from mpinn.training.measure import ReplicaMeasure, RunMeasure
-from mpinn.training.reporter import Reporter, Silent, loss_text
+from mpinn.training.reporter import Reporter, Silent
 from mpinn.training.tally import NEVER, Stopwatch, Tally
+from mpinn.words import loss_text
 
 ADVICE = "A smaller optimizer.rate, a longer optimizer.warmup or train.clip may prevent it"
 NAME = 256

@@ -11,7 +11,8 @@ import pytest
 from launch import finish, kill, start
 from train_jobs import arguments
 
-from mpinn.training.reporter import Bar, Plain, Silent, loss_text, open_reporter
+from mpinn.training.reporter import Bar, Plain, Silent, open_reporter
+from mpinn.words import loss_text
 
 
 def plain(total: int, steps: range, lines: int = 20) -> list[str]:
@@ -137,7 +138,14 @@ def test_a_bar_on_a_terminal_through_mpirun(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("loss", "text"),
-    [(0.00049, "0.0005"), (999999.5, "999999.5000"), (4.753058545516968e33, "4.753e+33"), (float("nan"), "nan")],
+    [
+        (0.0, "0.0000"),
+        (4.9321e-07, "4.932e-07"),
+        (0.00049, "0.0005"),
+        (999999.5, "999999.5000"),
+        (4.753058545516968e33, "4.753e+33"),
+        (float("nan"), "nan"),
+    ],
 )
 def test_a_loss(loss: float, text: str) -> None:
     assert loss_text(loss) == text
