@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from rounding import Arguments, check_rounding, terms_of, widened
 
-from mpinn.array import cpu, steps
+from mpinn.array import cpu, cpu_math, steps
 from mpinn.array import ops as plain
 from mpinn.array.activations import ACTIVATIONS
 from mpinn.array.device import choose_kernels
+from mpinn.array.jit import kernel
 from mpinn.array.pool import Pool
 from mpinn.array.steps import Segments
 
@@ -276,6 +277,27 @@ def test_the_exponential_is_accurate_over_its_whole_range(name: str, dtype: str)
     found = cpu.activate(name, x, Pool())
     error = np.abs(found - expected) / np.maximum(np.abs(expected), 1e-30)
     assert error.max() < 4 * np.finfo(dtype).eps
+
+
+@kernel
+def exponentials(x: np.ndarray, exps: np.ndarray, expm1s: np.ndarray) -> None:
+    for i in range(x.size):
+        exps[i] = cpu_math.exp(x[i])
+        expm1s[i] = cpu_math.expm1(-abs(x[i]))
+
+
+@pytest.mark.parametrize(("dtype", "lowest", "highest"), [("float32", -105, 90), ("float64", -750, 711)])
+def test_the_exponential_is_as_accurate_where_it_is_subnormal(dtype: str, lowest: int, highest: int) -> None:
+    x = np.concatenate([np.linspace(lowest, highest, 20001), np.linspace(-1, 1, 2001)]).astype(dtype)
+    found, wide = np.empty((2, x.size), dtype), x.astype(np.longdouble)
+    exponentials(x, *found)
+    with np.errstate(over="ignore", under="ignore"):
+        references = np.exp(wide), np.expm1(-abs(wide))
+        for one, exact, most in zip(found, references, (1.0, 1.5), strict=True):
+            nearest = exact.astype(dtype)
+            np.testing.assert_array_equal(np.isinf(one), np.isinf(nearest))
+            there = np.isfinite(nearest)
+            assert (np.abs(one - exact)[there] < most * np.spacing(np.abs(nearest[there]))).all()
 
 
 def test_auto_is_compiled_and_plain_is_plain() -> None:
