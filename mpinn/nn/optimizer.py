@@ -37,7 +37,8 @@ class Optimizer(ABC):
     floor: Share = 0.0
     """The share of the rate at which the decay ``cosine`` ends."""
     weight_decay: NotNegative = 0.0
-    """How strongly weights are drawn to zero: the factor of a weight in its gradient, or, of adamw, in its step."""
+    """How strongly weights are drawn to zero: the factor of a weight in its gradient, or, of adamw, in its step, which
+    the learning rate multiplies."""
     decay_all: bool = False
     """Extend the weight decay from the weights proper to biases and to the scales and shifts of norms."""
 
@@ -83,7 +84,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent with heavy-ball or Nesterov momentum."""
 
     momentum: Share = 0.9
-    """The share of the last step that goes into the next one; 0 for none, which needs no memory."""
+    """The share m in v = m v + gradient, of which a step is the rate times v; 0 for none, which needs no memory."""
     nesterov: bool = False
     """Nesterov's momentum in place of the heavy ball's."""
 

@@ -48,7 +48,8 @@ class GPipeOptions(NaiveOptions):
     """All micro-batches of a batch pass forward, then all backward (Huang et al. 2019), with exact gradients."""
 
     micro_batches: Annotated[int, Meta(ge=1)] = 4  # type: ignore[misc]
-    """Into how many pieces a replica's share of a batch is cut, where it has as many samples."""
+    """Into how many pieces a replica's share of a batch is cut, where it has as many samples; a batch norm sees one
+    of them at a time."""
 
     order: ClassVar[Order] = "gpipe"
 
