@@ -114,6 +114,10 @@ def test_a_task_of_an_array_has_the_settings_of_its_line(place: Path) -> None:
     assert calls(place)[-1] == f"python -m mpinn train x.toml --set e.f=5 --set {own}"
     job = batch(place, "array.sbatch", "x.toml", CODE="0", **{**LAST, "SLURM_ARRAY_TASK_ID": "2"})
     assert (job.returncode, job.stderr) == (2, "x.sweep has no line 2\n")
+    (place / "calls").unlink()
+    (place / "x.sweep").write_text("a.b=1 'c.d=2 epochs\n")
+    job = batch(place, "array.sbatch", "x.toml", CODE="0", **{**LAST, "SLURM_ARRAY_TASK_ID": "1"})
+    assert (job.returncode, "quote" in job.stderr, (place / "calls").exists()) == (2, True, False)
 
 
 def test_a_run_that_comes_no_further_than_before_is_not_to_be_requeued(tmp_path: Path) -> None:
@@ -202,6 +206,7 @@ def test_what_is_wrong_is_said_before_anything_is_written_or_submitted(place: Pa
         ("--time", "soon"): "--time: expected a time of Slurm's such as 30, 12:00:00 or 2-00, got 'soon'\n",
         ("--sbatch", "gpu"): "--sbatch: expected an option of sbatch such as --partition=gpu, got 'gpu'\n",
         ("--environment", "none"): "--environment: there is no file 'none'\n",
+        ("--set", "run.bf16=true", "--set", "run.device=cpu"): "run.bf16: only a GPU computes in bfloat16: ",
     }.items():
         ended = submit(place, *words)
         assert (ended.returncode, ended.stdout) == (2, "")
@@ -210,6 +215,12 @@ def test_what_is_wrong_is_said_before_anything_is_written_or_submitted(place: Pa
     ended = submit(place, PATH=str(place / "bin"))
     assert (ended.returncode, ended.stderr.split(":")[1]) == (2, " sbatch")
     assert sorted(path.name for path in place.iterdir()) == ["bin", "jobs"]
+
+
+def test_a_run_on_gpus_is_submitted_where_there_are_none(place: Path) -> None:
+    told = submit(place, "--gpus-per-node", "2", "--set", "run.device=gpu", CUDA_VISIBLE_DEVICES="")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert read_toml(place / "run/config.toml")["run"]["device"] == "gpu"
 
 
 @pytest.mark.parametrize(

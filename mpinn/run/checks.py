@@ -82,10 +82,11 @@ class Start:
         return cls(config, path, fresh, tuple(notes), summary, data, tuple(found), trace)
 
 
-def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Start:
+def check(request: Request, ranks: int, mortal: Callable[[], str] = str, here: bool = True) -> Start:
     """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing.
 
-    ``mortal`` says why no rank survives the death of another, if that is so.
+    ``mortal`` says why no rank survives the death of another, if that is so; ``here``: the run is to be on this
+    machine, which else needs neither its GPUs nor its kernels.
     """
     config = read_config(request.file, request.overrides)
     replicas = check_grid(config, ranks)
@@ -93,7 +94,8 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
     config = replace(config, schedule=config.schedule.settled(config.grid.stages))
     check_together(config, data)
     check_survival(config, replicas, mortal)
-    check_kernels(config)
+    if here:
+        check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
     check_population(config, model, ranks)
     cut(config, model, outputs_of(data), replicas, plain, measure=False)
