@@ -1,5 +1,6 @@
 # What the scripts beside it share. They source it; $jobs is the folder in which it is.
 . "$jobs/environment.sh" || exit
+export SLURM_EXPORT_ENV=ALL  # after sbatch --export=NONE srun would give the ranks nothing of this environment
 
 asked= cancelled= progress= child=
 trap ask USR1
