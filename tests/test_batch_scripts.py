@@ -91,11 +91,28 @@ def test_a_job_is_requeued_on_both_signs_together(
     assert ("stopped before it made any progress: not requeued" in told) == (code == 75 and not requeued)
 
 
-@pytest.mark.parametrize(("restarts", "kept"), [("", True), ("0", True), ("1", False)])
-def test_a_requeued_job_does_not_start_its_run_anew(restarts: str, kept: bool, place: Path) -> None:
-    count = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
-    batch(place, "train.sbatch", "x.toml", "--fresh", CODE="0", **ALONE, **count)
-    assert calls(place)[-1] == "python -m mpinn train x.toml" + " --fresh" * kept
+def test_a_job_starts_its_run_anew_once_however_often_it_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older run is moved aside also where the job was requeued before it came to that."""
+    run = tmp_path / "run"
+
+    def fresh(job: str, restarts: str, stop_after: int) -> tuple[int, str, int]:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        code = here(run, *SMALL, fresh=True, stop_after=stop_after)
+        return code, capsys.readouterr().out, len(list(tmp_path.glob("run.*")))
+
+    assert fresh("41", "", 5)[::2] == (STOPPED, 0)
+    assert fresh("41", "0", 5)[::2] == (STOPPED, 1)
+    code, told, aside = fresh("41", "1", 9)
+    assert (code, aside) == (STOPPED, 1)
+    assert "--fresh is done: this job began the run before it was requeued\nresumed from " in told
+    assert fresh("42", "1", 5)[::2] == (STOPPED, 2)
+    assert fresh("42", "2", 9)[::2] == (STOPPED, 2)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert here(run, *SMALL, fresh=True, stop_after=5) == STOPPED
+    assert fresh("42", "3", 5)[::2] == (STOPPED, 4)
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])

@@ -28,7 +28,7 @@ class _Kept(IndexDataCacheFile):
     def _load_index(self) -> dict[Any, str]:
         found: dict[Any, str] = {}
         with suppress(*UNUSABLE):
-            found = super()._load_index()
+            found = super()._load_index()  # type: ignore[no-untyped-call]
         return found
 
 
@@ -54,7 +54,7 @@ def _compile(function: Function, fastmath: Any) -> Function:
         # numba's cache notices a change of the kernel's own file alone, and kernels call functions of other files
         kept = compiled._cache
         stamp = (kept._cache_file._source_stamp, _sources())
-        kept._cache_file = _Kept(kept.cache_path, kept._impl.filename_base, stamp)
+        kept._cache_file = _Kept(kept.cache_path, kept._impl.filename_base, stamp)  # type: ignore[no-untyped-call]
         # what cannot be kept, or is damaged, is compiled: numba lets only Windows fail so
         kept._guard_against_spurious_io_errors = partial(suppress, *UNUSABLE)
     except RuntimeError:  # nowhere to keep it: neither beside the source nor in the user's cache directory

@@ -25,6 +25,8 @@ class RunDirectory:
         self.ranking = self.path / "ranking.csv"
         self.requeue = self.path / "requeue"
         self.lock = self.path / "lock"
+        self.job = self.path / "job"
+        """Has the number of the job of Slurm's that began the run, where one did."""
 
     def create(self) -> None:
         """Make the directory and its parents, or what a link leads to, durably; one that exists is left as it is."""
