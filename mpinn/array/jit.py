@@ -11,8 +11,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 from numba.core.caching import IndexDataCacheFile
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 Function = Callable[..., Any]
 

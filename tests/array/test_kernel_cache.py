@@ -1,5 +1,6 @@
 """The cache of compiled kernels: kept between processes, and never older than the sources."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,10 @@ def test_what_a_machine_that_died_has_left_is_made_anew(
     kept.write_bytes(kept.read_bytes()[:left])
     assert hits_and_misses(ROOT) == "0 1"
     assert hits_and_misses(ROOT) == "1 0"
+
+
+def test_a_numba_that_is_told_to_compile_nothing_is_none() -> None:
+    program = "from mpinn.array.device import choose_kernels\nprint(choose_kernels('auto')[1])"
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("plain NumPy: numba can't be imported (NUMBA_DISABLE_JIT is set)\n", "")
