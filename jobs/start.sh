@@ -1,5 +1,6 @@
 # What the scripts beside it share. They source it; $jobs is the folder in which it is.
 . "$jobs/environment.sh" || exit
+export SLURM_EXPORT_ENV=ALL  # after sbatch --export=NONE srun would give the ranks nothing of this environment
 
 asked= cancelled= progress= child=
 trap ask USR1
@@ -22,13 +23,10 @@ sweep() {
 
 # train RANKS ARGUMENTS...: train on so many ranks; leaves the exit code in $code.
 train() {
-    local ranks=$1 run done= argument arguments=()
+    local ranks=$1 run done=
     shift
-    for argument; do  # a job that was requeued is not to start its run anew
-        [ "$argument" = --fresh ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || arguments+=("$argument")
-    done
     [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || [ "${launcher[0]}" != srun ] || sweep
-    run=$(python -m mpinn train --where "${arguments[@]}")
+    run=$(python -m mpinn train --where "$@")
     code=$?
     [ "$code" = 0 ] || return
     if [ -n "$asked" ]; then
@@ -37,7 +35,7 @@ train() {
     fi
     say "start $((${SLURM_RESTART_COUNT:-0} + 1)): $ranks ranks on $SLURM_JOB_NODELIST, $run"
     [ ! -e "$run/summary.json" ] || done=yes
-    "${launcher[@]}" -n "$ranks" python -m mpinn train "${arguments[@]}" &
+    "${launcher[@]}" -n "$ranks" python -m mpinn train "$@" &
     child=$!
     wait "$child"
     while kill -0 "$child" 2>/dev/null; do  # a signal has ended the wait, not the ranks

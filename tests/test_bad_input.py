@@ -8,7 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from train_jobs import SMALL, contents, here, train, world
+from launch import mpirun
+from train_jobs import SMALL, arguments, contents, here, train, world
 
 from mpinn.comm.grid import World
 from mpinn.config import load
@@ -300,3 +301,39 @@ def test_a_mistake_that_one_machine_sees_is_told_by_all() -> None:
     with pytest.raises(InputError, match=r"^data.path: there is no file 'x' \(on rank 1\)$"):
         pair.everywhere(fail)
     assert world().everywhere(lambda: 7) == 7
+
+
+ELSEWHERE = """
+import sys
+from dataclasses import replace
+from mpinn.cli.main import main
+from mpinn.comm.launch import read_launch
+from mpinn.run import assembly
+open_here = assembly.open_source
+def elsewhere(data):
+    return open_here(replace(data, path=data.path.replace("here", "there")) if read_launch().rank == 1 else data)
+assembly.open_source = elsewhere
+main(sys.argv[1:])
+"""
+"""The program, which finds another file under the same name on the machine of rank 1."""
+
+
+@pytest.mark.parametrize(
+    ("samples", "features", "told"),
+    [
+        (90, 3, r"train_samples \(54 -> 81\), .*"),
+        (60, 4, r"sample_shape \(3 -> 4\)"),
+        (60, 3, r"mean \(.*"),
+    ],
+)
+def test_other_data_on_another_machine(samples: int, features: int, told: str, tmp_path: Path) -> None:
+    """Ranks with more of them would wait for others for ever."""
+    for name, shape in {"here": (60, 3), "there": (samples, features)}.items():
+        x, y = np.random.default_rng(len(name)).normal(size=shape), np.arange(shape[0]) % 3
+        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    settings = ("data.name=npz", f"data.path={tmp_path}/here.npz", "data.batch=10", "consensus.name=gradients")
+    job = mpirun(2, "-c", ELSEWHERE, *arguments(tmp_path / "run", *settings)[2:])
+    said = rf"mpinn: data.path: '{tmp_path}/here.npz' holds other data than rank 0 has found: {told} \(on rank 1\)\n"
+    assert (job.returncode, job.stdout) == (2, "")
+    assert re.fullmatch(said, job.stderr)
+    assert not (tmp_path / "run").exists()

@@ -91,11 +91,28 @@ def test_a_job_is_requeued_on_both_signs_together(
     assert ("stopped before it made any progress: not requeued" in told) == (code == 75 and not requeued)
 
 
-@pytest.mark.parametrize(("restarts", "kept"), [("", True), ("0", True), ("1", False)])
-def test_a_requeued_job_does_not_start_its_run_anew(restarts: str, kept: bool, place: Path) -> None:
-    count = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
-    batch(place, "train.sbatch", "x.toml", "--fresh", CODE="0", **ALONE, **count)
-    assert calls(place)[-1] == "python -m mpinn train x.toml" + " --fresh" * kept
+def test_a_job_starts_its_run_anew_once_however_often_it_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older run is moved aside also where the job was requeued before it came to that."""
+    run = tmp_path / "run"
+
+    def fresh(job: str, restarts: str, stop_after: int) -> tuple[int, str, int]:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        code = here(run, *SMALL, fresh=True, stop_after=stop_after)
+        return code, capsys.readouterr().out, len(list(tmp_path.glob("run.*")))
+
+    assert fresh("41", "", 5)[::2] == (STOPPED, 0)
+    assert fresh("41", "0", 5)[::2] == (STOPPED, 1)
+    code, told, aside = fresh("41", "1", 9)
+    assert (code, aside) == (STOPPED, 1)
+    assert "--fresh is done: this job began the run before it was requeued\nresumed from " in told
+    assert fresh("42", "1", 5)[::2] == (STOPPED, 2)
+    assert fresh("42", "2", 9)[::2] == (STOPPED, 2)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert here(run, *SMALL, fresh=True, stop_after=5) == STOPPED
+    assert fresh("42", "3", 5)[::2] == (STOPPED, 4)
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
@@ -114,6 +131,10 @@ def test_a_task_of_an_array_has_the_settings_of_its_line(place: Path) -> None:
     assert calls(place)[-1] == f"python -m mpinn train x.toml --set e.f=5 --set {own}"
     job = batch(place, "array.sbatch", "x.toml", CODE="0", **{**LAST, "SLURM_ARRAY_TASK_ID": "2"})
     assert (job.returncode, job.stderr) == (2, "x.sweep has no line 2\n")
+    (place / "calls").unlink()
+    (place / "x.sweep").write_text("a.b=1 'c.d=2 epochs\n")
+    job = batch(place, "array.sbatch", "x.toml", CODE="0", **{**LAST, "SLURM_ARRAY_TASK_ID": "1"})
+    assert (job.returncode, "quote" in job.stderr, (place / "calls").exists()) == (2, True, False)
 
 
 def test_a_run_that_comes_no_further_than_before_is_not_to_be_requeued(tmp_path: Path) -> None:
@@ -202,6 +223,7 @@ def test_what_is_wrong_is_said_before_anything_is_written_or_submitted(place: Pa
         ("--time", "soon"): "--time: expected a time of Slurm's such as 30, 12:00:00 or 2-00, got 'soon'\n",
         ("--sbatch", "gpu"): "--sbatch: expected an option of sbatch such as --partition=gpu, got 'gpu'\n",
         ("--environment", "none"): "--environment: there is no file 'none'\n",
+        ("--set", "run.bf16=true", "--set", "run.device=cpu"): "run.bf16: only a GPU computes in bfloat16: ",
     }.items():
         ended = submit(place, *words)
         assert (ended.returncode, ended.stdout) == (2, "")
@@ -210,6 +232,12 @@ def test_what_is_wrong_is_said_before_anything_is_written_or_submitted(place: Pa
     ended = submit(place, PATH=str(place / "bin"))
     assert (ended.returncode, ended.stderr.split(":")[1]) == (2, " sbatch")
     assert sorted(path.name for path in place.iterdir()) == ["bin", "jobs"]
+
+
+def test_a_run_on_gpus_is_submitted_where_there_are_none(place: Path) -> None:
+    told = submit(place, "--gpus-per-node", "2", "--set", "run.device=gpu", CUDA_VISIBLE_DEVICES="")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert read_toml(place / "run/config.toml")["run"]["device"] == "gpu"
 
 
 @pytest.mark.parametrize(

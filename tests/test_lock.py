@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from threading import Thread
 
+import h5py
 import pytest
 from launch import finish, start
 from train_jobs import SMALL, arguments, contents, here, records, train, wait_for
@@ -91,6 +92,27 @@ def test_where_there_are_no_locks_the_log_says_so(
     assert here(run, *SMALL) == 0
     assert f"{run} cannot be locked on this file system: see that no other job trains in it" in capsys.readouterr().out
     assert not (run / "lock").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_a_run_goes_on_and_is_read(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    class File(h5py.File):
+        def __init__(self, name: object, mode: str, locking: bool | str | None = None, **options: object):
+            if locking:
+                raise OSError(code, f"Unable to synchronously open file (unable to lock file, errno = {code})")
+            super().__init__(name, mode, locking=locking, **options)
+
+    run = tmp_path / "run"
+    assert here(run, *SMALL, stop_after=5) == STOPPED
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(h5py, "File", File)
+    assert here(run, *SMALL) == 0
+    assert [line["step"] for line in records(run) if "loss" in line] == [4, 8, 12, 16, 18]
 
 
 def test_who_comes_just_after_a_lock_is_taken_waits_until_it_says_by_whom(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ All jobs are submitted at once, to a node that is said to have cores enough.
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ import pytest
 import slurm
 from launch import ROOT, alone
 from slurm import Slurm, until
-from train_jobs import differences, records, summary, train
+from train_jobs import SMALL, arguments, differences, records, summary, train
 
 from mpinn.storage.reader import Checkpoint
 from mpinn.storage.restore import newest
@@ -77,8 +78,7 @@ def jobs(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     (place / "jobs/digits.sweep").write_text("'train.log=5 steps' optimizer.rate=0.05\nrun.seed=0\n")
     env = {
         **cluster.environment,
-        "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)]),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        **here(place),
     }
 
     def submit(*words: str, **more: str) -> str:
@@ -99,6 +99,12 @@ def jobs(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     until(saved.exists, lambda: f"there is no {saved}")
     os.kill(process_of(killed, 1), signal.SIGKILL)
     return Jobs(place, limited, sweep, scaling, found[1], killed)
+
+
+def here(place: Path) -> dict[str, str]:
+    """What finds Python and the program."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {"PATH": path, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
 
 
 def process_of(job: str, rank: int) -> int:
@@ -224,3 +230,32 @@ def test_a_job_that_has_lost_a_rank_ends_and_goes_on_when_it_is_requeued(
     cluster.wait(jobs.killed, "COMPLETED", Restarts="1")
     equal(run, uninterrupted)
     assert said(jobs.log(jobs.killed)) == ["start 1: 2 ranks", "start 2: 2 ranks"]
+
+
+def test_ranks_have_what_environment_sh_exports_also_where_a_job_is_given_nothing(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    exports = "".join(f"export {name}='{value}'\n" for name, value in here(tmp_path).items())
+    (tmp_path / "jobs/environment.sh").write_text(exports + (ROOT / "jobs/environment.sh").read_text())
+    words = ("--export=NONE", "--ntasks-per-node=2", "jobs/train.sbatch", "jobs/digits.toml")
+    job = cluster.call("sbatch", "--parsable", *words, *options(*SMALL), cwd=tmp_path)
+    cluster.wait(job, "COMPLETED", "FAILED")
+    assert summary(tmp_path / "runs/digits")["grid"] == [2, 1, 1]
+
+
+def test_a_shell_that_srun_has_started_trains_more_than_once(cluster: Slurm, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        words = " ".join(map(shlex.quote, [sys.executable, *arguments(tmp_path / name, *SMALL)]))
+        with open(tmp_path / "typed", "a", encoding="utf-8") as typed:
+            typed.write(f"{words} || exit\n")
+    cluster.call("srun", "--ntasks=1", "--mpi=pmi2", "bash", str(tmp_path / "typed"), env=here(tmp_path))
+    assert [summary(tmp_path / name)["grid"] for name in ("one", "two")] == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_ranks_that_srun_has_not_joined_are_told_how(cluster: Slurm, tmp_path: Path) -> None:
+    words = ("--ntasks=2", "--mpi=none", sys.executable, *arguments(tmp_path / "run", *SMALL))
+    with pytest.raises(AssertionError, match=r"srun started 2 ranks, .* or with srun --mpi=pmi2 ") as told:
+        cluster.call("srun", *words, env=here(tmp_path))
+    assert str(told.value).count("mpinn: ") == 1
+    assert not (tmp_path / "run").exists()

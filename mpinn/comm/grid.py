@@ -14,7 +14,7 @@ import numpy as np
 
 from mpinn.comm.channel import Channel, NullChannel, Pending
 from mpinn.comm.groups import Groups
-from mpinn.comm.launch import Launch, read_launch
+from mpinn.comm.launch import Launch, forget_interface, read_launch
 from mpinn.comm.transport import Direct, Transports, same
 from mpinn.config import InputError
 
@@ -153,6 +153,8 @@ def connect() -> World:
     Raises InputError when a launcher has started several ranks that MPI does not see.
     """
     launch = read_launch()
+    if launch is not None:
+        forget_interface(launch)
     try:
         from mpinn.comm import mpi, opening
     except (ImportError, RuntimeError) as error:  # what mpi4py raises when there is no library to load
@@ -217,10 +219,12 @@ def remedy() -> str:
 
 
 def _mismatch(launch: Launch, vendor: str) -> str:
+    other = "or install mpi4py for the library of this launcher"
+    if launch.launcher == "srun":
+        other = "or with srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI), of which srun --mpi=list says what is here"
     return (
         f"{launch.launcher} started {launch.size} ranks, but mpi4py uses {vendor}, which does not know this launcher, "
-        f"so that every rank is alone; start the program with the mpirun of {vendor}, "
-        "or install mpi4py for the library of this launcher"
+        f"so that every rank is alone; start the program with the mpirun of {vendor}, {other}"
     )
 
 

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 import termios
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -37,6 +37,8 @@ _OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LO
 _MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
 _PMIX = ("PMIX_RANK", "", "", "")
+_ASKED = ("PMI_FD", "PMI_RANK", "PMI_SIZE")
+"""By what MPICH knows that a launcher is to be asked for the other ranks."""
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -54,6 +56,16 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     if "PMIX_RANK" in environment:
         return _read(environment, _PMIX, "a PMIx launcher")
     return None
+
+
+def forget_interface(launch: Launch, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let a rank that is alone in a step of Slurm start MPI without srun, which answers the first program only.
+
+    In an interactive shell of ``srun --mpi=pmi2 --pty bash`` it would not start a second time.
+    """
+    if launch.launcher == "srun" and launch.size == 1:
+        for name in _ASKED:
+            environment.pop(name, None)
 
 
 def _read(environment: Mapping[str, str], names: tuple[str, ...], launcher: str) -> Launch:

@@ -13,6 +13,7 @@ import mpinn
 from mpinn.config import Config
 from mpinn.errors import FatalError, InputError
 from mpinn.run.checks import Request, check, set_aside
+from mpinn.run.target import kernels_of
 from mpinn.storage.directory import RunDirectory, write_text
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(:\d+){0,2})")
@@ -71,7 +72,8 @@ class Allocation:
 
 def submit(request: Request, allocation: Allocation, environment: Path | None, dry_run: bool) -> list[str]:
     """Submit a run, or only show how; what is to be said. Raises InputError before anything is written."""
-    start = check(request, allocation.nodes * allocation.tasks_per_node)
+    start = check(request, allocation.nodes * allocation.tasks_per_node, here=False)
+    kernels_of(start.config, measured=False)
     notes = [*start.notes, *allocation.remarks(start.config.run.collectives)]
     directory = RunDirectory(start.config.run.directory)
     if start.summary is not None:

@@ -20,9 +20,10 @@ from mpinn.models.population import shard_of
 from mpinn.nn.packed import population_of
 from mpinn.nn.part import BEST, Part, build_part, in_memory
 from mpinn.partition.cuts import Cuts, cut, size_of, trained
-from mpinn.run.checks import Start
+from mpinn.run.checks import Start, describe
 from mpinn.run.fit import warm_checkpoint, warm_start
 from mpinn.run.keeper import bounds_of, grid_vectors, model_vectors, saved_model
+from mpinn.run.resumption import check_same_data
 from mpinn.run.warm import Subject, warm
 from mpinn.schedules.members import Members
 from mpinn.schedules.schedule import Schedule
@@ -138,6 +139,7 @@ def _load(world: World, start: Start, grid: Grid, ops: ModuleType, cuts: Cuts, w
         samples=grid.stage == 0 or config.schedule.sampled, ops=ops, compute=compute,
     )  # fmt: skip
     summary = source.summary()
+    check_same_data(start.data, describe(summary), config, "rank 0 has found")
     model = build_model(config, source.sample_shape, outputs_of(summary))
     slots = config.optimizer.slots
     if start.checkpoint is not None:

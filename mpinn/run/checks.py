@@ -18,7 +18,7 @@ from mpinn.models.model import Model
 from mpinn.nn.packed import population_of
 from mpinn.partition.cuts import cut
 from mpinn.run.fit import check_warm
-from mpinn.run.place import check_fresh, check_own, check_place, look_back, names_of
+from mpinn.run.place import begun_here, check_fresh, check_own, check_place, look_back, names_of, note_job
 from mpinn.run.resumption import check_resume, check_steps, finished
 from mpinn.schedules.registry import SCHEDULES
 from mpinn.storage.damage import reading
@@ -82,10 +82,11 @@ class Start:
         return cls(config, path, fresh, tuple(notes), summary, data, tuple(found), trace)
 
 
-def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Start:
+def check(request: Request, ranks: int, mortal: Callable[[], str] = str, here: bool = True) -> Start:
     """Everything that one rank can find wrong with what the user gave; raises InputError and writes nothing.
 
-    ``mortal`` says why no rank survives the death of another, if that is so.
+    ``mortal`` says why no rank survives the death of another, if that is so; ``here``: the run is to be on this
+    machine, which else needs neither its GPUs nor its kernels.
     """
     config = read_config(request.file, request.overrides)
     replicas = check_grid(config, ranks)
@@ -93,7 +94,8 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
     config = replace(config, schedule=config.schedule.settled(config.grid.stages))
     check_together(config, data)
     check_survival(config, replicas, mortal)
-    check_kernels(config)
+    if here:
+        check_kernels(config)
     model = build_model(config, tuple(data["sample_shape"]), outputs_of(data))
     check_population(config, model, ranks)
     cut(config, model, outputs_of(data), replicas, plain, measure=False)
@@ -101,13 +103,15 @@ def check(request: Request, ranks: int, mortal: Callable[[], str] = str) -> Star
     facts, directory = describe(data), RunDirectory(config.run.directory)
     check_place(directory.path)
     check_free(directory.lock)
-    if request.fresh:
-        if request.resume:
-            raise InputError("--fresh", "start anew or --resume, not both")
+    if request.fresh and request.resume:
+        raise InputError("--fresh", "start anew or --resume, not both")
+    if request.fresh and not begun_here(directory):
         check_fresh(directory)
         check_course(config, data["sizes"]["train"], replicas)
         check_warm(config, model, notes.append)
         return Start(config, None, True, tuple(notes), None, facts, trace=request.trace)
+    if request.fresh:
+        notes.append("--fresh is done: this job began the run before it was requeued")
     found = names_of(directory)
     checkpoint = look_back(directory, notes)
     if checkpoint is None:
@@ -257,6 +261,8 @@ def prepare(start: Start) -> bytes:
         said.append(start.lock.take(directory.lock))
         if names_of(directory) != start.found:
             raise InputError("run.directory", f"another job has just trained in {directory.path}: type this again")
+        if start.checkpoint is None:
+            note_job(directory)
         write_text(directory.config, start.config.toml())
         directory.requeue.unlink(missing_ok=True)
         directory.summary.unlink(missing_ok=True)

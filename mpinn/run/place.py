@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mpinn.config import ORDER, read_toml
 from mpinn.errors import InputError
-from mpinn.storage.directory import RunDirectory
+from mpinn.storage.directory import RunDirectory, write_text
 from mpinn.storage.history import read
 from mpinn.storage.index import read_index
 from mpinn.storage.restore import newest
@@ -45,6 +45,24 @@ def check_fresh(directory: RunDirectory) -> None:
         raise InputError("--fresh", f"{path} is not moved aside: {wrong}; choose another directory")
     if Path.cwd().is_relative_to(path.resolve()):
         raise InputError("--fresh", f"{path} is not moved aside while this is typed in it: go to another folder")
+
+
+def begun_here(directory: RunDirectory) -> bool:
+    """Whether this job has begun the run, before Slurm started it again."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") in ("", "0"):
+        return False
+    try:
+        return directory.job.read_text() == os.environ.get("SLURM_JOB_ID")
+    except OSError:
+        return False
+
+
+def note_job(directory: RunDirectory) -> None:
+    """Remember which job begins the run, if one does."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        write_text(directory.job, job)
+    else:
+        directory.job.unlink(missing_ok=True)
 
 
 def check_own(file: Path) -> None:

@@ -80,14 +80,18 @@ def may_change(key: str) -> bool:
 
 def check_data(checkpoint: Checkpoint, config: Config, data: Mapping[str, Any]) -> None:
     """The data may have moved, but must be what the run was started with, as far as its checkpoint knows that."""
-    known = checkpoint.data
+    check_same_data(checkpoint.data, data, config, "this run was started with")
+
+
+def check_same_data(known: Mapping[str, Any], data: Mapping[str, Any], config: Config, whose: str) -> None:
+    """What describes data must be the same in both, as far as it is known; raises InputError."""
     changed = [name for name in data if name in known and not same(known[name], data[name])]
     # what samples are like differs where there are others
     changed = [name for name in changed if name not in ("mean", "std")] or changed
     others = [f"{name} ({known[name]} -> {data[name]})" for name in changed]
     if others:
         where = f"{config.data.path!r} holds" if config.data.path else f"{config.data.name} is"
-        raise InputError("data.path", f"{where} other data than this run was started with: {', '.join(others)}")
+        raise InputError("data.path", f"{where} other data than {whose}: {', '.join(others)}")
 
 
 def check_steps(path: Path, config: Config, samples: int, replicas: int) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 PARTIAL = ".partial"
 CHECKPOINT = re.compile(r"checkpoint-(\d{8,})\.h5")
+NEVER_SYNCED = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+"""What comes of asking where a file system brings no directory to the disk alone, or where it may not be read."""
 
 
 class RunDirectory:
@@ -23,6 +25,8 @@ class RunDirectory:
         self.ranking = self.path / "ranking.csv"
         self.requeue = self.path / "requeue"
         self.lock = self.path / "lock"
+        self.job = self.path / "job"
+        """Has the number of the job of Slurm's that began the run, where one did."""
 
     def create(self) -> None:
         """Make the directory and its parents, or what a link leads to, durably; one that exists is left as it is."""
@@ -100,8 +104,12 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Return when the names in a directory are on the disk."""
-    _sync(path, os.O_RDONLY)
+    """Return when the names in a directory are on the disk, if its file system can say so."""
+    try:
+        _sync(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in NEVER_SYNCED:
+            raise
 
 
 def followed(directory: Path) -> Path:

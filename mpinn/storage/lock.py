@@ -66,6 +66,21 @@ def check_free(path: Path) -> None:
             raise _taken(path, file) from None
 
 
+def lockable(path: Path) -> bool:
+    """Whether the file system of a file has locks, as far as that can be asked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in UNSUPPORTED
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _open_locked(path: Path) -> TextIO | None:
     """The file, created if need be, with the lock; None where there are no locks."""
     while True:

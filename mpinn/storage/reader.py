@@ -15,6 +15,7 @@ from mpinn.config import InputError
 from mpinn.nn.layout import Layout
 from mpinn.storage import schema
 from mpinn.storage.damage import check_links, reads_files, sound
+from mpinn.storage.lock import lockable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Checkpoint:
         self._listed: dict[str, dict[str, tuple[Parameter, h5py.Dataset]]] = {}
         """What is below a path, by its name there, once all of it has been asked for."""
         try:
-            self._opened = h5py.File(self.path, "r", locking="best-effort")
+            # HDF5's best effort knows only some of those that have no locks, and after a failure it opens nothing more
+            self._opened = h5py.File(self.path, "r", locking="best-effort" if lockable(self.path) else False)
         except FileNotFoundError as error:
             raise self._wrong("no such file") from error
         except OSError as error:

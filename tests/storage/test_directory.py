@@ -1,4 +1,6 @@
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,23 @@ def test_creating_leaves_what_is_there(tmp_path):
     run.config.write_text("a")
     run.create()
     assert run.config.read_text() == "a"
+
+
+@pytest.mark.parametrize(("code", "fine"), [(errno.EINVAL, True), (errno.EACCES, True), (errno.EIO, False)])
+def test_a_file_system_that_syncs_files_alone_is_enough(code: int, fine: bool, tmp_path, monkeypatch) -> None:
+    """But not one whose disk fails."""
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if fine:
+        RunDirectory(tmp_path / "run").create()
+        write_text(tmp_path / "run" / "config.toml", "")
+        assert move_aside(tmp_path / "run") == tmp_path / "run.1"
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            RunDirectory(tmp_path / "run").create()
