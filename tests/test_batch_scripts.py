@@ -1,5 +1,6 @@
 """The batch scripts, and ``submit``, without Slurm: programs that only note how they are called stand in its place."""
 
+import json
 import os
 import re
 import signal
@@ -166,6 +167,19 @@ def test_scaling_takes_every_number_of_ranks_and_stops_at_a_signal(counts: str, 
     (place / "calls").unlink()
     assert batch(place, "scaling.sbatch", "x.toml", CODE="75", MARKED="yes", **job).returncode == 0
     assert [call.split()[0] for call in calls(place)] == ["launcher", "python", "scontrol"]
+
+
+def test_the_table_of_scaling_has_a_row_also_where_a_loss_is_not_finite(tmp_path: Path) -> None:
+    found = re.search(r"<<'TABLE'\n(.*?)TABLE\n", (ROOT / "jobs/scaling.sbatch").read_text(), re.S)
+    assert found
+    for count, speed, loss in (("1", 1000.0, 0.25), ("2", 1500.0, None)):
+        (tmp_path / count).mkdir()
+        told = {"samples_per_second": speed, "test": {"loss": loss}}
+        (tmp_path / count / "summary.json").write_text(json.dumps(told))
+    line = [sys.executable, "-", str(tmp_path), "1", "2"]
+    job = subprocess.run(line, input=found[1], capture_output=True, text=True, check=True)
+    rows = [row.split() for row in job.stdout.splitlines()[2:]]
+    assert rows == [["1", "1,000", "1.00", "100%", "0.2500"], ["2", "1,500", "1.50", "75%", "none"]]
 
 
 # submit

@@ -98,6 +98,10 @@ def jobs(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     saved = place / "runs/killed/checkpoint-00000010.h5"
     until(saved.exists, lambda: f"there is no {saved}")
     os.kill(process_of(killed, 1), signal.SIGKILL)
+    # before Slurm lets it start again, with a minute that may not be enough
+    cluster.wait(limited, "PENDING", Restarts="1")
+    cluster.call("scontrol", "update", f"JobId={limited}", "TimeLimit=9")
+    cluster.hurry(limited)
     return Jobs(place, limited, sweep, scaling, found[1], killed)
 
 
@@ -192,9 +196,6 @@ def test_the_time_limit_requeues_a_job_that_ends_as_one_that_was_not_stopped(
     cluster: Slurm, jobs: Jobs, uninterrupted: Path
 ) -> None:
     """It was submitted with --fresh, which counts once."""
-    cluster.wait(jobs.limited, "PENDING", Restarts="1")
-    cluster.call("scontrol", "update", f"JobId={jobs.limited}", "TimeLimit=9")
-    cluster.hurry(jobs.limited)
     cluster.wait(jobs.limited, "COMPLETED", Restarts="1")
     equal(jobs.place / "runs/digits", uninterrupted)
     assert said(jobs.log(jobs.limited)) == ["start 1: 2 ranks", "requeued", "start 2: 2 ranks"]
