@@ -18,6 +18,7 @@ from mpinn.config import Period
 from mpinn.consensus.averaging import AveragingOptions
 from mpinn.consensus.consensus import Meeting
 from mpinn.models.mlp import MLP
+from mpinn.schedules.local import LocalOptions
 from mpinn.schedules.pipeline import NaiveOptions
 from mpinn.training.measure import ReplicaMeasure, RunMeasure
 from mpinn.training.update import OptimizerUpdate
@@ -106,13 +107,15 @@ def to_mean(simulated: Staged) -> None:
             vector[:] = mean
 
 
-def test_a_replica_that_is_spoilt_in_one_stage_is_masked_in_all(world: World) -> None:
+@pytest.mark.parametrize(("options", "score"), [(NaiveOptions(), "accuracy"), (LocalOptions(), "uniform")], ids=str)
+def test_a_replica_that_is_spoilt_in_one_stage_is_masked_in_all(world: World, options: Any, score: str) -> None:
+    """Also where nothing tells the others: no gradient that is sent back, and no score that is measured."""
     if world.size % 2:
         grid = Grid(world, 1, world.size)
-        assert not np.isnan(train(DEEP, grid, NaiveOptions(), Average())[0].part.weights).any()
+        assert not np.isnan(train(DEEP, grid, options, Average())[0].part.weights).any()
         return
     grid = Grid(world, 2, world.size // 2)
-    run, meetings = train(DEEP, grid, NaiveOptions(), Average(score="accuracy", period=4), poison=2)
+    run, meetings = train(DEEP, grid, options, Average(score=score, period=4), poison=2)
     assert meetings[0].reseeded == (0,)
     assert meetings[0].weights is not None
     assert meetings[0].weights.tolist() == [0, 1]
