@@ -27,6 +27,8 @@ KEPT = ("consensus.name=averaging", "consensus.period=4 steps", "consensus.in_fl
 SUMS = ("schedule.accumulate=4", "schedule.recompute=true")
 """At the half there are passes in flight of equal age, with a meeting between them."""
 SELDOM = ("schedule.accumulate=2", "consensus.name=gossip", "consensus.period=3 steps")
+BEGUN = ("schedule.accumulate=4", "consensus.name=gossip", "consensus.period=9 steps")
+"""At the half the batch with which an update is to mix has been added up, and two more steps pass before it."""
 CASES = {
     "gpipe": ("schedule.name=gpipe", "consensus.name=gradients", "train.clip=0.1", *NOISY),
     "1f1b": ("schedule.name=1f1b", "consensus.name=gradients", "optimizer.name=adam"),
@@ -52,7 +54,7 @@ CASES = {
     "local, gossip": ("schedule.name=local", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "fdg, gossip": ("schedule.name=fdg", "consensus.name=gossip", "consensus.form=combine_then_adapt", *NOISY),
     "fdg, gossip, accumulate": ("schedule.name=fdg", *SELDOM, *NOISY),
-    "ddg, gossip, accumulate": ("schedule.name=ddg", *SELDOM, "consensus.form=combine_then_adapt", *NOISY),
+    "ddg, gossip, accumulate": ("schedule.name=ddg", *BEGUN, "consensus.form=combine_then_adapt", *NOISY),
     "ddg, outer": ("schedule.name=ddg", "consensus.name=outer", "consensus.period=4 steps", *NOISY),
     "parareal": ("schedule.name=parareal", "consensus.name=gradients", "train.clip=0.1", *NOISY),
     "parareal, averaging": ("schedule.name=parareal", "schedule.form=difference", *MEETING, *NOISY),
