@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from depth import Depth, Staged
-from oracles import Average, Problem
+from oracles import Average, Problem, serial
 from oracles import averaging as oracle
 from replicated import ROUNDED, averaging_of
 from staged import Run, grids, options_of, place_of
+from staged import train as train_alone
+from test_consensus_measure import merged
 from test_pipeline import slice_of, values
 
 from mpinn.array.typing import Array
@@ -19,7 +21,7 @@ from mpinn.consensus.averaging import AveragingOptions
 from mpinn.consensus.consensus import Meeting
 from mpinn.models.mlp import MLP
 from mpinn.schedules.local import LocalOptions
-from mpinn.schedules.pipeline import NaiveOptions
+from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions
 from mpinn.training.measure import ReplicaMeasure, RunMeasure
 from mpinn.training.update import OptimizerUpdate
 
@@ -65,10 +67,16 @@ def train(
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("problem", [DEEP, NORMED, CLIPPED], ids=["plain", "normed", "clipped"])
-def test_averaging_over_stages_is_averaging_of_whole_replicas(world: World, score: str, problem: Problem) -> None:
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [(DEEP, NaiveOptions()), (NORMED, NaiveOptions()), (CLIPPED, GPipeOptions(micro_batches=3))],
+    ids=["plain", "normed", "clipped, in pieces"],
+)
+def test_averaging_over_stages_is_averaging_of_whole_replicas(
+    world: World, score: str, problem: Problem, options: NaiveOptions
+) -> None:
     for grid in grids(world):
-        run, meetings = train(problem, grid, NaiveOptions(), Average(score=score))
+        run, meetings = train(problem, grid, options, Average(score=score))
         parts, rounds = oracle(problem, grid.replicas.size, Average(score=score), STEPS)
         whole = parts[grid.replica]
         np.testing.assert_allclose(values(run.part), slice_of(whole, problem, run.bounds, grid.stage), **ROUNDED)
@@ -124,15 +132,15 @@ def test_a_replica_that_is_spoilt_in_one_stage_is_masked_in_all(world: World, op
 
 def test_the_merged_model_is_measured_through_the_stages(world: World) -> None:
     for grid in grids(world):
-        run, _ = train(NORMED, grid, NaiveOptions(), Average(period=100))
+        run = train_alone(NORMED, grid, NaiveOptions(), STEPS, alone=True)
         consensus = AveragingOptions(period=Period("100 steps"), score="uniform").build(grid.replicas, 1)
         column = grid.replicas.split(0, grid.replica, "column")
         batches = NORMED.batches(grid.replicas.size, grid.replica)
+        consensus.gradients(run.part, batches.batch(0))
         measure = RunMeasure(run.schedule, NORMED.loss, batches, grid.control, consensus, column)
         found = measure.quality("validation")
-        again = replace(NORMED)
-        parts, _ = oracle(again, grid.replicas.size, Average(period=100), STEPS)
-        alone = judged(parts[0])
+        group = [serial(NORMED, STEPS, grid.replicas.size, replica) for replica in range(grid.replicas.size)]
+        alone = judged(merged(NORMED, group, np.full(len(group), 1 / len(group))))
         assert found.loss == pytest.approx(alone[0], rel=1e-9)
         assert found.accuracy == pytest.approx(alone[1])
 
