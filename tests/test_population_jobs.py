@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +18,7 @@ from mpinn.commands.extract import extract
 from mpinn.commands.train import train as train_here
 from mpinn.errors import InputError
 from mpinn.run.checks import Request, check
+from mpinn.schedules.members import Members
 
 RISE = "expected lengths that rise, after the start and before the end of"
 
@@ -63,6 +65,22 @@ def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path, crews: Crews) ->
     assert one.keys() == four.keys()
     for name, array in one.items():
         np.testing.assert_allclose(four[name], array, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_a_rung_leaves_the_mean_of_the_losses_and_the_count_of_updates_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, shares = Members.step, []
+
+    def noted(self: Members, batch: Any, update: Any) -> Any:
+        shares.append(self.share * len(self.population.members))
+        return step(self, batch, update)
+
+    monkeypatch.setattr(Members, "step", noted)
+    settings = (*POPULATION, "model.rungs=['6 steps']", "optimizer.name=adam", "run.kernels=plain")
+    assert here(tmp_path, *settings) == 0
+    assert shares == pytest.approx([1.0] * 18)
+    assert datasets(newest(tmp_path))["counters/network/updates"] == 18
 
 
 @pytest.mark.parametrize("later", [3, 1])
