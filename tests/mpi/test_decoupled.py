@@ -155,7 +155,7 @@ def test_ages_are_counted_on_where_a_run_goes_on(world: World, name: str) -> Non
     held = options.held(world.size)
     schedule = options.build(part, PLAIN.loss, PLAIN.seed, place)
     update = OptimizerUpdate(Independent(NullChannel("alone")), PLAIN.optimizer, PLAIN.rate, 0.0, schedule.parts)
-    for steps in (range(10), range(10, 16)):
+    for steps in (range(13), range(13, 18)):
         batches = PLAIN.batches(1, 0, held=held)
         if flight := schedule.flight():
             schedule = options.build(part, PLAIN.loss, PLAIN.seed, place)
