@@ -32,6 +32,8 @@ def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], t
         assert "population of 48 members with " in done.stdout
         same(tmp_path / "1", tmp_path / str(ranks))
         assert summary(tmp_path / str(ranks))["test"] == summary(tmp_path / "1")["test"]
+        losses = [[line["loss"] for line in records(tmp_path / name) if "loss" in line] for name in (str(ranks), "1")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
         if not choosy:
             # nothing is sent while they train
             assert [rank["bytes"] for rank in summary(tmp_path / str(ranks))["ranks"]] == [0] * ranks
