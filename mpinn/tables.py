@@ -105,7 +105,9 @@ class Train:
     log: Period = field(default=Period("1 epoch"))
     """How often a line is written to the metrics; of these a log shows about twenty, at equal distances."""
     clip: Amount = 0.0
-    """Largest norm of a mean gradient, to which a longer one is shortened; 0 for any."""
+    """Largest norm of a mean gradient, to which a longer one is shortened; 0 for any. That of the whole network; of
+    each stage for itself where stages apply gradients of different batches or losses (fdg, layerwise, ddg, fr, local);
+    of each member of a population."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,4 +195,5 @@ def test_replicas_whose_depth_is_cut_anew_agree_at_the_next_meeting(tmp_path: Pa
     done = crews.train(2, tmp_path, *settings, "grid.stages=1")
     assert done.returncode == 0, done.stderr
     assert "model/network: the 2 replicas of step 10 differ; each of the 2 takes their mean" in done.stdout
+    assert "the momentum of the outer optimizer begins at 0" in done.stdout
     assert own not in datasets((tmp_path / "latest").resolve())

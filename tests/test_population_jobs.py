@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +18,7 @@ from mpinn.commands.extract import extract
 from mpinn.commands.train import train as train_here
 from mpinn.errors import InputError
 from mpinn.run.checks import Request, check
+from mpinn.schedules.members import Members
 
 RISE = "expected lengths that rise, after the start and before the end of"
 
@@ -30,6 +32,8 @@ def test_members_are_the_same_on_any_number_of_shards(choosy: tuple[str, ...], t
         assert "population of 48 members with " in done.stdout
         same(tmp_path / "1", tmp_path / str(ranks))
         assert summary(tmp_path / str(ranks))["test"] == summary(tmp_path / "1")["test"]
+        losses = [[line["loss"] for line in records(tmp_path / name) if "loss" in line] for name in (str(ranks), "1")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
         if not choosy:
             # nothing is sent while they train
             assert [rank["bytes"] for rank in summary(tmp_path / str(ranks))["ranks"]] == [0] * ranks
@@ -63,6 +67,22 @@ def test_replicas_of_a_shard_share_its_gradient(tmp_path: Path, crews: Crews) ->
     assert one.keys() == four.keys()
     for name, array in one.items():
         np.testing.assert_allclose(four[name], array, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_a_rung_leaves_the_mean_of_the_losses_and_the_count_of_updates_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, shares = Members.step, []
+
+    def noted(self: Members, batch: Any, update: Any) -> Any:
+        shares.append(self.share * len(self.population.members))
+        return step(self, batch, update)
+
+    monkeypatch.setattr(Members, "step", noted)
+    settings = (*POPULATION, "model.rungs=['6 steps']", "optimizer.name=adam", "run.kernels=plain")
+    assert here(tmp_path, *settings) == 0
+    assert shares == pytest.approx([1.0] * 18)
+    assert datasets(newest(tmp_path))["counters/network/updates"] == 18
 
 
 @pytest.mark.parametrize("later", [3, 1])

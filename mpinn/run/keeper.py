@@ -345,6 +345,8 @@ def resume(path: Path, parts: Mapping[str, Part], local: Sequence[VectorSpec], s
     if was != stand.grid:
         before, now = (" x ".join(map(str, shape)) for shape in (was, stand.grid))
         notes = [f"the grid was {before} and is {now} (replicas x stages x shards)", *notes]
+    if not same and any("/outer/momentum/" in spec.kind for spec in local):
+        notes.append("the momentum of the outer optimizer begins at 0")
     if heads and not keeps_heads:
         notes.append("the auxiliary heads are drawn anew: those of the checkpoint are of other stages")
     behind = 0 if same else int(scalars.get("behind", 0))

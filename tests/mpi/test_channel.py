@@ -174,6 +174,20 @@ def test_ordered_sums_end_in_any_order(world: World, transport: Callable[[], Tra
         assert array.tobytes() == expected.tobytes()
 
 
+def test_an_ordered_sum_takes_no_message_of_others(world: World) -> None:
+    """Nor do its own meet a receiver that has waited for longer with the same tag."""
+    channel = world.channel("ordered", ordered=True)
+    if world.size == 1:
+        return
+    into, array = np.zeros(1), np.full(world.size, 1.0)
+    coming = channel.receive(into, (world.rank - 1) % world.size, 2)
+    channel.all_sum(array).wait()
+    channel.send(np.array([7.0]), (world.rank + 1) % world.size, 2).wait()
+    coming.wait()
+    assert (into == 7).all()
+    assert (array == world.size).all()
+
+
 def test_an_ordered_sum_takes_room_for_one_array_more(world: World) -> None:
     channel = world.channel("ordered", ordered=True)
     array = values(world.rank, (400_000,), "float64")

@@ -65,6 +65,20 @@ def test_samples_weigh_uneven_shards(channel: Channel) -> None:
     assert len(trained.meetings) == (channel.size > 1)
 
 
+def test_an_auxiliary_head_does_not_count(channel: Channel) -> None:
+    """A score is that of the model."""
+    known = []
+    for auxiliary in (False, True):
+        part, batch = SHARDS.part(), SHARDS.batches(channel.size, channel.rank).batch(0)
+        part.grads.fill(1)
+        consensus = build(channel, Average(score="inverse_gradient_norm"))
+        consensus.gradients(part, batch)
+        if auxiliary:
+            consensus.gradients(replace(part, name="head", auxiliary=True), batch)
+        known.append({name: vector.tobytes() for name, (_, vector) in consensus.memory.items()})
+    assert known[0] == known[1]
+
+
 def test_a_replica_without_samples_brings_no_gradient_norm(channel: Channel) -> None:
     problem = Problem(source=clusters(channel.size * 2 - 1), batch=channel.size, deal="fixed")
     average = Average(score="inverse_gradient_norm", period=1)

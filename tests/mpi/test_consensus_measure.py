@@ -80,6 +80,16 @@ def test_replicas_that_differ_are_merged_with_the_weights_of_the_last_meeting(
     assert (own.weights.tobytes(), own.state.tobytes()) == before
 
 
+def test_replicas_that_moved_half_way_to_the_mean_still_differ(channel: Channel) -> None:
+    average = Average(mix=0.5, period=3)
+    consensus = build(channel, average)
+    trained = train(PLAIN, channel, consensus, 3)
+    assert consensus.agreed == (channel.size == 1)
+    measure = run_measure(PLAIN, channel, consensus, trained.part)
+    parts, _ = averaging(PLAIN, channel.size, average, 3)
+    assert_quality(PLAIN, measure, merged(PLAIN, parts, measure.merge_weights()))
+
+
 def test_a_replica_that_is_not_finite_is_left_out(channel: Channel) -> None:
     consensus = build(channel, Average())
     group = [serial(NORMED, 5, channel.size, r) for r in range(channel.size)]

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from depth import Depth, Staged, cut
 from oracles import Problem, clusters, serial
-from staged import grids, options_of, train
+from staged import grids, options_of, place_of, train
 
 from mpinn.array.typing import Array
+from mpinn.comm.channel import NullChannel
 from mpinn.comm.grid import Grid, World
+from mpinn.consensus.independent import Independent
 from mpinn.datasets.batches import Batch
 from mpinn.models.mlp import MLP
 from mpinn.nn.optimizer import SGD
@@ -20,6 +22,7 @@ from mpinn.partition.demands import demands
 from mpinn.schedules.decoupled import FROptions
 from mpinn.schedules.layerwise import LayerwiseOptions
 from mpinn.trace import Trace
+from mpinn.training.update import OptimizerUpdate
 
 pytestmark = pytest.mark.mpi
 
@@ -145,6 +148,23 @@ def test_staleness_and_queues_are_those_of_the_formula(world: World, name: str) 
         assert run.schedule.staleness.most == run.schedule.staleness.formula == 0
 
 
+@pytest.mark.parametrize("name", ["fdg", "fdg, mixed", "layerwise", "ddg"])
+def test_ages_are_counted_on_where_a_run_goes_on(world: World, name: str) -> None:
+    grid, options = Grid(world, 1, world.size), options_of(SCHEDULES[name])
+    part, place, _ = place_of(PLAIN, grid)
+    held = options.held(world.size)
+    schedule = options.build(part, PLAIN.loss, PLAIN.seed, place)
+    update = OptimizerUpdate(Independent(NullChannel("alone")), PLAIN.optimizer, PLAIN.rate, 0.0, schedule.parts)
+    for steps in (range(13), range(13, 18)):
+        batches = PLAIN.batches(1, 0, held=held)
+        if flight := schedule.flight():
+            schedule = options.build(part, PLAIN.loss, PLAIN.seed, place)
+            schedule.resume(flight, batches.batch)
+        for step in steps:
+            schedule.step(batches.batch(step), update)
+    assert schedule.staleness.mean == schedule.staleness.formula
+
+
 def test_with_frozen_weights_gradients_are_exact_and_on_time(world: World) -> None:
     grid = Grid(world, 1, world.size)
     frozen = replace(NOISY, optimizer=SGD(rate=0.0, momentum=0.0), model=MLP(widths=(9, 8, 7, 6), dropout=0.3))
@@ -152,6 +172,8 @@ def test_with_frozen_weights_gradients_are_exact_and_on_time(world: World) -> No
         run = train(frozen, grid, depth, 2 * world.size + 5)
         k, stages = grid.stage + 1, world.size
         lag = 2 * stages - k - 1 if depth.kind == "fdg" else stages - k
+        # the samples and labels of a batch are needed as long as that
+        assert lag <= options_of(depth).held(stages)
         whole = exact(frozen, run.bounds, grid.stage, len(run.applied) + 1)
         assert [batch for _, batch, _ in run.applied] == list(range(len(run.applied)))
         for iteration, batch, gradient in run.applied:

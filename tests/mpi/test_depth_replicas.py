@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from depth import Depth, Staged
-from oracles import Average, Problem
+from oracles import Average, Problem, serial
 from oracles import averaging as oracle
 from replicated import ROUNDED, averaging_of
 from staged import Run, grids, options_of, place_of
+from staged import train as train_alone
+from test_consensus_measure import merged
 from test_pipeline import slice_of, values
 
 from mpinn.array.typing import Array
@@ -18,7 +20,8 @@ from mpinn.config import Period
 from mpinn.consensus.averaging import AveragingOptions
 from mpinn.consensus.consensus import Meeting
 from mpinn.models.mlp import MLP
-from mpinn.schedules.pipeline import NaiveOptions
+from mpinn.schedules.local import LocalOptions
+from mpinn.schedules.pipeline import GPipeOptions, NaiveOptions
 from mpinn.training.measure import ReplicaMeasure, RunMeasure
 from mpinn.training.update import OptimizerUpdate
 
@@ -64,10 +67,16 @@ def train(
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("problem", [DEEP, NORMED, CLIPPED], ids=["plain", "normed", "clipped"])
-def test_averaging_over_stages_is_averaging_of_whole_replicas(world: World, score: str, problem: Problem) -> None:
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [(DEEP, NaiveOptions()), (NORMED, NaiveOptions()), (CLIPPED, GPipeOptions(micro_batches=3))],
+    ids=["plain", "normed", "clipped, in pieces"],
+)
+def test_averaging_over_stages_is_averaging_of_whole_replicas(
+    world: World, score: str, problem: Problem, options: NaiveOptions
+) -> None:
     for grid in grids(world):
-        run, meetings = train(problem, grid, NaiveOptions(), Average(score=score))
+        run, meetings = train(problem, grid, options, Average(score=score))
         parts, rounds = oracle(problem, grid.replicas.size, Average(score=score), STEPS)
         whole = parts[grid.replica]
         np.testing.assert_allclose(values(run.part), slice_of(whole, problem, run.bounds, grid.stage), **ROUNDED)
@@ -106,13 +115,15 @@ def to_mean(simulated: Staged) -> None:
             vector[:] = mean
 
 
-def test_a_replica_that_is_spoilt_in_one_stage_is_masked_in_all(world: World) -> None:
+@pytest.mark.parametrize(("options", "score"), [(NaiveOptions(), "accuracy"), (LocalOptions(), "uniform")], ids=str)
+def test_a_replica_that_is_spoilt_in_one_stage_is_masked_in_all(world: World, options: Any, score: str) -> None:
+    """Also where nothing tells the others: no gradient that is sent back, and no score that is measured."""
     if world.size % 2:
         grid = Grid(world, 1, world.size)
-        assert not np.isnan(train(DEEP, grid, NaiveOptions(), Average())[0].part.weights).any()
+        assert not np.isnan(train(DEEP, grid, options, Average())[0].part.weights).any()
         return
     grid = Grid(world, 2, world.size // 2)
-    run, meetings = train(DEEP, grid, NaiveOptions(), Average(score="accuracy", period=4), poison=2)
+    run, meetings = train(DEEP, grid, options, Average(score=score, period=4), poison=2)
     assert meetings[0].reseeded == (0,)
     assert meetings[0].weights is not None
     assert meetings[0].weights.tolist() == [0, 1]
@@ -121,15 +132,15 @@ def test_a_replica_that_is_spoilt_in_one_stage_is_masked_in_all(world: World) ->
 
 def test_the_merged_model_is_measured_through_the_stages(world: World) -> None:
     for grid in grids(world):
-        run, _ = train(NORMED, grid, NaiveOptions(), Average(period=100))
+        run = train_alone(NORMED, grid, NaiveOptions(), STEPS, alone=True)
         consensus = AveragingOptions(period=Period("100 steps"), score="uniform").build(grid.replicas, 1)
         column = grid.replicas.split(0, grid.replica, "column")
         batches = NORMED.batches(grid.replicas.size, grid.replica)
+        consensus.gradients(run.part, batches.batch(0))
         measure = RunMeasure(run.schedule, NORMED.loss, batches, grid.control, consensus, column)
         found = measure.quality("validation")
-        again = replace(NORMED)
-        parts, _ = oracle(again, grid.replicas.size, Average(period=100), STEPS)
-        alone = judged(parts[0])
+        group = [serial(NORMED, STEPS, grid.replicas.size, replica) for replica in range(grid.replicas.size)]
+        alone = judged(merged(NORMED, group, np.full(len(group), 1 / len(group))))
         assert found.loss == pytest.approx(alone[0], rel=1e-9)
         assert found.accuracy == pytest.approx(alone[1])
 

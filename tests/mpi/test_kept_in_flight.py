@@ -70,12 +70,16 @@ def begin_anew(simulated: Staged) -> None:
     simulated.forget(0)
 
 
-def test_a_stage_with_a_loss_of_its_own_forgets_too(world: World) -> None:
+@pytest.mark.parametrize("stopped", [-1, 2])
+def test_a_stage_with_a_loss_of_its_own_forgets_too(world: World, stopped: int) -> None:
     if world.size % 2:
         assert not train(DEEP, Grid(world, 1, world.size), LocalOptions(), KEPT)[1]
         return
-    run, meetings = train(DEEP, Grid(world, 2, world.size // 2), LocalOptions(), KEPT, poison=1, spoilt=0, stopped=2)
+    grid = Grid(world, 2, world.size // 2)
+    run, meetings = train(DEEP, grid, LocalOptions(), KEPT, poison=1, spoilt=0, stopped=stopped)
     assert [meeting.reseeded for meeting in meetings] == [(0,), (), (), ()]
+    # of the replica that begins anew the last batch before the meeting moves no stage that has not had it yet
+    assert run.part.counters[0] == (STEPS - 2 if grid.replica == 0 else STEPS) - grid.stage
     assert all(np.isfinite(part.weights).all() for part in run.schedule.parts.values())
 
 

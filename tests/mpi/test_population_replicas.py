@@ -21,7 +21,8 @@ from mpinn.consensus.scores import SCORES
 from mpinn.nn.optimizer import SGD
 from mpinn.nn.packed import Member
 from mpinn.nn.part import BEST, Part
-from mpinn.population.measure import MemberReplicaMeasure
+from mpinn.population.measure import MemberMeasure, MemberReplicaMeasure
+from mpinn.population.ranking import Ranking
 from mpinn.population.update import MemberUpdate
 from mpinn.schedules.members import Members
 
@@ -189,6 +190,21 @@ def test_the_padding_of_a_start_is_zero_before_there_is_one(channel: Channel) ->
             padding[entry.slice] = False
         assert not vector[padding].any()
     assert len(consensus.memory) == (1 if channel.size == 1 else 3)
+
+
+def test_between_meetings_a_member_is_merged_without_replicas_on_which_it_is_lost(channel: Channel) -> None:
+    part = everyone(PROBLEM)
+    schedule, ranking = Members(part, PROBLEM.loss, PROBLEM.seed), Ranking(len(SEVERAL), 3)
+    consensus, batches = averaging_of(channel, Average()), PROBLEM.batches(channel.size, channel.rank)
+    consensus.prepare(schedule.parts)
+    consensus.gradients(part, batches.batch(0))
+    if channel.rank == 0:
+        own(part, BROKEN.number, part.weights)["output"]["bias"][0] = np.nan
+    measure = MemberMeasure(schedule, batches, channel, consensus, channel, ranking)
+    weights = measure.merge_weights()
+    others = np.array([0, *[1 / (channel.size - 1)] * (channel.size - 1)]) if channel.size > 1 else np.ones(1)
+    wanted = np.where(np.arange(len(SEVERAL)) == BROKEN.number, others[:, None], 1 / channel.size)
+    np.testing.assert_allclose(weights, wanted, rtol=1e-15)
 
 
 @pytest.mark.parametrize("form", ["adapt_then_combine", "combine_then_adapt"])

@@ -13,7 +13,7 @@ from train_jobs import SMALL, datasets, records, summary
 
 from mpinn.comm.grid import World
 from mpinn.commands.train import train
-from mpinn.consensus.consensus import Qualities
+from mpinn.consensus.consensus import Qualities, Quality
 from mpinn.errors import FatalError
 from mpinn.run.checks import Request
 from mpinn.schedules.decoupled import Decoupled
@@ -22,7 +22,8 @@ from mpinn.storage.history import Metrics
 from mpinn.storage.restore import newest
 from mpinn.training import agreement
 from mpinn.training.boundary import Boundaries, Standing
-from mpinn.training.measure import ReplicaMeasure
+from mpinn.training.choices import read_config
+from mpinn.training.measure import ReplicaMeasure, RunMeasure
 from mpinn.training.trainer import DivergedError, Outcome, Trainer
 
 pytestmark = pytest.mark.mpi
@@ -72,11 +73,13 @@ def test_the_loss_in_the_log_is_the_mean_over_all_samples_of_all_ranks(
     sums = np.array(losses)
     world.control.all_sum(sums).wait()
     logged = [line for line in records(mpi_tmp_path / "run") if "loss" in line]
-    begin = 0
+    begin, rate = 0, read_config(None, SMALL).optimizer.course(6, 18)
     for line in logged:
         loss, samples = sums[begin : line["step"]].sum(axis=0)
         assert line["loss"] == pytest.approx(loss / samples, rel=1e-9)
         begin = line["step"]
+        # so far, and of the last step
+        assert (line["samples"], line["rate"]) == (sums[:begin, 1].sum(), rate(begin - 1))
     assert begin == 18
 
 
@@ -107,6 +110,49 @@ def test_a_state_that_is_not_finite_is_never_a_checkpoint(world: World, run: Run
     for file in (mpi_tmp_path / "run").glob("checkpoint-*.h5"):
         for path, values in datasets(file).items():
             assert not path.startswith("model/") or np.isfinite(values).all(), path
+
+
+def test_weights_that_are_not_finite_are_not_saved_though_all_losses_were(
+    world: World, run: Run, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Serial.step
+
+    def spoilt(self: Serial, batch: Any, update: Any) -> Any:
+        measured = step(self, batch, update)
+        if batch.index == 8:
+            self.parts["network"].weights[0] = np.nan
+        return measured
+
+    monkeypatch.setattr(Serial, "step", spoilt)
+    with pytest.raises(DivergedError, match="step 9, rank 0: the weights are not finite"):
+        run("consensus.name=gradients", "checkpoint.every=3 steps")
+    if world.rank == 0:
+        assert newest(mpi_tmp_path / "run", pytest.fail) == mpi_tmp_path / "run" / "checkpoint-00000006.h5"
+
+
+def test_the_model_is_measured_after_a_meeting(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, quality = [], RunMeasure.quality
+
+    def noted(self: RunMeasure, split: str, step: int = 0) -> Quality:
+        asked.append((step, self._consensus.agreed))
+        return quality(self, split, step)
+
+    monkeypatch.setattr(RunMeasure, "quality", noted)
+    assert run("consensus.period=10 steps") == 0
+    alone = world.size == 1
+    assert asked[:4] == [(5, alone), (10, True), (15, alone), (18, True)]
+
+
+def test_a_score_is_of_the_epoch_that_ends(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, shard = [], ReplicaMeasure.shard
+
+    def noted(self: ReplicaMeasure) -> Qualities:
+        asked.append(self._epoch())
+        return shard(self)
+
+    monkeypatch.setattr(ReplicaMeasure, "shard", noted)
+    assert run("consensus.score=accuracy_shard") == 0
+    assert asked == [range(first, first + 6) for first in (0, 6, 12) if world.size > 1]
 
 
 def test_one_poisoned_replica_is_left_out_and_starts_again_from_the_others(
@@ -166,7 +212,8 @@ def test_a_poisoned_replica_starts_again_from_the_others_whatever_was_in_flight(
         with pytest.raises(DivergedError, match="step 10, rank 0: the loss is not finite"):
             run(*settings)
         return
-    assert run(*settings, "consensus.in_flight=keep") == 0
+    # at a save all stages of the replica are poisoned
+    assert run(*settings, "consensus.in_flight=keep", "checkpoint.every=11 steps") == 0
     met = {
         line["step"]: line["meeting_weights"][-1] for line in records(mpi_tmp_path / "run") if "meeting_weights" in line
     }

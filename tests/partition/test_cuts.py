@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpinn.array import ops
-from mpinn.partition.cuts import cut
+from mpinn.partition.cuts import cut, held
 from mpinn.partition.profile import estimate
 from mpinn.training.choices import build_model, read_config
 
@@ -26,6 +26,13 @@ def test_options_change_the_cut_not_names(network: dict[str, int]) -> None:
     assert bounds(*REPLAYS, **network) == again
     assert bounds(*KEEPS, **network) == once
     assert bounds("schedule.name=ddg", **network) == once
+
+
+def test_copies_for_the_death_of_others_count_as_memory() -> None:
+    """Two, of the weights and of each slot."""
+    for slots, settings in ((1, ()), (0, ("optimizer.momentum=0",)), (2, ("optimizer.name=adam",))):
+        assert held(read_config(None, settings)) == slots
+        assert held(read_config(None, (*settings, "run.survive=true"))) == slots + 2 * (1 + slots)
 
 
 @pytest.mark.parametrize("settings", [("schedule.name=fr",), REPLAYS, KEEPS], ids=str)

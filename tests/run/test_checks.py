@@ -6,6 +6,7 @@ import pytest
 
 from mpinn.errors import InputError
 from mpinn.run.checks import Request, check
+from mpinn.run.resumption import network_of
 
 KEEP = ("consensus.in_flight=keep",)
 
@@ -39,3 +40,8 @@ def test_keep_is_refused_only_where_a_score_would_overwrite(
     said = f"keep does not go with the score {score}, which measures on the batches of training, and would overwrite"
     with pytest.raises(InputError, match=rf"^consensus\.in_flight: {said} {lost}$"):
         check(request, 2 * stages)
+
+
+def test_a_parareal_network_of_one_block_is_the_model_as_it_is() -> None:
+    one = {"name": "parareal", "blocks": 1, "form": "residual", "iterations": 1}
+    assert network_of(one) == network_of({"name": "fdg"}) != network_of({**one, "blocks": 2})

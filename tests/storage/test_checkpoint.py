@@ -6,6 +6,7 @@ import pytest
 from ranks import SHAPES, ThreadChannel, Threads, alone, blank, filled, snapshot, specs
 
 import mpinn.storage.schema
+import mpinn.storage.survey
 from mpinn.consensus.statistics import merge_layer
 from mpinn.nn.layout import Layout
 from mpinn.storage.checkpoint import SaveError, Saver
@@ -144,6 +145,18 @@ def test_replicas_that_differ_are_kept_and_merged(tmp_path):
         assert set(file.kinds(1)) == {"model/network", "state/network"}
 
 
+def test_replicas_that_differ_in_their_last_number_alone_are_kept(tmp_path, monkeypatch):
+    """They are compared in pieces."""
+    monkeypatch.setattr(mpinn.storage.survey, "BLOCK", 64)
+    replicas = [specs(1), specs(1)]
+    replicas[1][0].vector[replicas[1][0].layout.entries[-1].slice] += 1
+    save_replicas(tmp_path, replicas)
+    for rank in range(2):
+        into = blank(replicas[rank])
+        restore(tmp_path / "latest", into, (2, 1, 1), rank)
+        assert equal(into, replicas[rank])
+
+
 def test_a_replica_of_weight_zero_is_masked(tmp_path):
     replicas = [specs(rank) for rank in range(3)]
     for spec in replicas[1]:
@@ -184,6 +197,7 @@ def test_weights_that_give_no_mean_are_refused(tmp_path, weights):
 def test_variances_are_merged_with_how_far_the_means_are_apart(tmp_path):
     replicas = [specs(rank, "float64") for rank in range(3)]
     weights = np.array([0.25, 0, 0.75])
+    replicas[1][2].vector.fill(np.nan)
     save_replicas(tmp_path, replicas, merge=weights, merges={"state": merge_layer})
     with Checkpoint(tmp_path / "latest") as file:
         means = [r[2].vector[r[2].layout.entries[0].slice] for r in replicas]

@@ -271,7 +271,7 @@ def save_and_die(run: Path, point: str, step: int) -> None:
         RunDirectory.point_latest = die
     else:
         setattr(writer, point, die)
-    saver = Saver(run, alone())
+    saver = Saver(run, alone(), keep=1)
     saver.save(snapshot(step, specs(50)))
     saver.wait()
 
@@ -282,6 +282,8 @@ def test_a_kill_at_any_point_of_publishing_loses_nothing(run, point, step):
     """Step 3 replaces a file that is there; the process dies as it reaches the point."""
     child = forked(partial(save_and_die, run, point, step))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    # it leads to a file that is there
+    assert (run / "latest").exists()
     published = POINTS.index(point) > POINTS.index("replace")
     into, expected = blank(specs()), specs(50 if published else 3)
     restore(newest(run, lambda line: None), into, (1, 1, 1), 0)
