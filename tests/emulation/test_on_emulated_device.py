@@ -1,9 +1,10 @@
-"""Runs tests/device on the stand-in for CuPy: at once, and as late and in as odd an order as a device may."""
+"""Runs tests/device on the stand-in for CuPy: at once, and as late and in as odd an order as a device may.
+
+One after the other, each in one process with one thread: other tests keep the other cores busy.
+"""
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,9 @@ ORDERS = {"at once": {}, "late": {"MPINN_EMULATED_LATE": "1", "MPINN_EMULATED_OR
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="kernels are compiled by g++")
 
 
-@pytest.fixture(scope="module")
-def in_each_order(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[int]"]]:
-    """Both orders at once, each in one process with one thread: how many tests passed."""
-    with ThreadPoolExecutor() as pool:
-        yield {
-            order: pool.submit(passed, "tests/device", tmp_path_factory.mktemp("device") / "report.xml", env=env)
-            for order, env in ORDERS.items()
-        }
-
-
 @pytest.mark.parametrize("order", ORDERS)
-def test_on_emulated_device(order: str, in_each_order: dict[str, "Future[int]"]) -> None:
-    assert in_each_order[order].result() > 0
+def test_on_emulated_device(order: str, tmp_path: Path) -> None:
+    assert passed("tests/device", tmp_path / "report.xml", env=ORDERS[order]) > 0
 
 
 @pytest.mark.parametrize("order", ORDERS)
